@@ -1,0 +1,23 @@
+"""Self-supervised pretext tasks for Keras 3 on TensorFlow: pictures in, served features out."""
+
+from keras_ssl import _start  # noqa: I001  (first: it sets what TensorFlow reads when imported)
+
+from keras_ssl import data, encoders, evaluation, images, layers, tasks
+from keras_ssl.export import export, load
+from keras_ssl.pretext import PretextModel
+from keras_ssl.serving import FeatureClient
+
+__version__ = "0.1.0"
+__all__ = [
+    "FeatureClient",
+    "PretextModel",
+    "data",
+    "encoders",
+    "evaluation",
+    "export",
+    "images",
+    "layers",
+    "load",
+    "tasks",
+]
+del _start

@@ -1,0 +1,297 @@
+"""The keras-ssl command."""
+
+import ast
+import inspect
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import click
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl import pictures, serving
+from keras_ssl.optimizers import sgd_cosine
+from keras_ssl.tasks import TASKS
+
+DATA_HELP = "A folder of pictures, or digits, or cifar10 (downloaded by Keras)."
+
+
+def main():
+    """Runs the command; an error a user can cause is one line and exit code 2."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", module="keras_ssl")
+    warnings.showwarning = lambda message, *_: click.echo(f"keras-ssl: warning: {message}", err=True)
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (ValueError, OSError, RuntimeError, tf.errors.OpError) as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("keras-ssl: stopped", err=True)
+        sys.exit(130)
+
+
+def _fail(message):
+    click.echo(f"keras-ssl: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(kssl.__version__, prog_name="keras-ssl")
+def cli():
+    """Self-supervised pretext tasks: from unlabelled pictures to served features."""
+
+
+@cli.command()
+def tasks():
+    """The pretext tasks, with their papers and labels."""
+    print_table([("name", "family", "paper", "labels")] + [(r.name, r.family, r.paper, r.labels) for r in TASKS])
+
+
+def encoder_options(command):
+    """The options that describe the encoder and the task, shared by preview and pretrain."""
+    for option in (
+        click.option("--size", default=32, show_default=True, help="Pixels, height and width."),
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."),
+        click.option("--seed", default=0, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("task")
+@click.option("--data", default="digits", show_default=True, help=DATA_HELP)
+@click.option("--out", default="preview.png", show_default=True, help="The picture to write.")
+@click.option("--number", default=6, show_default=True, help="Images to show.")
+@encoder_options
+def preview(task, data, out, number, size, settings, seed):
+    """Draws what the network sees and its labels."""
+    if number < 1:
+        raise ValueError(f"--number must be at least 1, got {number}")
+    _check_parent("--out", out)
+    dataset, _ = _data(data, size)
+    encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
+    model = _task(task, encoder, settings)
+    x, y = next(model.dataset(dataset, number, seed=seed).as_numpy_iterator())
+    pictures.grid(model.preview(x, y), title=f"{task} on {data}").savefig(out)
+    click.echo(f"wrote {out}")
+
+
+@cli.command()
+@click.argument("task")
+@click.option("--data", default="digits", show_default=True, help=DATA_HELP)
+@click.option("--out", help="Where the trained task goes; TASK_DATA.keras by default.")
+@click.option("--epochs", default=10, show_default=True)
+@click.option("--batch-size", default=64, show_default=True, help="Images per step.")
+@click.option("--learning-rate", default=0.1, show_default=True, help="Peak, of SGD with momentum.")
+@click.option("--width", default=32, show_default=True, help="Channels of the encoder's first stage.")
+@click.option("--blocks", default="2,2,2,2", show_default=True, help="Residual blocks of each stage.")
+@click.option("--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"]))
+@click.option("--tensorboard", metavar="DIR", help="Write scalars for TensorBoard.")
+@encoder_options
+def pretrain(
+    task, data, out, epochs, batch_size, learning_rate, width, blocks, stem, tensorboard, size,
+    settings, seed,
+):  # fmt: skip
+    """Trains an encoder on a pretext task, without labels."""
+    out = Path(out or f"{task}_{Path(data).resolve().name if Path(data).is_dir() else data}.keras")
+    if out.suffix != ".keras":
+        raise ValueError(f"--out must end in .keras, got {str(out)!r}")
+    _check_parent("--out", out)
+    if epochs < 1 or not learning_rate > 0:
+        raise ValueError(f"--epochs and --learning-rate must be positive, got {epochs}, {learning_rate}")
+    try:
+        depths = tuple(int(n) for n in blocks.split(","))
+    except ValueError:
+        raise ValueError(f"--blocks must be numbers such as 2,2,2,2, got {blocks!r}") from None
+    keras.utils.set_random_seed(seed)
+    model = _task(task, kssl.encoders.resnet((size, size, 3), width, depths, stem), settings)
+    dataset, _ = _data(data, size)
+    training = model.dataset(dataset, batch_size, epochs=epochs, seed=seed)
+    model.compile(sgd_cosine(learning_rate, epochs * training.steps_per_epoch))
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    click.echo(
+        f"{task} on {data}: {int(dataset.cardinality())} images, {training.steps_per_epoch} steps an "
+        f"epoch, {len(devices)} {devices[0].device_type}, {model.encoder.count_params():,} parameters"
+    )
+    callbacks = [keras.callbacks.TensorBoard(tensorboard)] if tensorboard else []
+    model.fit(training, epochs=epochs, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 2)
+    model.save(out)
+    click.echo(f"wrote {out}; next: keras-ssl evaluate {out} --data {data}")
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--data", default="digits", show_default=True, help=DATA_HELP + " One folder a class.")
+@click.option("--k", default=20, show_default=True, help="Neighbours of kNN.")
+def evaluate(model, data, k):
+    """Accuracy of MODEL's features (a .keras file or an export), by stage."""
+    encoder = _encoder(model)
+    height, width = encoder.input_shape[1:3]
+    train, test = _data(data, (height, width), split=True)
+    keras.utils.set_random_seed(0)
+    untrained = keras.models.clone_model(encoder)
+    results = kssl.evaluation.compare(encoder, untrained, train, test, k=k, verbose=sys.stdout.isatty())
+    print_table(comparison(results))
+
+
+def comparison(results):
+    """Rows of text for what `evaluation.compare` found, header first."""
+    chance = results["chance"]
+    columns = ("knn", "knn_untrained", "linear", "linear_untrained")
+    head = ("stage", "kNN", "untrained", "linear", "untrained", "chance")
+    return [head] + [
+        (stage, *(f"{100 * row[c]:.1f}" for c in columns), f"{100 * chance:.1f}")
+        for stage, row in results.items()
+        if stage != "chance"
+    ]
+
+
+@cli.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.argument("out", default="")
+@click.option("--card", type=click.Path(exists=True, dir_okay=False), help="JSON file to add to the card.")
+def export(model, out, card):
+    """Writes MODEL (a .keras file) to OUT/<next version> as a SavedModel.
+
+    OUT is saved_models/<name of MODEL> by default.
+    """
+    card = json.loads(Path(card).read_text()) if card else None
+    version = kssl.export(keras.models.load_model(model), out or f"saved_models/{Path(model).stem}", card)
+    click.echo(f"wrote {version}; next: keras-ssl serve {Path(version).parent}")
+
+
+@cli.command()
+@click.argument("directory", default="saved_models")
+@click.option("--port", default=8500, show_default=True, help="gRPC port; 0 for a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the embedded server.")
+def serve(directory, port, host):
+    """Serves the models in DIRECTORY over gRPC, by tensorflow_model_server where it is installed."""
+    serving.serve(directory, port, host)
+
+
+@cli.command()
+@click.argument("folder")
+@click.option("--out", default="features.npz", show_default=True)
+@click.option("--model", help="An export, run in this process; or, with --server, the model's name there.")
+@click.option("--server", metavar="HOST:PORT", help="Ask this server over gRPC.")
+@click.option("--batch-size", default=64, show_default=True)
+def extract(folder, out, model, server, batch_size):
+    """Features of every picture in FOLDER, to an .npz with ids, paths and features."""
+    if not model:
+        raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
+    _check_parent("--out", out)
+    if server:
+        paths = kssl.data.from_folder(folder, size=32).paths
+        client = kssl.FeatureClient(server, model, batch_size=batch_size)
+        starts = range(0, len(paths), batch_size)
+        chunks = (client.features(paths[i : i + batch_size]) for i in starts)
+    else:
+        encoder = _encoder(model)
+        dataset = kssl.data.from_folder(folder, encoder.input_shape[1:3])
+        paths = dataset.paths
+        batches = dataset.batch(batch_size).prefetch(2)
+        chunks = (encoder.predict_on_batch(batch["image"]) for batch in batches)
+    parts = []
+    with click.progressbar(length=len(paths), label="features") as bar:
+        for part in chunks:
+            parts.append(part)
+            bar.update(len(part))
+    draft = f"{out}.part"
+    with open(draft, "wb") as file:
+        np.savez(file, id=np.arange(len(paths)), path=paths, features=np.concatenate(parts))
+    os.replace(draft, out)
+    click.echo(f"wrote {out}: {len(paths)} x {parts[0].shape[1]}")
+
+
+@cli.command()
+@click.option("--out", default=".", show_default=True, help="Folder for saved_models/ and quickstart.png.")
+def quickstart(out):
+    """The whole path once, on handwritten digits: pretrain, judge, export, serve, query, fine-tune."""
+    from keras_ssl.quickstart import quickstart
+
+    quickstart(Path(out))
+
+
+def _data(name, size, split=False):
+    """The dataset of that name or folder; (train, test) where `split`, else (everything, None)."""
+    if name == "digits":
+        readers = (lambda part: kssl.data.digits(part)), (32, 32)
+    elif name == "cifar10" and not Path(name).is_dir():
+        readers = (lambda part: kssl.data.cifar10(split=part)), (32, 32)
+    else:
+        readers = None
+    if readers:
+        reader, pixels = readers
+        if size not in (32, pixels):
+            raise ValueError(f"--data {name} has 32x32 pictures, got size {size}")
+        return reader("train"), reader("test") if split else None
+    folder = Path(name)
+    if split and (folder / "train").is_dir() and (folder / "test").is_dir():
+        return tuple(kssl.data.from_folder(folder / part, size) for part in ("train", "test"))
+    dataset = kssl.data.from_folder(folder, size)
+    if not split:
+        return dataset, None
+    # Every fifth picture judges: within a folder sorted by class that takes a fifth of each class.
+    number = len(dataset.paths)
+    if number < 2:
+        raise ValueError(f"--data must hold at least two pictures to evaluate, {name!r} has {number}")
+    is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
+    return tuple(
+        dataset.filter(lambda e, part=part: tf.gather(part, e["id"])).apply(
+            tf.data.experimental.assert_cardinality(int(part.sum()))
+        )
+        for part in (~is_test, is_test)
+    )
+
+
+def _task(name, encoder, settings):
+    """The task of that name, with `--set name=value` as further arguments."""
+    row = next((row for row in TASKS if row.name == name), None)
+    if row is None:
+        known = ", ".join(row.name for row in TASKS)
+        raise ValueError(f"there is no task {name!r}: choose one of {known}")
+    known = [p for p in inspect.signature(row.task).parameters if p not in ("encoder", "kwargs")]
+    arguments = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key not in known:
+            raise ValueError(f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    try:
+        return row.task(encoder, **arguments)
+    except TypeError as error:
+        raise ValueError(f"--set {' '.join(settings)}: {error}") from None
+
+
+def _encoder(path):
+    """The encoder of a .keras file or an export."""
+    if Path(path).is_file():
+        model = keras.models.load_model(path)
+        return getattr(model, "encoder", model)
+    return kssl.load(path)
+
+
+def _check_parent(option, path):
+    if not Path(path).resolve().parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {str(Path(path).parent)!r}")
+
+
+def print_table(rows):
+    """Prints rows of text in columns, the header first."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())

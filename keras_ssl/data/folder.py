@@ -1,0 +1,100 @@
+"""Reader for a folder of picture files."""
+
+import os
+import warnings
+from pathlib import Path
+
+import tensorflow as tf
+
+from keras_ssl import images
+
+
+def from_folder(path, size):
+    """Dataset from the pictures in a folder and the folders below it.
+
+    Every file is decoded once at the start, in parallel, to find the unreadable ones; they are
+    skipped. From then on files are read, decoded and resized in parallel as they are needed.
+    Pictures are resized so that the shorter side fits, and cropped in the middle.
+
+    Args:
+        path: folder with JPEG, PNG, BMP and GIF files, by their suffix and in any letter case.
+            Where all of them lie in folders below it, the first of these is the class: the labels
+            number the classes in alphabetical order.
+        size: int, height and width in pixels, or (height, width).
+
+    Returns:
+        tf.data.Dataset of dicts with `image` (height, width, 3) uint8, `id` (int64, place in the
+        sorted list of readable files) and `label` where there are classes; with the attributes
+        `paths` (list of str, indexed by id) and `class_names` (list of str, or None).
+
+    Raises:
+        ValueError: no such folder, no readable picture in it, or a `size` that is not positive.
+
+    Warns:
+        UserWarning: how many files are unreadable, and which.
+
+    Example:
+        >>> photos = from_folder("photos/", size=96)                    # doctest: +SKIP
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size!r}")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"path must be a folder of pictures, there is no folder {str(path)!r}")
+    found = sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(images.SUFFIXES)
+    )
+    if not found:
+        raise ValueError(
+            f"no pictures in {str(path)!r}: expected files ending in {', '.join(images.SUFFIXES)}"
+        )
+
+    readable = _readable(found)
+    paths = [name for name, good in zip(found, readable, strict=True) if good]
+    bad = [name for name, good in zip(found, readable, strict=True) if not good]
+    if not paths:
+        raise ValueError(
+            f"none of the {len(found)} files in {str(path)!r} is a readable picture: they are no "
+            f"JPEG, PNG, BMP or GIF, or are damaged (first: {bad[0]!r})"
+        )
+    if bad:
+        names = ", ".join(os.path.relpath(name, folder) for name in bad[:10])
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        warnings.warn(
+            f"skipped {len(bad)} unreadable of {len(found)} files in {str(path)!r}: {names}{more}",
+            stacklevel=2,
+        )
+
+    columns = {"path": paths, "id": tf.range(len(paths), dtype=tf.int64)}
+    classes = [Path(name).relative_to(folder).parts[:-1] for name in paths]
+    class_names = sorted({parts[0] for parts in classes}) if all(classes) else None
+    if class_names:
+        number = {name: i for i, name in enumerate(class_names)}
+        columns["label"] = tf.constant([number[parts[0]] for parts in classes], tf.int64)
+
+    def load(element):
+        path = element.pop("path")
+        image = images.resize(images.decode(tf.io.read_file(path)), height, width)
+        return {"image": image, **element}
+
+    dataset = tf.data.Dataset.from_tensor_slices(columns).map(load, tf.data.AUTOTUNE)
+    dataset.paths, dataset.class_names = paths, class_names
+    return dataset
+
+
+def _readable(paths):
+    """One bool per file: can it be decoded?"""
+
+    def decode(path, index):
+        # The shape goes out too: tf.data drops a decoding whose result nobody wants.
+        return index, tf.shape(images.decode(tf.io.read_file(path)))
+
+    good = [False] * len(paths)
+    files = tf.data.Dataset.from_tensor_slices((paths, tf.range(len(paths))))
+    for index, _ in files.map(decode, tf.data.AUTOTUNE).ignore_errors().as_numpy_iterator():
+        good[index] = True
+    return good

@@ -1,0 +1,186 @@
+"""Encoders: functional Keras models from raw pixels (0..255) to feature vectors, stages named."""
+
+import keras
+from keras import layers
+
+from keras_ssl.layers import BatchNormalization
+
+STAGE = "stage"
+
+
+def resnet(input_shape, width=64, blocks=(2, 2, 2, 2), stem="small", synchronized=False):
+    """Residual network of basic blocks; the defaults are ResNet-18.
+
+    Args:
+        input_shape: (H, W, C) of the pictures, e.g. (32, 32, 3); H and W may be None.
+        width: channels of the first stage; every further stage has twice as many.
+        blocks: residual blocks of each stage; every stage but the first halves the resolution.
+        stem: "small" (one 3x3 convolution, for pictures up to about 96 pixels) or "imagenet"
+            (7x7 convolution with stride 2 and a 3x3 max pooling with stride 2).
+        synchronized: normalise over the batch of all replicas instead of each replica's own.
+
+    Returns:
+        keras.Model from (B, H, W, C) pixels in 0..255, uint8 or float, to (B, D) features with
+        D = width * 2 ** (len(blocks) - 1); the layers `stage1`, `stage2`, ... put out the
+        (B, h, w, c) feature maps at the end of each stage.
+
+    Raises:
+        ValueError: `input_shape`, `width`, `blocks` or `stem` is not of the form above.
+
+    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.1.
+
+    Example:
+        >>> resnet((32, 32, 3), width=16).output_shape
+        (None, 128)
+    """
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape must be (height, width, channels), got {input_shape!r}")
+    if not (isinstance(width, int) and width > 0):
+        raise ValueError(f"width must be a positive integer, got {width!r}")
+    if not blocks or not all(isinstance(n, int) and n > 0 for n in blocks):
+        raise ValueError(f"blocks must be positive integers, one per stage, got {blocks!r}")
+
+    def convolution(x, filters, size, strides=1):
+        x = layers.Conv2D(
+            filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal"
+        )(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
+
+    inputs = keras.Input(input_shape, name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    if stem == "small":
+        x = layers.ReLU()(convolution(x, width, 3))
+    elif stem == "imagenet":
+        x = layers.ReLU()(convolution(x, width, 7, strides=2))
+        x = layers.MaxPooling2D(3, 2, "same")(x)
+    else:
+        raise ValueError(f'stem must be "small" or "imagenet", got {stem!r}')
+
+    for stage, number in enumerate(blocks):
+        filters = width * 2**stage
+        for block in range(number):
+            strides = 2 if stage > 0 and block == 0 else 1
+            shortcut = x
+            if strides > 1:
+                shortcut = convolution(x, filters, 1, strides)
+            x = layers.ReLU()(convolution(x, filters, 3, strides))
+            x = layers.Add()([convolution(x, filters, 3), shortcut])
+            x = layers.ReLU(name=f"{STAGE}{stage + 1}" if block == number - 1 else None)(x)
+
+    features = layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(inputs, features, name="resnet")
+
+
+def from_keras(model, stages=None, preprocessing=None):
+    """Encoder from any functional Keras model: same layers and weights, raw pixels in, stages named.
+
+    The weights are copied; `model` is left as it is.
+
+    Args:
+        model: functional keras.Model with one (B, H, W, C) input of fixed size, for example
+            `keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))`.
+            The features are its output, averaged over the picture where that is a feature map.
+        stages: names of the layers that end a stage, first to last. By default the last layer
+            before each drop of the resolution; name them yourself where branches run in parallel.
+        preprocessing: keras layer that turns pixels in 0..255 into what `model` expects; by default
+            a `keras.layers.Rescaling` to -1..1.
+
+    Returns:
+        keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features.
+
+    Raises:
+        ValueError: `model` is not functional, does not take one picture of fixed size, or has no
+            layer of a name in `stages`.
+
+    Example:
+        >>> backbone = keras.applications.MobileNetV2((32, 32, 3), weights=None, include_top=False)
+        >>> from_keras(backbone).output_shape
+        (None, 1280)
+    """
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            "model must be a functional keras.Model with one input of fixed size "
+            f"(batch, height, width, channels), got {model!r} with input shape {shape!r}"
+        )
+    # One structure for all: Sequential models and lists of one input come in here too.
+    model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    stages = _ends_of_stages(model) if stages is None else list(stages)
+    unknown = set(stages) - {layer.name for layer in model.layers}
+    if unknown or not stages:
+        raise ValueError(f"stages must name layers of {model.name!r}, got {sorted(unknown)}")
+    names = {name: f"{STAGE}{number}" for number, name in enumerate(stages, start=1)}
+
+    def renamed(layer):
+        config = layer.get_config()
+        config["name"] = names.get(layer.name, layer.name)
+        return layer.__class__.from_config(config)
+
+    def call(layer, *args, **kwargs):
+        outputs[layer.name] = layer(*args, **kwargs)
+        return outputs[layer.name]
+
+    outputs = {}
+    inputs = keras.Input(shape[1:], name="images")
+    pixels = (preprocessing or layers.Rescaling(1 / 127.5, offset=-1))(inputs)
+    clone = keras.models.clone_model(
+        model, input_tensors=pixels, clone_function=renamed, call_function=call
+    )
+    clone.set_weights(model.get_weights())
+    last = model.output_names[0]
+    features = outputs[names.get(last, last)]
+    if len(features.shape) == 4:
+        features = layers.GlobalAveragePooling2D(name="features")(features)
+    return keras.Model(inputs, features, name=model.name)
+
+
+def _ends_of_stages(model):
+    """Names of the last layers before the resolution drops, first to last."""
+    maps = [
+        (layer, layer.output.shape[1])
+        for layer in model.layers
+        if len(getattr(layer.output, "shape", ())) == 4
+        and not isinstance(layer, layers.ZeroPadding2D)
+    ]
+    ends, current = [], None
+    for i, (layer, height) in enumerate(maps):
+        if current is None and not layer.trainable_weights:
+            continue  # preprocessing at the input
+        if height < max(later for _, later in maps[i:]):
+            continue  # a detour through a smaller map, such as squeeze and excitation
+        if current is None or height < current:
+            ends.append(layer.name)
+            current = height
+        ends[-1] = layer.name
+    return ends
+
+
+def stages(encoder):
+    """The encoder with one more output per stage: every named stage, averaged over the picture.
+
+    Args:
+        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... put out feature maps.
+
+    Returns:
+        keras.Model from the encoder's input to a dict `stage1`, ..., `features` of (B, c) tensors.
+
+    Raises:
+        ValueError: the encoder has no layer of the name `stage1`.
+
+    Example:
+        >>> list(stages(resnet((32, 32, 3), width=4, blocks=(1, 1))).output)
+        ['stage1', 'stage2', 'features']
+    """
+    pool = layers.GlobalAveragePooling2D()
+    outputs = {}
+    names = {layer.name for layer in encoder.layers}
+    while f"{STAGE}{len(outputs) + 1}" in names:
+        name = f"{STAGE}{len(outputs) + 1}"
+        outputs[name] = pool(encoder.get_layer(name).output)
+    if not outputs:
+        raise ValueError(
+            f"encoder {encoder.name!r} names no stages: call its layers stage1, stage2, ... or wrap "
+            "it with keras_ssl.encoders.from_keras"
+        )
+    outputs["features"] = encoder.output
+    return keras.Model(encoder.input, outputs)

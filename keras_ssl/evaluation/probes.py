@@ -1,0 +1,158 @@
+"""Weighted kNN and linear probe: the two standard measures of frozen features."""
+
+import warnings
+
+import numpy as np
+
+
+def knn(train_features, train_labels, test_features, test_labels, k=20, temperature=0.07):
+    """Accuracy of a weighted k-nearest-neighbour classifier with cosine similarity.
+
+    Each of the k nearest training features votes for its label with exp(similarity / temperature).
+
+    Args:
+        train_features, test_features: (N, D) and (M, D) float arrays.
+        train_labels, test_labels: (N,) and (M,) integer arrays.
+        k: int, neighbours.
+        temperature: float; smaller listens more to the nearest.
+
+    Returns:
+        float, the share of test labels that were right, in 0..1.
+
+    Raises:
+        ValueError: shapes that do not fit, features that are not finite, or k not in 1..N.
+
+    Reference: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", CVPR 2018, section 3.4.
+
+    Example:
+        >>> knn(np.eye(3), [0, 1, 2], np.eye(3) + 0.1, [0, 1, 2], k=1)
+        1.0
+    """
+    import faiss
+
+    train, train_y, test, test_y = _checked(
+        train_features, train_labels, test_features, test_labels
+    )
+    if not 1 <= k <= len(train):
+        raise ValueError(f"k must be in 1..{len(train)}, the number of train_features, got {k}")
+    for features in (train, test):
+        faiss.normalize_L2(features)
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(train)
+    similarity, neighbours = index.search(test, k)
+    classes, codes = np.unique(train_y, return_inverse=True)
+    # The largest similarity taken off first, so that sharp temperatures do not overflow.
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)
+    votes = np.zeros((len(test), len(classes)))
+    for column in range(k):
+        votes[np.arange(len(test)), codes[neighbours[:, column]]] += weights[:, column]
+    return float(np.mean(classes[votes.argmax(1)] == test_y))
+
+
+def linear_probe(
+    train_features, train_labels, test_features, test_labels, l2=1.0, max_iterations=300
+):
+    """Accuracy of logistic regression on the frozen features, standardised by the training set.
+
+    Args:
+        train_features, test_features: (N, D) and (M, D) float arrays.
+        train_labels, test_labels: (N,) and (M,) integer arrays.
+        l2: float, weight of half the squared norm of the coefficients beside the summed loss.
+        max_iterations: int, of L-BFGS; the accuracy has settled long before the weights have.
+
+    Returns:
+        float, the share of test labels that were right, in 0..1.
+
+    Raises:
+        ValueError: shapes that do not fit, features that are not finite, or a single class.
+
+    Reference: Zhang, Isola & Efros, "Split-Brain Autoencoders", CVPR 2017, section 4.
+
+    Example:
+        >>> linear_probe(np.eye(3), [0, 1, 2], np.eye(3), [0, 1, 2])
+        1.0
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train, train_y, test, test_y = _checked(
+        train_features, train_labels, test_features, test_labels
+    )
+    if len(np.unique(train_y)) < 2:
+        raise ValueError(f"train_labels must hold at least two classes, got only {train_y[0]}")
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=1 / l2, max_iter=max_iterations)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit(train, train_y)
+    return float(probe.score(test, test_y))
+
+
+def compare(encoder, untrained, train, test, k=20, verbose=0):
+    """kNN and linear probe of every stage, trained beside untrained beside chance.
+
+    Args:
+        encoder: functional keras.Model with named stages.
+        untrained: the same architecture with its initial weights.
+        train, test: tf.data.Datasets of dicts with `image` and `label`.
+        k: int, neighbours.
+        verbose: 1 shows progress.
+
+    Returns:
+        dict: `chance` (share of the most frequent test label) and, per stage, a dict of the
+        accuracies `knn`, `knn_untrained`, `linear`, `linear_untrained`, all in 0..1.
+
+    Raises:
+        ValueError: `train` or `test` has no labels.
+
+    Example:
+        >>> from keras_ssl import data, encoders
+        >>> a, b = (encoders.resnet((32, 32, 3), width=4, blocks=(1,)) for _ in range(2))
+        >>> sorted(compare(a, b, data.digits(), data.digits("test")))
+        ['chance', 'features', 'stage1']
+    """
+    from keras_ssl.evaluation.extract import extract
+
+    for name, dataset in (("train", train), ("test", test)):
+        if "label" not in dataset.element_spec:
+            raise ValueError(
+                f"{name} has no labels: evaluation needs pictures in one folder per class"
+            )
+    results = {}
+    for suffix, model in (("", encoder), ("_untrained", untrained)):
+        train_features, train_others = extract(model, train, verbose=verbose)
+        test_features, test_others = extract(model, test, verbose=verbose)
+        labels, test_labels = train_others["label"], test_others["label"]
+        for stage in train_features:
+            arrays = train_features[stage], labels, test_features[stage], test_labels
+            row = results.setdefault(stage, {})
+            row[f"knn{suffix}"] = knn(*arrays, k=min(k, len(labels)))
+            row[f"linear{suffix}"] = linear_probe(*arrays)
+    return {"chance": float(np.bincount(test_labels).max() / len(test_labels)), **results}
+
+
+def _checked(train_features, train_labels, test_features, test_labels):
+    # Copies: faiss normalises in place.
+    train, test = (np.array(f, np.float32, order="C") for f in (train_features, test_features))
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    for name, features, labels in (
+        ("train", train, train_labels),
+        ("test", test, test_labels),
+    ):
+        if features.ndim != 2 or not len(features) or labels.shape != (len(features),):
+            raise ValueError(
+                f"{name}_features must be (N, D) with N > 0 and {name}_labels (N,), got "
+                f"{features.shape} and {labels.shape}"
+            )
+        if not np.isfinite(features).all():
+            raise ValueError(f"{name}_features must be finite, got NaN or infinity")
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train_features and test_features must have the same width, got {train.shape[1]} "
+            f"and {test.shape[1]}"
+        )
+    return train, train_labels, test, test_labels

@@ -1,0 +1,207 @@
+"""Pure functions on pixels, in TensorFlow only: they run eagerly, in tf.data and in a SavedModel."""
+
+import tensorflow as tf
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+MAX_PIXELS = 2**26  # 8192 x 8192
+
+
+def fold(x):
+    """Moves axis 1 (rotations, tiles, views) into the batch.
+
+    Args:
+        x: (B, V, ...) tensor.
+
+    Returns:
+        (B * V, ...) tensor with the V entries of an image next to one another.
+
+    Example:
+        >>> fold(tf.zeros((2, 4, 8, 8, 3))).shape
+        TensorShape([8, 8, 8, 3])
+    """
+    folded = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
+    return tf.ensure_shape(folded, [None, *x.shape[2:]])
+
+
+def unfold(x, number):
+    """Moves axis 1 back out of the batch: the inverse of `fold`.
+
+    Args:
+        x: (B * number, ...) tensor.
+        number: int, entries per image.
+
+    Returns:
+        (B, number, ...) tensor.
+
+    Example:
+        >>> unfold(tf.zeros((8, 10)), 4).shape
+        TensorShape([2, 4, 10])
+    """
+    unfolded = tf.reshape(x, tf.concat([[-1, number], tf.shape(x)[1:]], 0))
+    return tf.ensure_shape(unfolded, [None, number, *x.shape[1:]])
+
+
+def rotate(x, degrees):
+    """Rotates pictures counter-clockwise by a multiple of 90 degrees, without interpolation.
+
+    Args:
+        x: (..., H, W, C) tensor.
+        degrees: int, a multiple of 90.
+
+    Returns:
+        (..., H, W, C) tensor of the same dtype; (..., W, H, C) for odd multiples of 90.
+
+    Raises:
+        ValueError: `degrees` is not a multiple of 90.
+
+    Example:
+        >>> rotate(tf.constant([[1, 2], [3, 4]])[..., None], 90)[..., 0].numpy().tolist()
+        [[2, 4], [1, 3]]
+    """
+    if degrees % 90:
+        raise ValueError(f"degrees must be a multiple of 90, got {degrees}")
+    turns = degrees // 90 % 4
+    if turns % 2:
+        rank = len(x.shape)
+        x = tf.transpose(x, [*range(rank - 3), rank - 2, rank - 3, rank - 1])
+    return tf.reverse(x, {0: [], 1: [-3], 2: [-3, -2], 3: [-2]}[turns])
+
+
+def uniform(seed, number):
+    """Random numbers that depend on each image's own seed, whatever batch it is in.
+
+    Args:
+        seed: (B, 2) int64 tensor, one seed per image.
+        number: int, numbers per image.
+
+    Returns:
+        (B, number) float32 tensor in [0, 1).
+
+    Example:
+        >>> uniform(tf.constant([[0, 1], [0, 2]], tf.int64), 3).shape
+        TensorShape([2, 3])
+    """
+    return tf.map_fn(
+        lambda one: tf.random.stateless_uniform((number,), one),
+        seed,
+        fn_output_signature=tf.TensorSpec((number,), tf.float32),
+    )
+
+
+def random_shift(image, seed, share, flip):
+    """Moves each picture by a random number of whole pixels, mirrored at the border.
+
+    Args:
+        image: (B, H, W, C) tensor.
+        seed: (B, 2) int64 tensor, one seed per image.
+        share: float, the largest shift as a share of height and width, in 0..1.
+        flip: bool, mirror every second picture, left to right.
+
+    Returns:
+        (B, H, W, C) tensor of the same dtype.
+
+    Example:
+        >>> x = tf.zeros((2, 8, 8, 3), tf.uint8)
+        >>> random_shift(x, tf.zeros((2, 2), tf.int64), share=0.25, flip=True).shape
+        TensorShape([2, 8, 8, 3])
+    """
+    random = uniform(seed, 3)
+    for axis, mirror in ((1, False), (2, flip)):
+        size = image.shape[axis]
+        largest = int(round(share * size))
+        shift = tf.cast(tf.floor(random[:, axis - 1] * (2 * largest + 1)), tf.int32) - largest
+        index = tf.range(size)[None] + shift[:, None]
+        index = size - 1 - tf.abs(size - 1 - tf.abs(index))
+        if mirror:
+            index = tf.where(random[:, 2:] < 0.5, index[:, ::-1], index)
+        image = tf.gather(image, index, axis=axis, batch_dims=1)
+    return image
+
+
+def decode(encoded):
+    """Decodes one JPEG, PNG, BMP or GIF (its first frame) to RGB.
+
+    Gray becomes three equal channels, CMYK is converted, transparency is dropped, 16 bits become 8.
+
+    Args:
+        encoded: () string tensor, the bytes of the file.
+
+    Returns:
+        (H, W, 3) uint8 tensor.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are no such picture, are cut off, or declare more
+            than `MAX_PIXELS` pixels (checked before decoding: a file of 5 kB can declare gigabytes).
+
+    Example:
+        >>> decode(tf.io.encode_png(tf.zeros((2, 3, 1), tf.uint8))).shape
+        TensorShape([2, 3, 3])
+    """
+    pixels = _declared_pixels(encoded)
+    check = tf.debugging.assert_less_equal(
+        pixels, tf.constant(MAX_PIXELS, tf.int64), "the picture declares too many pixels"
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        encoded = tf.identity(encoded)
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def resize(image, height, width):
+    """Resizes a picture so that it just covers the given size, and crops it in the middle.
+
+    Args:
+        image: (H, W, C) uint8 tensor.
+        height, width: int, pixels.
+
+    Returns:
+        (height, width, C) uint8 tensor; bilinear, averaged over the area where it shrinks.
+
+    Example:
+        >>> resize(tf.zeros((50, 100, 3), tf.uint8), 32, 32).shape
+        TensorShape([32, 32, 3])
+    """
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    scale = tf.reduce_max(tf.constant([height, width], tf.float32) / size)
+    covering = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), [height, width])
+    image = tf.image.resize(image, covering, antialias=True)
+    top, left = tf.unstack((covering - [height, width]) // 2)
+    image = image[top : top + height, left : left + width]
+    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    return tf.ensure_shape(image, (height, width, image.shape[-1]))
+
+
+def _declared_pixels(encoded):
+    """Height times width by the header, int64; 0 where the format is unknown (decoding refuses it)."""
+
+    def integer(start, size, big_endian):
+        value = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, start, size), tf.uint8), tf.int64)
+        powers = 256 ** tf.range(size, dtype=tf.int64)
+        return tf.reduce_sum(value * (powers[::-1] if big_endian else powers))
+
+    def pixels(first, second, size, big_endian=False):
+        return integer(first, size, big_endian) * integer(second, size, big_endian)
+
+    def bmp_pixels():
+        rows = integer(22, 4, False)  # negative, in two's complement, where stored top down
+        return integer(18, 4, False) * tf.minimum(rows, 2**32 - rows)
+
+    def starts(magic):
+        return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
+
+    long_enough = tf.strings.length(encoded) >= 26
+    return tf.case(
+        [
+            (tf.logical_not(long_enough), lambda: tf.constant(0, tf.int64)),
+            (
+                starts(b"\xff\xd8\xff"),
+                lambda: tf.reduce_prod(
+                    tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
+                ),
+            ),
+            (starts(b"\x89PNG"), lambda: pixels(16, 20, 4, big_endian=True)),
+            (starts(b"GIF8"), lambda: pixels(6, 8, 2)),
+            (starts(b"BM"), bmp_pixels),
+        ],
+        default=lambda: tf.constant(0, tf.int64),
+    )

@@ -1,0 +1,47 @@
+"""Pictures for people: grids of what a network sees."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def grid(rows, axes=None, title=None):
+    """Draws rows of captioned pictures.
+
+    Args:
+        rows: list of lists of ((H, W, C) pixels in 0..255, caption).
+        axes: matplotlib Axes to draw into, or None for a figure of its own.
+        title: text above it.
+
+    Returns:
+        the matplotlib Figure; `figure.savefig("grid.png")` writes it.
+
+    Raises:
+        ValueError: no rows, or an empty one.
+
+    Example:
+        >>> figure = grid([[(np.zeros((8, 8, 3)), "black")]])
+    """
+    if not rows or not all(rows):
+        raise ValueError("rows must hold at least one picture each")
+    columns = max(len(row) for row in rows)
+    if axes is None:
+        axes = Figure((1.3 * columns, 1.5 * len(rows) + 0.4), layout="constrained", dpi=120).subplots()
+    # One canvas of equal cells, one unit wide and 1.25 high to leave room for the caption.
+    for i, row in enumerate(rows):
+        for j, (pixels, caption) in enumerate(row):
+            pixels = np.clip(np.asarray(pixels, np.float32) / 255, 0, 1)
+            if pixels.shape[-1] == 1:
+                pixels = pixels.repeat(3, axis=-1)
+            height, width = np.array(pixels.shape[:2]) / max(pixels.shape[:2])
+            left, top = j + 0.5 - 0.46 * width, 1.25 * i + 0.75 - 0.46 * height
+            axes.imshow(
+                pixels,
+                extent=(left, left + 0.92 * width, top + 0.92 * height, top),
+                interpolation="nearest",
+            )
+            axes.text(j + 0.5, 1.25 * i + 0.14, caption, ha="center", va="center", fontsize=7)
+    axes.set(xlim=(0, columns), ylim=(1.25 * len(rows), 0), aspect="equal")
+    axes.axis("off")
+    if title:
+        axes.set_title(title, fontsize=9)
+    return axes.figure

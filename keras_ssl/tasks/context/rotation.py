@@ -1,0 +1,100 @@
+"""Rotation prediction: how far was the picture turned?"""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl import images
+from keras_ssl.pretext import PretextModel
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class Rotation(PretextModel):
+    """Predicts by which multiple of 90 degrees each picture was rotated.
+
+    To tell up from down the network has to recognise the object and its parts. Rotations by
+    multiples of 90 degrees are transpositions and reversals: no interpolation that would leave
+    traces by which the label could be guessed (section 3 of the paper).
+
+    Before that each picture is shifted at random and mirrored, as in the authors' training code. The
+    shift closes a shortcut: JPEG stores colour at half the resolution, and the rounding of left and
+    right, upper and lower pixels of each 2x2 block tells the rotation when all blocks lie on the
+    same grid.
+
+    All rotations of an image go into one batch. The paper found that to work better than drawing
+    one rotation per image (section 4.1); a batch of B images is thus B x K pictures.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D); H = W unless all `angles` are
+            multiples of 180.
+        num_rotations: 4 for 0, 90, 180 and 270 degrees, 2 for 0 and 180 (the paper's table 2).
+        angles: the rotations in degrees, instead of `num_rotations`; (90, 270) is the paper's
+            other pair.
+        shift: float in 0..0.5, the largest shift as a share of the height and width.
+        flip: bool, mirror every second picture.
+        **kwargs: of keras.Model.
+
+    Shapes:
+        x: (B, K, H, W, C), dtype of the image. y: (B, K) int32. Prediction: (B, K, K) float32
+        logits, the last axis over the angles.
+
+    Raises:
+        ValueError: unknown `num_rotations`; `angles` that are no distinct multiples of 90 or fewer
+            than two; an encoder for oblong pictures with quarter turns.
+
+    Reference: Gidaris, Singh & Komodakis, "Unsupervised Representation Learning by Predicting Image
+    Rotations", ICLR 2018.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=8))
+        >>> task.compile("adam")
+        >>> history = task.fit(task.dataset(kssl.data.digits(), batch_size=128), verbose=0)
+    """
+
+    def __init__(self, encoder, num_rotations=4, angles=None, shift=0.125, flip=True, **kwargs):
+        super().__init__(encoder, **kwargs)
+        if angles is None:
+            if num_rotations not in (2, 4):
+                raise ValueError(f"num_rotations must be 2 or 4, got {num_rotations!r}")
+            angles = (0, 180) if num_rotations == 2 else (0, 90, 180, 270)
+        angles = tuple(angles)
+        if len(angles) < 2 or any(a % 90 for a in angles) or len({a % 360 for a in angles}) < len(angles):
+            raise ValueError(f"angles must be two to four different multiples of 90, got {angles}")
+        height, width = encoder.input_shape[1:3]
+        if height != width and any(a % 180 for a in angles):
+            raise ValueError(
+                f"encoder takes {height}x{width} pictures, but angles {angles} need square ones"
+            )
+        if not 0 <= shift <= 0.5:
+            raise ValueError(f"shift must be in 0..0.5, got {shift!r}")
+        self.angles, self.shift, self.flip = angles, shift, flip
+        self.head = keras.layers.Dense(len(angles), dtype="float32", name="head")
+
+    def pretext(self, batch, seed):
+        image = images.random_shift(batch["image"], seed, self.shift, self.flip)
+        x = tf.stack([images.rotate(image, a) for a in self.angles], axis=1)
+        y = tf.tile(tf.range(len(self.angles))[None], [tf.shape(image)[0], 1])
+        return x, y
+
+    def call(self, x, training=False):
+        features = self.encoder(images.fold(x), training=training)
+        return images.unfold(self.head(features), len(self.angles))
+
+    def prediction(self, images):
+        return {"rotation": self.head(self.encoder(images, training=False))}
+
+    def preview(self, x, y):
+        return [
+            [(x[i, k], f"{y[i, k]}: {self.angles[y[i, k]]}\N{DEGREE SIGN}") for k in range(x.shape[1])]
+            for i in range(x.shape[0])
+        ]
+
+    def default_loss(self):
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def default_metrics(self):
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def get_config(self):
+        arguments = {"angles": self.angles, "shift": self.shift, "flip": self.flip}
+        return {**super().get_config(), **arguments}
