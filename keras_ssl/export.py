@@ -126,7 +126,10 @@ def _write(task, directory):
         # Declared shapes are not enforced in a Session, and a wrong rank in a convolution aborts
         # the whole server (oneDNN check): ensure_shape turns it into INVALID_ARGUMENT.
         def checked(images):
-            return function(tf.cast(tf.ensure_shape(images, pixels.shape), tf.float32))
+            some = tf.debugging.assert_positive(tf.shape(images)[0], "images must not be empty")
+            with tf.control_dependencies([some]):
+                images = tf.ensure_shape(images, pixels.shape)
+            return function(tf.cast(images, tf.float32))
 
         return tf.function(checked, input_signature=[pixels], autograph=False)
 
@@ -135,7 +138,9 @@ def _write(task, directory):
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="encoded")], autograph=False)
     def from_encoded(encoded):
-        encoded = tf.ensure_shape(encoded, (None,))
+        some = tf.debugging.assert_positive(tf.size(encoded), "encoded must not be empty")
+        with tf.control_dependencies([some]):
+            encoded = tf.ensure_shape(encoded, (None,))
         batch = tf.map_fn(picture, encoded, fn_output_signature=tf.TensorSpec(pixels.shape[1:], tf.uint8))
         return {"features": task.features(batch)}
 

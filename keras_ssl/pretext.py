@@ -128,8 +128,9 @@ class PretextModel(keras.Model):
             tf.data.Dataset of (x, y), with the attribute `steps_per_epoch` that `fit` reads.
 
         Raises:
-            ValueError: `images` has no image, no known length or no `image` and `id`, or
-                `batch_size`, `epochs` and `first_epoch` leave nothing to do.
+            ValueError: `images` has no `image` and `id`, no known length, no picture or pictures of
+                another size than the encoder's; `batch_size` is less than 1 or cannot be shared
+                among the replicas of the strategy; `first_epoch` is not before `epochs`.
         """
         spec = images.element_spec
         if not isinstance(spec, dict) or not {"image", "id"} <= set(spec):
@@ -142,6 +143,14 @@ class PretextModel(keras.Model):
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        # Keras builds the model from a batch that all replicas share evenly, and TensorFlow's
+        # convolutions give wrong shapes for a replica that gets no image at all.
+        if min(batch_size, number) % replicas or 0 < number % batch_size < replicas:
+            raise ValueError(
+                f"batch_size {batch_size} cannot share {number} images among {replicas} replicas: "
+                f"the first batch must be a multiple of {replicas}, the last have at least that many"
+            )
         if not 0 <= first_epoch < epochs:
             raise ValueError(f"first_epoch must be in 0..epochs-1, got {first_epoch} of {epochs}")
         shape = spec["image"].shape

@@ -1,0 +1,145 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_ssl as kssl
+from keras_ssl import cli, serving
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; gives its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["keras-ssl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two classes, ten pictures each, told apart by their colour."""
+    rng = np.random.default_rng(0)
+    for name, channel in (("blue", 2), ("red", 0)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 100, (20, 24, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_tasks_prints_the_table(command):
+    code, out, _ = command("tasks")
+    assert code == 0
+    assert "rotation  context  Gidaris et al. 2018" in out
+
+
+def test_from_pictures_to_features(command, photos, tmp_path):
+    """preview, pretrain, evaluate, export and extract, each from what the one before wrote."""
+    assert command("preview", "rotation", "--data", photos, "--size", 16)[0] == 0
+    assert Image.open("preview.png").size[0] > 300
+
+    small = ("--width", 2, "--blocks", "1,1", "--size", 16, "--epochs", 1, "--set", "num_rotations=2")
+    code, out, _ = command(
+        "pretrain", "rotation", "--data", photos, *small, "--batch-size", 8, "--tensorboard", "logs"
+    )
+    assert code == 0
+    assert "20 images, 3 steps an epoch" in out
+    assert list((tmp_path / "logs").rglob("events*"))
+
+    code, out, _ = command("evaluate", "rotation_photos.keras", "--data", photos)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["stage", "stage1", "stage2", "features"]
+    assert out.splitlines()[0].split() == "stage kNN untrained linear untrained chance".split()
+    assert out.splitlines()[1].split()[-1] == "50.0"
+
+    code, out, _ = command("export", "rotation_photos.keras")
+    assert code == 0
+    assert "wrote saved_models/rotation_photos/1" in out
+
+    assert command("extract", photos, "--model", "saved_models/rotation_photos", "--batch-size", 6)[0] == 0
+    local = dict(np.load("features.npz"))
+    assert local["id"].tolist() == list(range(20))
+    assert [p.endswith("blue/0.png") for p in local["path"]] == [True] + [False] * 19
+    with serving.Server("saved_models") as server:
+        address = f"localhost:{server.port}"
+        code, _, _ = command(
+            "extract", photos, "--model", "rotation_photos", "--server", address, "--out", "served.npz"
+        )
+    assert code == 0
+    served = dict(np.load("served.npz"))
+    np.testing.assert_array_equal(served["path"], local["path"])
+    np.testing.assert_allclose(served["features"], local["features"], rtol=1e-5, atol=1e-5)
+    assert not list(tmp_path.glob("*.part"))
+
+
+WRONG = {
+    "unknown task": (("pretrain", "rotatoin"), "there is no task 'rotatoin': choose one of rotation"),
+    "unknown option": (("pretrain", "rotation", "--epoch", 3), "No such option"),
+    "unknown command": (("train",), "No such command"),
+    "wrong type": (("pretrain", "rotation", "--epochs", "many"), "not a valid integer"),
+    "no folder": (("preview", "rotation", "--data", "nowhere"), "there is no folder 'nowhere'"),
+    "empty folder": (("pretrain", "rotation", "--data", "empty"), "no pictures in 'empty'"),
+    "text as jpg": (("pretrain", "rotation", "--data", "text"), "none of the 1 files in 'text'"),
+    "unknown setting": (("preview", "rotation", "--set", "turns=4"), "NAME of num_rotations, angles"),
+    "bad setting": (("preview", "rotation", "--set", "num_rotations=3"), "num_rotations must be 2 or 4"),
+    "setting of a wrong type": (("preview", "rotation", "--set", "angles=3"), "--set angles=3"),
+    "no value": (("preview", "rotation", "--set", "flip"), "NAME=VALUE"),
+    "bad blocks": (("pretrain", "rotation", "--blocks", "a"), "--blocks must be numbers"),
+    "bad out": (("pretrain", "rotation", "--out", "model.h5"), "must end in .keras"),
+    "no place for out": (("preview", "rotation", "--out", "no/a.png"), "there is no folder 'no'"),
+    "no model": (("evaluate", "nowhere"), "'nowhere' has no assets.extra/encoder.json"),
+    "no labels": (("evaluate", "model", "--data", "one"), "no labels"),
+    "nothing to export": (("export", "nowhere.keras"), "does not exist"),
+    "no models to serve": (("serve", "empty"), "no model in 'empty'"),
+    "model missing": (("extract", "one"), "--model is missing"),
+    "no server": (("extract", "one", "--model", "m", "--server", "localhost:1"), "no server at"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors_are_one_line(command, exported, tmp_path, case):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jpg").write_text("hello")
+    (tmp_path / "one").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "one" / f"{name}.png")
+    (tmp_path / "model").symlink_to(exported)
+    before = sorted(tmp_path.rglob("*"))
+    arguments, words = WRONG[case]
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert err.startswith("keras-ssl: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_unreadable_files_are_one_warning(command, photos):
+    good = (photos / "red" / "0.png").read_bytes()
+    (photos / "red" / "cut.png").write_bytes(good[:200])
+    code, out, err = command("preview", "rotation", "--data", photos)
+    assert code == 0
+    assert "wrote preview.png" in out
+    assert err.startswith("keras-ssl: warning: skipped 1 unreadable of 21 files")
+    assert err.count("\n") == 1
+
+
+def test_train_and_test_folders_are_used_as_they_are(photos, tmp_path):
+    (tmp_path / "both").mkdir()
+    photos.rename(tmp_path / "both" / "train")
+    (tmp_path / "both" / "test" / "red").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "both" / "test" / "red" / "x.png")
+    train, test = cli._data(str(tmp_path / "both"), 16, split=True)
+    assert (int(train.cardinality()), int(test.cardinality())) == (20, 1)
+    train, test = cli._data(str(tmp_path / "both" / "train"), 16, split=True)
+    assert (int(train.cardinality()), int(test.cardinality())) == (16, 4)
+    assert sorted(kssl.data.to_arrays(test)["label"]) == [0, 0, 1, 1]

@@ -1,0 +1,42 @@
+"""Two logical CPUs for tf.distribute, and small shared models, made once."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()],
+)
+
+import keras_ssl as kssl  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _fresh_random_state():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """40 asymmetric pictures: (40, 32, 32, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def task():
+    """A small rotation task, trained a little on digits so that its statistics are not trivial."""
+    keras.utils.set_random_seed(0)
+    task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1)))
+    task.compile("adam")
+    task.fit(task.dataset(kssl.data.digits("test"), 60), verbose=0)
+    return task
+
+
+@pytest.fixture(scope="session")
+def exported(task, tmp_path_factory):
+    """Directory of a model `rotation_digits` with one version."""
+    path = tmp_path_factory.mktemp("saved_models") / "rotation_digits"
+    kssl.export(task, path, card={"data": "digits"})
+    return path

@@ -1,0 +1,159 @@
+"""The base class, on a task of four lines whose data can be followed number by number."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+
+
+class Brightness(kssl.PretextModel):
+    """Adds a random number of its own to each picture; the label is the image's id."""
+
+    def __init__(self, encoder, **kwargs):
+        super().__init__(encoder, **kwargs)
+        self.head = keras.layers.Dense(1)
+
+    def pretext(self, batch, seed):
+        noise = kssl.images.uniform(seed, 1)[:, :, None, None]
+        return tf.cast(batch["image"], tf.float32) + noise, batch["id"]
+
+    def call(self, x, training=False):
+        return self.head(self.encoder(x, training=training))
+
+    def default_loss(self):
+        return keras.losses.MeanSquaredError()
+
+
+@pytest.fixture
+def brightness():
+    return Brightness(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
+
+
+@pytest.fixture
+def images(noise):
+    return kssl.data.from_array(noise[:13])
+
+
+def read(dataset):
+    return [(x.copy(), y.copy()) for x, y in dataset.as_numpy_iterator()]
+
+
+def test_every_epoch_has_every_image_once_and_new_noise(brightness, images, noise):
+    batches = read(brightness.dataset(images, 5, epochs=3))
+    assert [len(y) for _, y in batches] == [5, 5, 3] * 3
+    orders, noises = [], []
+    for epoch in range(3):
+        x, ids = (np.concatenate(part) for part in zip(*batches[3 * epoch : 3 * epoch + 3], strict=True))
+        assert sorted(ids) == list(range(13))
+        added = x - noise[ids]
+        assert ((0 <= added) & (added < 1)).all()
+        orders.append(tuple(ids))
+        noises.append(added[np.argsort(ids), 0, 0, 0])
+    assert len(set(orders)) == 3
+    assert len(np.unique(np.round(noises, 4))) > 36
+
+
+def test_noise_belongs_to_seed_epoch_and_image_not_to_the_batch(brightness, images):
+    def by_id(**arguments):
+        x, ids = (np.concatenate(p) for p in zip(*read(brightness.dataset(images, **arguments)), strict=True))
+        return x[np.argsort(ids)]
+
+    first = by_id(batch_size=5)
+    np.testing.assert_array_equal(by_id(batch_size=4, shuffle=False), first)
+    assert (by_id(batch_size=5, seed=1) != first).any(axis=(1, 2, 3)).all()
+
+
+def test_resumed_run_sees_what_the_uninterrupted_one_sees(brightness, images):
+    whole = read(brightness.dataset(images, 5, epochs=4, seed=3))
+    keras.utils.set_random_seed(99)  # the order must not depend on the global seed
+    rest = read(brightness.dataset(images, 5, epochs=4, first_epoch=2, seed=3))
+    assert len(rest) == 6
+    for (x, y), (x2, y2) in zip(whole[6:], rest, strict=True):
+        np.testing.assert_array_equal(y, y2)
+        np.testing.assert_array_equal(x, x2)
+
+
+def test_without_shuffling_the_order_is_the_readers(brightness, images):
+    ids = np.concatenate([y for _, y in read(brightness.dataset(images, 4, shuffle=False))])
+    assert ids.tolist() == list(range(13))
+
+
+def test_fit_runs_the_steps_of_an_epoch(brightness, images, capsys):
+    brightness.compile("sgd")
+    steps = []
+    counter = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
+    brightness.fit(
+        brightness.dataset(images, 5, epochs=2), epochs=2, verbose=0, callbacks=[counter],
+        validation_data=brightness.dataset(images, 5, shuffle=False),
+    )  # fmt: skip
+    assert steps == [0, 1, 2] * 2
+    assert brightness.optimizer.iterations == 6
+    with pytest.raises(ValueError, match="2 epochs.*holds 3"):
+        brightness.fit(brightness.dataset(images, 5, epochs=3), epochs=2)
+
+
+def test_fit_takes_ordinary_data_too(brightness, noise):
+    brightness.compile("sgd")
+    history = brightness.fit(noise[:8], np.arange(8), batch_size=4, epochs=2, verbose=0)
+    assert len(history.history["loss"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"batch_size": 0}, "batch_size"), ({"batch_size": 4, "epochs": 0}, "first_epoch"),
+     ({"batch_size": 4, "epochs": 2, "first_epoch": 2}, "first_epoch")],
+)  # fmt: skip
+def test_dataset_refuses_numbers(brightness, images, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        brightness.dataset(images, **arguments)
+
+
+def test_dataset_refuses_images(brightness, images):
+    with pytest.raises(ValueError, match="`image` and `id`"):
+        brightness.dataset(images.map(lambda e: e["image"]), 4)
+    with pytest.raises(ValueError, match="known length"):
+        brightness.dataset(images.filter(lambda e: e["id"] > 3), 4)
+    with pytest.raises(ValueError, match=r"\(16, 16, 3\).*\(32, 32, 3\)"):
+        brightness.dataset(kssl.data.from_array(np.zeros((2, 16, 16, 3))), 4)
+
+
+def test_refuses_an_encoder_that_is_none():
+    for bad in (keras.layers.Dense(3), keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])):
+        with pytest.raises(ValueError, match="encoder"):
+            Brightness(bad)
+
+
+def test_late_labels_replace_the_labels_and_weigh_them(noise):
+    class Late(Brightness):
+        def late_labels(self, x, y, y_pred):
+            return tf.zeros_like(y_pred), tf.constant([1.0, 0.0])
+
+    task = Late(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
+    task.compile("sgd", metrics=[keras.metrics.MeanSquaredError(name="mse")])
+    logs = task.evaluate(noise[:2], np.array([100.0, 100.0]), verbose=0, return_dict=True)
+    prediction = task.predict(noise[:2], verbose=0)[:, 0]
+    assert logs["loss"] == pytest.approx(prediction[0] ** 2 / 2, rel=1e-4)
+    assert logs["mse"] == pytest.approx(np.mean(prediction**2), rel=1e-4)
+
+
+def test_compile_keeps_what_is_asked_for(brightness):
+    brightness.compile("sgd", loss="mae", metrics=["mse"], jit_compile=False)
+    assert brightness.loss == "mae"
+    brightness.compile("sgd")
+    assert isinstance(brightness.loss, keras.losses.MeanSquaredError)
+    assert brightness.jit_compile is False  # "auto" on a machine with only a CPU
+
+
+def test_abstract_methods_name_themselves(noise):
+    task = kssl.PretextModel(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
+    for name, call in (
+        ("pretext", lambda: task.pretext({}, None)),
+        ("default_loss", lambda: task.compile("sgd")),
+        ("preview", lambda: task.preview(None, None)),
+    ):
+        with pytest.raises(NotImplementedError, match=f"PretextModel must define {name}"):
+            call()
+    assert task.default_metrics() == []
+    assert task.prediction(noise) is None

@@ -1,0 +1,89 @@
+"""The table, the deployment files and the zoo are what the documents say."""
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import (
+    model_server_config_pb2,
+    monitoring_config_pb2,
+)
+
+import keras_ssl as kssl
+from keras_ssl import tasks
+from keras_ssl.serving.servable import Servable, versions
+
+ROOT = Path(__file__).parent.parent
+MODELS = sorted(p.name for p in (ROOT / "saved_models").iterdir() if versions(p))
+
+
+def test_every_task_has_a_row_and_every_row_a_task():
+    classes = {
+        item
+        for module in pkgutil.walk_packages(tasks.__path__, "keras_ssl.tasks.")
+        for item in vars(importlib.import_module(module.name)).values()
+        if isinstance(item, type)
+        and issubclass(item, kssl.PretextModel)
+        and item.__module__ == module.name
+    }
+    assert classes == {row.task for row in tasks.TASKS}
+    assert len({row.name for row in tasks.TASKS}) == len(tasks.TASKS)
+    for row in tasks.TASKS:
+        assert row.task.__module__.startswith(f"keras_ssl.tasks.{row.family}.")
+        assert getattr(tasks, row.task.__name__) is row.task
+
+
+def test_readme_lists_every_task():
+    readme = (ROOT / "README.md").read_text()
+    for row in tasks.TASKS:
+        assert f"| `{row.name}` |" in readme
+
+
+def test_tasks_import_no_other_task():
+    for row in tasks.TASKS:
+        source = Path(importlib.import_module(row.task.__module__).__file__).read_text()
+        assert "keras_ssl.tasks" not in source
+
+
+def test_deployment_files_parse():
+    config = text_format.Parse(
+        (ROOT / "serving" / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+    )
+    assert sorted(m.name for m in config.model_config_list.config) == MODELS
+    monitoring = text_format.Parse(
+        (ROOT / "serving" / "monitoring.config").read_text(), monitoring_config_pb2.MonitoringConfig()
+    )
+    assert monitoring.prometheus_config.enable
+    # session_bundle_config.proto is not in tensorflow-serving-api: its fields by name.
+    fields = dict(
+        line.split(" {")
+        for line in (ROOT / "serving" / "batching.config").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    assert set(fields) == {
+        "max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads",
+        "allowed_batch_sizes", "pad_variable_length_inputs",
+    } - {"allowed_batch_sizes", "pad_variable_length_inputs"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_the_zoo_serve_what_keras_computes(name):
+    path = ROOT / "saved_models" / name
+    encoder = kssl.load(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, *encoder.input_shape[1:]), np.uint8)
+    servable = Servable(path / str(versions(path)[-1]))
+    np.testing.assert_allclose(
+        servable.run({"images": pixels})["features"], encoder(pixels), rtol=1e-5, atol=1e-5
+    )
+    servable.close()
+    card = json.loads((path / str(versions(path)[-1]) / "assets.extra" / "card.json").read_text())
+    assert {"task", "paper", "data", "budget", "accuracy", "licence", "date"} <= set(card)
+
+
+def test_no_file_is_longer_than_300_lines():
+    long = {p.name: n for p in (ROOT / "keras_ssl").rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
+    assert not long
