@@ -25,7 +25,9 @@ def main():
     """Runs the command; an error a user can cause is one line and exit code 2."""
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", module="keras_ssl")
-    warnings.showwarning = lambda message, *_: click.echo(f"keras-ssl: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_: click.echo(
+        f"keras-ssl: warning: {message}", err=True
+    )
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -54,14 +56,19 @@ def cli():
 @cli.command()
 def tasks():
     """The pretext tasks, with their papers and labels."""
-    print_table([("name", "family", "paper", "labels")] + [(r.name, r.family, r.paper, r.labels) for r in TASKS])
+    print_table(
+        [("name", "family", "paper", "labels")]
+        + [(r.name, r.family, r.paper, r.labels) for r in TASKS]
+    )
 
 
 def encoder_options(command):
     """The options that describe the encoder and the task, shared by preview and pretrain."""
     for option in (
         click.option("--size", default=32, show_default=True, help="Pixels, height and width."),
-        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."
+        ),
         click.option("--seed", default=0, show_default=True),
     ):
         command = option(command)
@@ -94,9 +101,15 @@ def preview(task, data, out, number, size, settings, seed):
 @click.option("--epochs", default=10, show_default=True)
 @click.option("--batch-size", default=64, show_default=True, help="Images per step.")
 @click.option("--learning-rate", default=0.1, show_default=True, help="Peak, of SGD with momentum.")
-@click.option("--width", default=32, show_default=True, help="Channels of the encoder's first stage.")
-@click.option("--blocks", default="2,2,2,2", show_default=True, help="Residual blocks of each stage.")
-@click.option("--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"]))
+@click.option(
+    "--width", default=32, show_default=True, help="Channels of the encoder's first stage."
+)
+@click.option(
+    "--blocks", default="2,2,2,2", show_default=True, help="Residual blocks of each stage."
+)
+@click.option(
+    "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"])
+)
 @click.option("--tensorboard", metavar="DIR", help="Write scalars for TensorBoard.")
 @encoder_options
 def pretrain(
@@ -109,7 +122,9 @@ def pretrain(
         raise ValueError(f"--out must end in .keras, got {str(out)!r}")
     _check_parent("--out", out)
     if epochs < 1 or not learning_rate > 0:
-        raise ValueError(f"--epochs and --learning-rate must be positive, got {epochs}, {learning_rate}")
+        raise ValueError(
+            f"--epochs and --learning-rate must be positive, got {epochs}, {learning_rate}"
+        )
     try:
         depths = tuple(int(n) for n in blocks.split(","))
     except ValueError:
@@ -132,7 +147,9 @@ def pretrain(
 
 @cli.command()
 @click.argument("model")
-@click.option("--data", default="digits", show_default=True, help=DATA_HELP + " One folder a class.")
+@click.option(
+    "--data", default="digits", show_default=True, help=DATA_HELP + " One folder a class."
+)
 @click.option("--k", default=20, show_default=True, help="Neighbours of kNN.")
 def evaluate(model, data, k):
     """Accuracy of MODEL's features (a .keras file or an export), by stage."""
@@ -141,40 +158,36 @@ def evaluate(model, data, k):
     train, test = _data(data, (height, width), split=True)
     keras.utils.set_random_seed(0)
     untrained = keras.models.clone_model(encoder)
-    results = kssl.evaluation.compare(encoder, untrained, train, test, k=k, verbose=sys.stdout.isatty())
-    print_table(comparison(results))
-
-
-def comparison(results):
-    """Rows of text for what `evaluation.compare` found, header first."""
-    chance = results["chance"]
-    columns = ("knn", "knn_untrained", "linear", "linear_untrained")
-    head = ("stage", "kNN", "untrained", "linear", "untrained", "chance")
-    return [head] + [
-        (stage, *(f"{100 * row[c]:.1f}" for c in columns), f"{100 * chance:.1f}")
-        for stage, row in results.items()
-        if stage != "chance"
-    ]
+    results = kssl.evaluation.compare(
+        encoder, untrained, train, test, k=k, verbose=sys.stdout.isatty()
+    )
+    print_table(kssl.evaluation.table(results))
 
 
 @cli.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", default="")
-@click.option("--card", type=click.Path(exists=True, dir_okay=False), help="JSON file to add to the card.")
+@click.option(
+    "--card", type=click.Path(exists=True, dir_okay=False), help="JSON file to add to the card."
+)
 def export(model, out, card):
     """Writes MODEL (a .keras file) to OUT/<next version> as a SavedModel.
 
     OUT is saved_models/<name of MODEL> by default.
     """
     card = json.loads(Path(card).read_text()) if card else None
-    version = kssl.export(keras.models.load_model(model), out or f"saved_models/{Path(model).stem}", card)
+    version = kssl.export(
+        keras.models.load_model(model), out or f"saved_models/{Path(model).stem}", card
+    )
     click.echo(f"wrote {version}; next: keras-ssl serve {Path(version).parent}")
 
 
 @cli.command()
 @click.argument("directory", default="saved_models")
 @click.option("--port", default=8500, show_default=True, help="gRPC port; 0 for a free one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the embedded server.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address of the embedded server."
+)
 def serve(directory, port, host):
     """Serves the models in DIRECTORY over gRPC, by tensorflow_model_server where it is installed."""
     serving.serve(directory, port, host)
@@ -183,7 +196,9 @@ def serve(directory, port, host):
 @cli.command()
 @click.argument("folder")
 @click.option("--out", default="features.npz", show_default=True)
-@click.option("--model", help="An export, run in this process; or, with --server, the model's name there.")
+@click.option(
+    "--model", help="An export, run in this process; or, with --server, the model's name there."
+)
 @click.option("--server", metavar="HOST:PORT", help="Ask this server over gRPC.")
 @click.option("--batch-size", default=64, show_default=True)
 def extract(folder, out, model, server, batch_size):
@@ -215,7 +230,9 @@ def extract(folder, out, model, server, batch_size):
 
 
 @cli.command()
-@click.option("--out", default=".", show_default=True, help="Folder for saved_models/ and quickstart.png.")
+@click.option(
+    "--out", default=".", show_default=True, help="Folder for saved_models/ and quickstart.png."
+)
 def quickstart(out):
     """The whole path once, on handwritten digits: pretrain, judge, export, serve, query, fine-tune."""
     from keras_ssl.quickstart import quickstart
@@ -245,7 +262,9 @@ def _data(name, size, split=False):
     # Every fifth picture judges: within a folder sorted by class that takes a fifth of each class.
     number = len(dataset.paths)
     if number < 2:
-        raise ValueError(f"--data must hold at least two pictures to evaluate, {name!r} has {number}")
+        raise ValueError(
+            f"--data must hold at least two pictures to evaluate, {name!r} has {number}"
+        )
     is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
     return tuple(
         dataset.filter(lambda e, part=part: tf.gather(part, e["id"])).apply(
@@ -266,7 +285,9 @@ def _task(name, encoder, settings):
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in known:
-            raise ValueError(f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}")
+            raise ValueError(
+                f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}"
+            )
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

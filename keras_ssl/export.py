@@ -136,12 +136,16 @@ def _write(task, directory):
     def picture(encoded):
         return images.resize(images.decode(encoded), height, width)
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="encoded")], autograph=False)
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name="encoded")], autograph=False
+    )
     def from_encoded(encoded):
         some = tf.debugging.assert_positive(tf.size(encoded), "encoded must not be empty")
         with tf.control_dependencies([some]):
             encoded = tf.ensure_shape(encoded, (None,))
-        batch = tf.map_fn(picture, encoded, fn_output_signature=tf.TensorSpec(pixels.shape[1:], tf.uint8))
+        batch = tf.map_fn(
+            picture, encoded, fn_output_signature=tf.TensorSpec(pixels.shape[1:], tf.uint8)
+        )
         return {"features": task.features(batch)}
 
     signatures = {

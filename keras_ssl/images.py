@@ -108,7 +108,7 @@ def random_shift(image, seed, share, flip):
     random = uniform(seed, 3)
     for axis, mirror in ((1, False), (2, flip)):
         size = image.shape[axis]
-        largest = int(round(share * size))
+        largest = round(share * size)
         shift = tf.cast(tf.floor(random[:, axis - 1] * (2 * largest + 1)), tf.int32) - largest
         index = tf.range(size)[None] + shift[:, None]
         index = size - 1 - tf.abs(size - 1 - tf.abs(index))
@@ -175,7 +175,9 @@ def _declared_pixels(encoded):
     """Height times width by the header, int64; 0 where the format is unknown (decoding refuses it)."""
 
     def integer(start, size, big_endian):
-        value = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, start, size), tf.uint8), tf.int64)
+        value = tf.cast(
+            tf.io.decode_raw(tf.strings.substr(encoded, start, size), tf.uint8), tf.int64
+        )
         powers = 256 ** tf.range(size, dtype=tf.int64)
         return tf.reduce_sum(value * (powers[::-1] if big_endian else powers))
 
@@ -195,9 +197,7 @@ def _declared_pixels(encoded):
             (tf.logical_not(long_enough), lambda: tf.constant(0, tf.int64)),
             (
                 starts(b"\xff\xd8\xff"),
-                lambda: tf.reduce_prod(
-                    tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)
-                ),
+                lambda: tf.reduce_prod(tf.cast(tf.image.extract_jpeg_shape(encoded)[:2], tf.int64)),
             ),
             (starts(b"\x89PNG"), lambda: pixels(16, 20, 4, big_endian=True)),
             (starts(b"GIF8"), lambda: pixels(6, 8, 2)),

@@ -25,7 +25,9 @@ def grid(rows, axes=None, title=None):
         raise ValueError("rows must hold at least one picture each")
     columns = max(len(row) for row in rows)
     if axes is None:
-        axes = Figure((1.3 * columns, 1.5 * len(rows) + 0.4), layout="constrained", dpi=120).subplots()
+        axes = Figure(
+            (1.3 * columns, 1.5 * len(rows) + 0.4), layout="constrained", dpi=120
+        ).subplots()
     # One canvas of equal cells, one unit wide and 1.25 high to leave room for the caption.
     for i, row in enumerate(rows):
         for j, (pixels, caption) in enumerate(row):

@@ -3,7 +3,9 @@
 import keras
 import tensorflow as tf
 
-SHUFFLE_BYTES = 2**30  # the shuffle buffer holds decoded pictures; more would not fit small machines
+SHUFFLE_BYTES = (
+    2**30
+)  # the shuffle buffer holds decoded pictures; more would not fit small machines
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

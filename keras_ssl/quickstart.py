@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import keras_ssl as kssl
 from keras_ssl import pictures
-from keras_ssl.cli import comparison, print_table
+from keras_ssl.cli import print_table
 from keras_ssl.optimizers import sgd_cosine
 from keras_ssl.serving import Server
 
@@ -46,7 +46,7 @@ def quickstart(folder):
 
     _say("judge: weighted kNN and linear probe, beside the same encoder untrained")
     results = kssl.evaluation.compare(encoder, untrained, train, test)
-    print_table(comparison(results))
+    print_table(kssl.evaluation.table(results))
 
     _say("export: a SavedModel, checked in a graph Session")
     best = {name: max(row[name] for stage, row in results.items() if stage != "chance")
@@ -67,7 +67,9 @@ def quickstart(folder):
         served = client.features(pixels)
         client.close()
     difference = float(np.abs(served - task.features(pixels).numpy()).max())
-    click.echo(f"{served.shape[0]} x {served.shape[1]} features, largest difference {difference:.1e}")
+    click.echo(
+        f"{served.shape[0]} x {served.shape[1]} features, largest difference {difference:.1e}"
+    )
 
     _say(f"fine-tune from the SavedModel with {LABELS:.0%} of the labels, beside from scratch")
     tuned, scratch = _fine_tune(path, train, test)

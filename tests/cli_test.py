@@ -46,7 +46,18 @@ def test_from_pictures_to_features(command, photos, tmp_path):
     assert command("preview", "rotation", "--data", photos, "--size", 16)[0] == 0
     assert Image.open("preview.png").size[0] > 300
 
-    small = ("--width", 2, "--blocks", "1,1", "--size", 16, "--epochs", 1, "--set", "num_rotations=2")
+    small = (
+        "--width",
+        2,
+        "--blocks",
+        "1,1",
+        "--size",
+        16,
+        "--epochs",
+        1,
+        "--set",
+        "num_rotations=2",
+    )
     code, out, _ = command(
         "pretrain", "rotation", "--data", photos, *small, "--batch-size", 8, "--tensorboard", "logs"
     )
@@ -56,22 +67,44 @@ def test_from_pictures_to_features(command, photos, tmp_path):
 
     code, out, _ = command("evaluate", "rotation_photos.keras", "--data", photos)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["stage", "stage1", "stage2", "features"]
-    assert out.splitlines()[0].split() == "stage kNN untrained linear untrained chance".split()
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "stage",
+        "stage1",
+        "stage2",
+        "features",
+    ]
+    assert out.splitlines()[0].split() == [
+        "stage",
+        "kNN",
+        "untrained",
+        "linear",
+        "untrained",
+        "chance",
+    ]
     assert out.splitlines()[1].split()[-1] == "50.0"
 
     code, out, _ = command("export", "rotation_photos.keras")
     assert code == 0
     assert "wrote saved_models/rotation_photos/1" in out
 
-    assert command("extract", photos, "--model", "saved_models/rotation_photos", "--batch-size", 6)[0] == 0
+    assert (
+        command("extract", photos, "--model", "saved_models/rotation_photos", "--batch-size", 6)[0]
+        == 0
+    )
     local = dict(np.load("features.npz"))
     assert local["id"].tolist() == list(range(20))
     assert [p.endswith("blue/0.png") for p in local["path"]] == [True] + [False] * 19
     with serving.Server("saved_models") as server:
         address = f"localhost:{server.port}"
         code, _, _ = command(
-            "extract", photos, "--model", "rotation_photos", "--server", address, "--out", "served.npz"
+            "extract",
+            photos,
+            "--model",
+            "rotation_photos",
+            "--server",
+            address,
+            "--out",
+            "served.npz",
         )
     assert code == 0
     served = dict(np.load("served.npz"))
@@ -81,15 +114,24 @@ def test_from_pictures_to_features(command, photos, tmp_path):
 
 
 WRONG = {
-    "unknown task": (("pretrain", "rotatoin"), "there is no task 'rotatoin': choose one of rotation"),
+    "unknown task": (
+        ("pretrain", "rotatoin"),
+        "there is no task 'rotatoin': choose one of rotation",
+    ),
     "unknown option": (("pretrain", "rotation", "--epoch", 3), "No such option"),
     "unknown command": (("train",), "No such command"),
     "wrong type": (("pretrain", "rotation", "--epochs", "many"), "not a valid integer"),
     "no folder": (("preview", "rotation", "--data", "nowhere"), "there is no folder 'nowhere'"),
     "empty folder": (("pretrain", "rotation", "--data", "empty"), "no pictures in 'empty'"),
     "text as jpg": (("pretrain", "rotation", "--data", "text"), "none of the 1 files in 'text'"),
-    "unknown setting": (("preview", "rotation", "--set", "turns=4"), "NAME of num_rotations, angles"),
-    "bad setting": (("preview", "rotation", "--set", "num_rotations=3"), "num_rotations must be 2 or 4"),
+    "unknown setting": (
+        ("preview", "rotation", "--set", "turns=4"),
+        "NAME of num_rotations, angles",
+    ),
+    "bad setting": (
+        ("preview", "rotation", "--set", "num_rotations=3"),
+        "num_rotations must be 2 or 4",
+    ),
     "setting of a wrong type": (("preview", "rotation", "--set", "angles=3"), "--set angles=3"),
     "no value": (("preview", "rotation", "--set", "flip"), "NAME=VALUE"),
     "bad blocks": (("pretrain", "rotation", "--blocks", "a"), "--blocks must be numbers"),

@@ -39,7 +39,9 @@ def make(row, images):
 
 
 def run(task, images, steps):
-    losses = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: seen.append(logs["loss"]))
+    losses = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda _, logs: seen.append(logs["loss"])
+    )
     seen = []
     dataset = task.dataset(images, BATCH, shuffle=False)
     task.fit(dataset, steps_per_epoch=steps, verbose=0, callbacks=[losses])

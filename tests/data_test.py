@@ -13,7 +13,9 @@ def folder(tmp_path):
     def save(name, mode="RGB", size=(20, 30), **arguments):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).convert(mode).save(path, **arguments)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).convert(mode).save(
+            path, **arguments
+        )
 
     save("cat/a.JPG", size=(300, 200))
     save("cat/deep/er/b.jpeg", "CMYK")
@@ -22,7 +24,9 @@ def folder(tmp_path):
     save("dog/alpha.png", "RGBA")
     save("dog/p.gif", "P")
     save("eel/x.bmp")
-    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(tmp_path / "eel/16.png")
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(
+        tmp_path / "eel/16.png"
+    )
     (tmp_path / "notes.txt").write_text("no picture")
     return tmp_path
 

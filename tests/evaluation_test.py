@@ -108,4 +108,6 @@ def test_compare_gives_every_stage_beside_untrained_and_chance(task):
 
 def test_compare_refuses_pictures_without_labels(task, noise):
     with pytest.raises(ValueError, match="test has no labels"):
-        evaluation.compare(task.encoder, task.encoder, kssl.data.digits(), kssl.data.from_array(noise))
+        evaluation.compare(
+            task.encoder, task.encoder, kssl.data.digits(), kssl.data.from_array(noise)
+        )

@@ -1,11 +1,6 @@
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import keras
@@ -17,6 +12,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 import keras_ssl as kssl
 from keras_ssl.serving.servable import Servable, versions
+
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+import soak_export
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,9 @@ def test_every_signature_gives_keras_numbers(servable, task, noise):
 def test_encoded_pictures_of_any_size_are_those_of_the_folder_reader(servable, tmp_path):
     rng = np.random.default_rng(0)
     for i, shape in enumerate([(50, 40, 3), (20, 90, 3), (1, 1, 3)]):
-        tf.io.write_file(str(tmp_path / f"{i}.png"), tf.io.encode_png(rng.integers(0, 256, shape, np.uint8)))
+        tf.io.write_file(
+            str(tmp_path / f"{i}.png"), tf.io.encode_png(rng.integers(0, 256, shape, np.uint8))
+        )
     dataset = kssl.data.from_folder(tmp_path, size=32)
     pixels = kssl.data.to_arrays(dataset)["image"]
     encoded = np.array([Path(p).read_bytes() for p in dataset.paths])
@@ -98,7 +98,11 @@ def test_train_endpoint_fine_tunes_and_is_no_signature(exported, noise):
 def test_files_beside_the_model(exported):
     extra = exported / "1" / "assets.extra"
     card = json.loads((extra / "card.json").read_text())
-    assert (card["task"], card["paper"], card["data"]) == ("rotation", "Gidaris et al. 2018", "digits")
+    assert (card["task"], card["paper"], card["data"]) == (
+        "rotation",
+        "Gidaris et al. 2018",
+        "digits",
+    )
     assert card["features"] == 8
     records = tf.data.TFRecordDataset(str(extra / "tf_serving_warmup_requests")).as_numpy_iterator()
     requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records]
@@ -146,7 +150,9 @@ def test_next_version_and_what_is_no_version(task, tmp_path):
 
 
 def test_a_version_that_differs_from_keras_never_appears(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(kssl.export.__globals__["Servable"], "run", lambda *_: {"features": np.ones((4, 8))})
+    monkeypatch.setattr(
+        kssl.export.__globals__["Servable"], "run", lambda *_: {"features": np.ones((4, 8))}
+    )
     with pytest.raises(RuntimeError, match="differs from Keras"):
         kssl.export(task, tmp_path / "m")
     assert list((tmp_path / "m").iterdir()) == []
@@ -164,31 +170,7 @@ def test_refuses(tmp_path, task):
         Servable(tmp_path)
 
 
-EXPORTS_FOREVER = """
-import sys
-import keras_ssl as kssl
-task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
-print("ready", flush=True)
-while True:
-    print(kssl.export(task, sys.argv[1]), flush=True)
-"""
-
-
 def test_killed_exports_leave_only_versions_that_load(tmp_path):
-    # Short form of tools/soak_export.py.
-    moment = random.Random(0)
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", EXPORTS_FOREVER, str(tmp_path)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        with process:
-            assert process.stdout.readline() == "ready\n"
-            process.stdout.readline()  # one version at least
-            time.sleep(moment.uniform(0, 3))
-            os.kill(process.pid, signal.SIGKILL)
-    assert len(versions(tmp_path)) >= 2
-    for version in versions(tmp_path):
-        servable = Servable(tmp_path / str(version))
-        assert servable.run({"images": np.zeros((1, 32, 32, 3), np.uint8)})["features"].shape == (1, 2)
-        servable.close()
+    for moment in (0.4, 1.7):  # the short form of the tool, which draws them
+        soak_export.kill_one(tmp_path, moment)
+    assert soak_export.check(tmp_path) >= 2

@@ -43,7 +43,9 @@ def test_unfold_undoes_fold(batch, views, size):
 
 def test_fold_keeps_the_static_shape_and_the_order():
     x = np.arange(12).reshape(2, 3, 2)
-    np.testing.assert_array_equal(images.fold(x), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]])
+    np.testing.assert_array_equal(
+        images.fold(x), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    )
     function = tf.function(images.fold, input_signature=[tf.TensorSpec((None, 4, 8, 8, 3))])
     assert function.get_concrete_function().structured_outputs.shape == [None, 8, 8, 3]
 
@@ -53,7 +55,7 @@ def test_uniform_follows_from_the_seed_alone():
     numbers = images.uniform(seeds, 50).numpy()
     np.testing.assert_array_equal(images.uniform(seeds[1:2], 50)[0], numbers[1])
     assert len(np.unique(numbers)) == 150
-    assert ((0 <= numbers) & (numbers < 1)).all()
+    assert ((numbers >= 0) & (numbers < 1)).all()
 
 
 def test_random_shift_moves_by_whole_pixels_and_mirrors():
@@ -118,7 +120,13 @@ def test_16_bit_png_becomes_8_bit():
 
 @pytest.mark.parametrize(
     "encoded",
-    [b"", b"hello", b"\xff\xd8\xff" + b"0" * 60, encode(RGB, "PNG")[:-20], encode(RGB, "JPEG")[:-80]],
+    [
+        b"",
+        b"hello",
+        b"\xff\xd8\xff" + b"0" * 60,
+        encode(RGB, "PNG")[:-20],
+        encode(RGB, "JPEG")[:-80],
+    ],
 )
 def test_decode_refuses_what_is_no_picture(encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):

@@ -45,10 +45,12 @@ def test_every_epoch_has_every_image_once_and_new_noise(brightness, images, nois
     assert [len(y) for _, y in batches] == [5, 5, 3] * 3
     orders, noises = [], []
     for epoch in range(3):
-        x, ids = (np.concatenate(part) for part in zip(*batches[3 * epoch : 3 * epoch + 3], strict=True))
+        x, ids = (
+            np.concatenate(part) for part in zip(*batches[3 * epoch : 3 * epoch + 3], strict=True)
+        )
         assert sorted(ids) == list(range(13))
         added = x - noise[ids]
-        assert ((0 <= added) & (added < 1)).all()
+        assert ((added >= 0) & (added < 1)).all()
         orders.append(tuple(ids))
         noises.append(added[np.argsort(ids), 0, 0, 0])
     assert len(set(orders)) == 3
@@ -57,7 +59,10 @@ def test_every_epoch_has_every_image_once_and_new_noise(brightness, images, nois
 
 def test_noise_belongs_to_seed_epoch_and_image_not_to_the_batch(brightness, images):
     def by_id(**arguments):
-        x, ids = (np.concatenate(p) for p in zip(*read(brightness.dataset(images, **arguments)), strict=True))
+        x, ids = (
+            np.concatenate(p)
+            for p in zip(*read(brightness.dataset(images, **arguments)), strict=True)
+        )
         return x[np.argsort(ids)]
 
     first = by_id(batch_size=5)
@@ -83,7 +88,9 @@ def test_without_shuffling_the_order_is_the_readers(brightness, images):
 def test_fit_runs_the_steps_of_an_epoch(brightness, images, capsys):
     brightness.compile("sgd")
     steps = []
-    counter = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
+    counter = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: steps.append(batch)
+    )
     brightness.fit(
         brightness.dataset(images, 5, epochs=2), epochs=2, verbose=0, callbacks=[counter],
         validation_data=brightness.dataset(images, 5, shuffle=False),
@@ -120,7 +127,10 @@ def test_dataset_refuses_images(brightness, images):
 
 
 def test_refuses_an_encoder_that_is_none():
-    for bad in (keras.layers.Dense(3), keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])):
+    for bad in (
+        keras.layers.Dense(3),
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
+    ):
         with pytest.raises(ValueError, match="encoder"):
             Brightness(bad)
 

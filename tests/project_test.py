@@ -51,11 +51,13 @@ def test_tasks_import_no_other_task():
 
 def test_deployment_files_parse():
     config = text_format.Parse(
-        (ROOT / "serving" / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+        (ROOT / "serving" / "models.config").read_text(),
+        model_server_config_pb2.ModelServerConfig(),
     )
     assert sorted(m.name for m in config.model_config_list.config) == MODELS
     monitoring = text_format.Parse(
-        (ROOT / "serving" / "monitoring.config").read_text(), monitoring_config_pb2.MonitoringConfig()
+        (ROOT / "serving" / "monitoring.config").read_text(),
+        monitoring_config_pb2.MonitoringConfig(),
     )
     assert monitoring.prometheus_config.enable
     # session_bundle_config.proto is not in tensorflow-serving-api: its fields by name.
@@ -85,5 +87,9 @@ def test_models_of_the_zoo_serve_what_keras_computes(name):
 
 
 def test_no_file_is_longer_than_300_lines():
-    long = {p.name: n for p in (ROOT / "keras_ssl").rglob("*.py") if (n := len(p.read_text().splitlines())) > 320}
+    long = {
+        p.name: n
+        for p in (ROOT / "keras_ssl").rglob("*.py")
+        if (n := len(p.read_text().splitlines())) > 320
+    }
     assert not long

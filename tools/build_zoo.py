@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import keras_ssl as kssl
-from keras_ssl.cli import comparison, print_table
+from keras_ssl.cli import print_table
 from keras_ssl.optimizers import sgd_cosine
 
 WIDTH, BLOCKS, BATCH, LEARNING_RATE, LABELS = 32, (1, 1, 1, 1), 64, 0.1, 10_000
@@ -40,7 +40,9 @@ def main():
     task = new_task("mixed_bfloat16")
     task.compile(sgd_cosine(LEARNING_RATE, TRIAL))
     times = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: times.append(time.time()))
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: times.append(time.time())
+    )
     task.fit(task.dataset(images, BATCH), steps_per_epoch=TRIAL, callbacks=[clock], verbose=0)
     step = np.median(np.diff(times[10:]))
     steps_per_epoch = task.dataset(images, BATCH).steps_per_epoch
@@ -64,7 +66,7 @@ def main():
     few = np.random.default_rng(0).permutation(len(arrays["id"]))[:LABELS]
     labelled = kssl.data.from_array(arrays["image"][few], arrays["label"][few])
     results = kssl.evaluation.compare(trained.encoder, untrained.encoder, labelled, test)
-    print_table(comparison(results))
+    print_table(kssl.evaluation.table(results))
 
     source = "a JPEG copy of CIFAR-10 (accuracies differ slightly from the original pixels)"
     card = {

@@ -1,6 +1,6 @@
 """How good are features? Arrays in, numbers out, wherever the features come from."""
 
 from keras_ssl.evaluation.extract import extract
-from keras_ssl.evaluation.probes import compare, knn, linear_probe
+from keras_ssl.evaluation.probes import compare, knn, linear_probe, table
 
-__all__ = ["compare", "extract", "knn", "linear_probe"]
+__all__ = ["compare", "extract", "knn", "linear_probe", "table"]

@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 
+from keras_ssl.evaluation.extract import extract
+
 
 def knn(train_features, train_labels, test_features, test_labels, k=20, temperature=0.07):
     """Accuracy of a weighted k-nearest-neighbour classifier with cosine similarity.
@@ -83,9 +85,7 @@ def linear_probe(
     )
     if len(np.unique(train_y)) < 2:
         raise ValueError(f"train_labels must hold at least two classes, got only {train_y[0]}")
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(C=1 / l2, max_iter=max_iterations)
-    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / l2, max_iter=max_iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(train, train_y)
@@ -115,8 +115,6 @@ def compare(encoder, untrained, train, test, k=20, verbose=0):
         >>> sorted(compare(a, b, data.digits(), data.digits("test")))
         ['chance', 'features', 'stage1']
     """
-    from keras_ssl.evaluation.extract import extract
-
     for name, dataset in (("train", train), ("test", test)):
         if "label" not in dataset.element_spec:
             raise ValueError(
@@ -133,6 +131,30 @@ def compare(encoder, untrained, train, test, k=20, verbose=0):
             row[f"knn{suffix}"] = knn(*arrays, k=min(k, len(labels)))
             row[f"linear{suffix}"] = linear_probe(*arrays)
     return {"chance": float(np.bincount(test_labels).max() / len(test_labels)), **results}
+
+
+def table(results):
+    """What `compare` found, as rows of text to print.
+
+    Args:
+        results: dict that `compare` returned.
+
+    Returns:
+        list of tuples of str, the header first; accuracies in percent.
+
+    Example:
+        >>> accuracies = dict(knn=0.5, knn_untrained=0.4, linear=0.6, linear_untrained=0.5)
+        >>> table({"chance": 0.1, "stage1": accuracies})[1]
+        ('stage1', '50.0', '40.0', '60.0', '50.0', '10.0')
+    """
+    chance = results["chance"]
+    columns = ("knn", "knn_untrained", "linear", "linear_untrained")
+    head = ("stage", "kNN", "untrained", "linear", "untrained", "chance")
+    return [head] + [
+        (stage, *(f"{100 * row[c]:.1f}" for c in columns), f"{100 * chance:.1f}")
+        for stage, row in results.items()
+        if stage != "chance"
+    ]
 
 
 def _checked(train_features, train_labels, test_features, test_labels):

@@ -58,7 +58,9 @@ class FeatureClient:
             TimeoutError: no answer within `timeout` seconds.
         """
         if isinstance(pictures, str | bytes | Path):
-            raise ValueError(f"pictures must be a sequence, got one {type(pictures).__name__}: [it]")
+            raise ValueError(
+                f"pictures must be a sequence, got one {type(pictures).__name__}: [it]"
+            )
         if not len(pictures):
             raise ValueError("pictures must hold at least one picture, got none")
         if isinstance(pictures[0], str | bytes | Path):

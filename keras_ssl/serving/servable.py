@@ -36,7 +36,9 @@ class Servable:
                 )
         except (OSError, tf.errors.OpError) as error:
             self.session.close()
-            raise ValueError(f"path {str(path)!r} holds no SavedModel that loads: {error}") from None
+            raise ValueError(
+                f"path {str(path)!r} holds no SavedModel that loads: {error}"
+            ) from None
         finally:
             logger.setLevel(level)
         self.signatures = {

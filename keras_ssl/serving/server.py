@@ -11,7 +11,6 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
-import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
@@ -23,10 +22,8 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
+from keras_ssl.serving.requests import Refusal, find, inputs_of
 from keras_ssl.serving.servable import Servable, versions
-
-MAX_FILL = 2**24  # elements that a tensor may declare beyond the values it carries
-WORDS = 1024  # TensorFlow Serving cuts its messages here
 
 
 def models_in(directory):
@@ -101,7 +98,9 @@ class Server:
         except RuntimeError:
             self.port = 0
         if not self.port:
-            raise ValueError(f"port {port} on {host} cannot be bound: choose another, or 0 for a free one")
+            raise ValueError(
+                f"port {port} on {host} cannot be bound: choose another, or 0 for a free one"
+            )
 
     def __enter__(self):
         self._server.start()
@@ -157,34 +156,12 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-class _Refusal(Exception):
-    """A request that gets a status instead of an answer."""
-
-    def __init__(self, code, words):
-        super().__init__(words)
-        self.code, self.words = code, words[:WORDS]
-
-
 @contextlib.contextmanager
 def _refusals(context):
     try:
         yield
-    except _Refusal as refusal:
+    except Refusal as refusal:
         context.abort(refusal.code, refusal.words)
-
-
-def _find(servables, spec):
-    """(version, Servable) that a ModelSpec asks for."""
-    if not spec.name:
-        raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
-    version, servable = servables.get(spec.name, (None, None))
-    wanted = spec.version.value if spec.HasField("version") else None
-    if servable is None or (wanted is not None and wanted != version) or spec.version_label:
-        request = f"Latest({spec.name})" if wanted is None else f"Specific({spec.name}, {wanted})"
-        raise _Refusal(
-            grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request}"
-        )
-    return version, servable
 
 
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -193,18 +170,18 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def Predict(self, request, context):
         with _refusals(context):
-            version, servable = _find(self.servables, request.model_spec)
+            version, servable = find(self.servables, request.model_spec)
             name = request.model_spec.signature_name or "serving_default"
             if name not in servable.signatures:
-                raise _Refusal(
+                raise Refusal(
                     grpc.StatusCode.FAILED_PRECONDITION,
                     f'Serving signature key "{name}" not found.',
                 )
             signature = servable.signatures[name]
-            inputs = _inputs(request, signature)
+            inputs = inputs_of(request, signature)
             for alias in request.output_filter:
                 if alias not in signature.outputs:
-                    raise _Refusal(
+                    raise Refusal(
                         grpc.StatusCode.INVALID_ARGUMENT,
                         f"output tensor alias not found in signature: {alias}",
                     )
@@ -213,7 +190,7 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             except tf.errors.OpError as error:
                 # The message alone, without the place in the graph that surrounds it.
                 words = error.message.removeprefix("Graph execution error:").strip()
-                raise _Refusal(_status(error.error_code), words.split("\n")[0]) from None
+                raise Refusal(_status(error.error_code), words.split("\n")[0]) from None
         response = predict_pb2.PredictResponse()
         response.model_spec.name = request.model_spec.name
         response.model_spec.version.value = version
@@ -224,9 +201,9 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def GetModelMetadata(self, request, context):
         with _refusals(context):
-            version, servable = _find(self.servables, request.model_spec)
+            version, servable = find(self.servables, request.model_spec)
             if list(request.metadata_field) != ["signature_def"]:
-                raise _Refusal(
+                raise Refusal(
                     grpc.StatusCode.INVALID_ARGUMENT,
                     f"Metadata field {', '.join(request.metadata_field) or '(none)'} is not "
                     "supported: ask for signature_def",
@@ -248,66 +225,18 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def GetModelStatus(self, request, context):
         with _refusals(context):
             try:
-                version, _ = _find(self.servables, request.model_spec)
-            except _Refusal as refusal:
+                version, _ = find(self.servables, request.model_spec)
+            except Refusal as refusal:
                 if refusal.code == grpc.StatusCode.NOT_FOUND:
-                    refusal.words = f"Could not find any versions of model {request.model_spec.name}"
+                    refusal.words = (
+                        f"Could not find any versions of model {request.model_spec.name}"
+                    )
                 raise
         response = get_model_status_pb2.GetModelStatusResponse()
         response.model_version_status.add(
             version=version, state=get_model_status_pb2.ModelVersionStatus.AVAILABLE
         ).status.error_code = 0
         return response
-
-
-def _inputs(request, signature):
-    """Arrays of a request, checked against the signature before anything is allocated."""
-    if set(request.inputs) != set(signature.inputs):
-        missing = sorted(set(signature.inputs) - set(request.inputs))
-        extra = sorted(set(request.inputs) - set(signature.inputs))
-        raise _Refusal(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "input size does not match signature: "
-            f"{len(request.inputs)}!={len(signature.inputs)} len({{{','.join(request.inputs)}}}) "
-            f"!= len({{{','.join(signature.inputs)}}}). Sent extra: {{{','.join(extra)}}}. "
-            f"Missing but required: {{{','.join(missing)}}}.",
-        )
-    arrays = {}
-    for alias, proto in request.inputs.items():
-        declared = signature.inputs[alias]
-        if proto.dtype != declared.dtype:
-            raise _Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"input {alias} must be {tf.as_dtype(declared.dtype).name}, got "
-                f"{tf.as_dtype(proto.dtype).name if proto.dtype else 'no type'}",
-            )
-        shape = tf.TensorShape(proto.tensor_shape)
-        if not tf.TensorShape(declared.tensor_shape).is_compatible_with(shape):
-            raise _Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"input {alias} must have the shape {tf.TensorShape(declared.tensor_shape)}, got "
-                f"{shape}",
-            )
-        arrays[alias] = _array(alias, proto, shape)
-    return arrays
-
-
-def _array(alias, proto, shape):
-    dtype = tf.as_dtype(proto.dtype)
-    malformed = _Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {alias}")
-    number = shape.num_elements()
-    if number is None:
-        raise malformed
-    if proto.tensor_content:
-        # Exactly as many bytes as declared: 30 bytes must not ask for gigabytes.
-        if dtype == tf.string or len(proto.tensor_content) != number * dtype.size:
-            raise malformed
-    elif number > MAX_FILL:
-        raise malformed
-    try:
-        return np.asarray(tf.make_ndarray(proto))
-    except (ValueError, TypeError):
-        raise malformed from None
 
 
 def _status(code):

@@ -17,7 +17,9 @@ class Row(NamedTuple):
 
 
 TASKS = [
-    Row("rotation", Rotation, "context", "Gidaris et al. 2018", "by how much the picture is turned"),
+    Row(
+        "rotation", Rotation, "context", "Gidaris et al. 2018", "by how much the picture is turned"
+    ),
 ]
 
 __all__ = ["TASKS", "Rotation", "Row"]

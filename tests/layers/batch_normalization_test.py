@@ -21,7 +21,9 @@ def pair(shape, **arguments):
 def picture(shape, seed=0):
     # Every channel has its own mean and deviation.
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=shape) * rng.uniform(1, 3, shape[-1]) + np.arange(shape[-1])).astype("f4")
+    return (rng.normal(size=shape) * rng.uniform(1, 3, shape[-1]) + np.arange(shape[-1])).astype(
+        "f4"
+    )
 
 
 def step(layer, x, target):
@@ -40,7 +42,9 @@ def test_equals_keras_in_training_and_inference(arguments):
     ours, theirs = pair((None, 5, 4, 3), **arguments)
     x, target = tf.constant(picture((6, 5, 4, 3))), picture((6, 5, 4, 3), seed=2)
     for _ in range(2):
-        (y, gradients), (expected, expected_gradients) = (step(b, x, target) for b in (ours, theirs))
+        (y, gradients), (expected, expected_gradients) = (
+            step(b, x, target) for b in (ours, theirs)
+        )
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
         for a, b in zip(gradients, expected_gradients, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -77,7 +81,9 @@ def test_equals_keras_in_mixed_precision(policy):
         assert y.dtype == expected.dtype == ours.compute_dtype
         # Both compute in float32 and round once: at most one step of the narrow type apart.
         step = 2**-7 if policy == "mixed_bfloat16" else 2**-10
-        np.testing.assert_allclose(tf.cast(y, "float32"), tf.cast(expected, "float32"), rtol=step, atol=1e-6)
+        np.testing.assert_allclose(
+            tf.cast(y, "float32"), tf.cast(expected, "float32"), rtol=step, atol=1e-6
+        )
     for a, b in zip(ours.weights, theirs.weights, strict=True):
         # Keras takes the moments of the float32 input but clips them to float16's range.
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -121,7 +127,9 @@ def test_on_two_replicas(synchronized):
             lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
         )
         y = strategy.run(tf.function(lambda v, layer=layer: layer(v, training=True)), (halves,))
-        results.append((np.concatenate(strategy.experimental_local_results(y)), layer.get_weights()))
+        results.append(
+            (np.concatenate(strategy.experimental_local_results(y)), layer.get_weights())
+        )
     (ours, our_weights), (theirs, their_weights) = results
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     for a, b in zip(our_weights, their_weights, strict=True):
@@ -130,6 +138,9 @@ def test_on_two_replicas(synchronized):
 
 def test_config_round_trip_through_keras():
     layer = BatchNormalization(momentum=0.7, epsilon=0.01, synchronized=True, name="bn")
-    assert layer.get_config() == keras.layers.BatchNormalization.from_config(layer.get_config()).get_config()
+    assert (
+        layer.get_config()
+        == keras.layers.BatchNormalization.from_config(layer.get_config()).get_config()
+    )
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(copy) is BatchNormalization

@@ -58,7 +58,9 @@ def request(images=None, **spec):
 def test_features_equal_keras_and_keep_their_order(client, task, noise):
     expected = task.features(noise).numpy()
     np.testing.assert_allclose(client.features(noise), expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(client.features(list(noise[::-1])), expected[::-1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        client.features(list(noise[::-1])), expected[::-1], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_files_and_bytes(client, task, noise, tmp_path):
@@ -75,7 +77,9 @@ def test_requests_stay_under_the_message_limit(server, monkeypatch, noise):
     sizes = []
     client = kssl.FeatureClient(f"localhost:{server.port}", "rotation_digits", batch_size=10_000)
     send = client._stub.Predict
-    monkeypatch.setattr(client._stub, "Predict", lambda m, **k: sizes.append(m.ByteSize()) or send(m, **k))
+    monkeypatch.setattr(
+        client._stub, "Predict", lambda m, **k: sizes.append(m.ByteSize()) or send(m, **k)
+    )
     many = np.concatenate([noise] * 60)  # 7.4 MB
     assert client.features(many).shape == (2400, 8)
     assert len(sizes) == 3
@@ -133,6 +137,10 @@ def bad_requests():
     bomb.inputs["images"].tensor_content = b""
     bomb.inputs["images"].int_val.append(1)
     bomb.inputs["images"].tensor_shape.dim[0].size = 2**28
+    negative = request(noise)
+    negative.inputs["images"].tensor_shape.dim[0].size = -7
+    strange = request(noise)
+    strange.inputs["images"].dtype = 77
     short = request(noise)
     short.inputs["images"].tensor_content = b"123"
     invalid = grpc.StatusCode.INVALID_ARGUMENT
@@ -145,10 +153,12 @@ def bad_requests():
         (request(), invalid, "input size does not match signature"),
         (extra, invalid, "input size does not match signature"),
         (filtered, invalid, "output tensor alias not found in signature: nope"),
-        (request(noise.astype("f4")), invalid, "must be uint8, got float32"),
+        (request(noise.astype("f4")), invalid, "must be DT_UINT8, got DT_FLOAT"),
         (request(noise[0]), invalid, "must have the shape"),
         (bomb, invalid, "tensor parsing error: images"),
         (short, invalid, "tensor parsing error: images"),
+        (negative, invalid, "tensor parsing error: images"),
+        (strange, invalid, "must be DT_UINT8, got 77"),
     ]  # fmt: skip
 
 
@@ -169,10 +179,12 @@ def test_metadata_and_status(channel):
     message = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     message.model_spec.name = "rotation_digits"
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    assert predict.GetModelMetadata(message, timeout=10).metadata["signature_def"].Unpack(signatures)
+    assert (
+        predict.GetModelMetadata(message, timeout=10).metadata["signature_def"].Unpack(signatures)
+    )
     assert sorted(signatures.signature_def) == ["encoded", "pretext", "serving_default", "stages"]
+    message.metadata_field.append("other")
     with pytest.raises(grpc.RpcError, match="not supported"):
-        message.metadata_field.append("other")
         predict.GetModelMetadata(message, timeout=10)
 
     status = get_model_status_pb2.GetModelStatusRequest()
@@ -225,14 +237,16 @@ def test_serve_until_terminated(exported, noise):
 
 def test_serve_becomes_tensorflow_model_server_where_there_is_one(exported, tmp_path):
     stand_in = tmp_path / "tensorflow_model_server"
-    stand_in.write_text("#!/bin/sh\nfor a in \"$@\"; do echo \"$a\"; done\n")
+    stand_in.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     stand_in.chmod(0o755)
     with run_serve(exported.parent, PATH=f"{tmp_path}:{os.environ['PATH']}") as process:
         lines = process.stdout.read().splitlines()
         assert process.wait(timeout=20) == 0
     port, config_file = (line.split("=")[1] for line in lines[1:])
     assert int(port) > 0
-    config = text_format.Parse(Path(config_file).read_text(), model_server_config_pb2.ModelServerConfig())
+    config = text_format.Parse(
+        Path(config_file).read_text(), model_server_config_pb2.ModelServerConfig()
+    )
     (model,) = config.model_config_list.config
     assert (model.name, model.base_path) == ("rotation_digits", str(exported))
     os.remove(config_file)

@@ -58,7 +58,11 @@ class Rotation(PretextModel):
                 raise ValueError(f"num_rotations must be 2 or 4, got {num_rotations!r}")
             angles = (0, 180) if num_rotations == 2 else (0, 90, 180, 270)
         angles = tuple(angles)
-        if len(angles) < 2 or any(a % 90 for a in angles) or len({a % 360 for a in angles}) < len(angles):
+        if (
+            len(angles) < 2
+            or any(a % 90 for a in angles)
+            or len({a % 360 for a in angles}) < len(angles)
+        ):
             raise ValueError(f"angles must be two to four different multiples of 90, got {angles}")
         height, width = encoder.input_shape[1:3]
         if height != width and any(a % 180 for a in angles):
@@ -85,7 +89,10 @@ class Rotation(PretextModel):
 
     def preview(self, x, y):
         return [
-            [(x[i, k], f"{y[i, k]}: {self.angles[y[i, k]]}\N{DEGREE SIGN}") for k in range(x.shape[1])]
+            [
+                (x[i, k], f"{y[i, k]}: {self.angles[y[i, k]]}\N{DEGREE SIGN}")
+                for k in range(x.shape[1])
+            ]
             for i in range(x.shape[0])
         ]
 
