@@ -200,13 +200,23 @@ class PretextModel(keras.Model):
             jit_compile = False
         super().compile(
             optimizer,
-            loss=self.default_loss() if isinstance(loss, str) and loss == "auto" else loss,
-            metrics=self.default_metrics() if isinstance(metrics, str) else metrics,
+            loss=self.default_loss() if loss == "auto" else loss,
+            metrics=self.default_metrics() if metrics == "auto" else metrics,
             jit_compile=jit_compile,
             **kwargs,
         )
 
-    def fit(self, x=None, *args, epochs=1, initial_epoch=0, steps_per_epoch=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        *args,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        **kwargs,
+    ):
         """Keras' fit; a dataset made by `dataset` knows how many steps its epochs have.
 
         Raises:
@@ -222,14 +232,8 @@ class PretextModel(keras.Model):
                     f"fit(epochs={epochs}, initial_epoch={initial_epoch}) runs {asked} epochs, but "
                     f"the dataset holds {made}: give dataset() and fit() the same epochs"
                 )
-        return super().fit(
-            x,
-            *args,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            **kwargs,
-        )
+        kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
+        return super().fit(x, y, batch_size, epochs, *args, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y, weight = self.late_labels(x, y, y_pred)

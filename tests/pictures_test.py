@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from keras_ssl import pictures
+
+
+def test_grid_draws_every_picture_in_its_place():
+    colours = np.array(
+        [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 255, 255], [9, 9, 9]]]
+    )
+    rows = [
+        [(np.tile(colour, (4, 6, 1)).astype("uint8"), "caption") for colour in line]
+        for line in colours
+    ]
+    figure = pictures.grid(rows, title="title")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].reshape(-1, 3)
+    for colour in colours.reshape(-1, 3):
+        assert (drawn == colour).all(axis=1).sum() > 1000
+    axes = figure.axes[0]
+    boxes = [image.get_extent() for image in axes.images]  # left, right, bottom, top
+    assert boxes[1][0] > boxes[0][1]  # the second lies right of the first
+    assert boxes[3][3] > boxes[0][2]  # the second row below the first
+    widths = {round((b[1] - b[0]) / (b[2] - b[3]), 6) for b in boxes}
+    assert widths == {1.5}  # 4 x 6 pixels stay oblong
+    assert len(axes.texts) == 6
+
+
+def test_grid_takes_gray_and_refuses_nothing():
+    assert pictures.grid([[(np.zeros((4, 4, 1)), "gray")]]).axes[0].images[0].get_array().shape == (
+        4,
+        4,
+        3,
+    )
+    for rows in ([], [[]]):
+        with pytest.raises(ValueError, match="rows"):
+            pictures.grid(rows)
