@@ -98,7 +98,7 @@ def load(path):
         ValueError: `path` is no export of keras_ssl.
 
     Example:
-        >>> encoder = load("saved_models/rotation_cifar10/1")           # doctest: +SKIP
+        >>> encoder = load("saved_models/rotation_cifar10/1")
         >>> model = keras.Sequential([encoder, keras.layers.Dense(10)])
     """
     directory = Path(path)
@@ -225,7 +225,9 @@ def _in_float32(task):
             if config.get("class_name") == "DTypePolicy":
                 return {**config, "config": {"name": "float32"}}
             return {key: walk(value) for key, value in config.items()}
-        return [walk(value) for value in config] if isinstance(config, list | tuple) else config
+        if isinstance(config, list | tuple):
+            return type(config)(walk(value) for value in config)
+        return config
 
     config = task.get_config()
     if walk(config) == config:

@@ -19,11 +19,12 @@ from keras_ssl.serving.servable import Servable
 BATCH, CALLS = 32, 20
 
 
+@keras.saving.register_keras_serializable()
 class Nothing(keras.layers.Layer):
     """Stands where the normalisation stood."""
 
-    def __init__(self, momentum, epsilon, synchronized):
-        super().__init__()
+    def __init__(self, momentum=0, epsilon=0, synchronized=False, **kwargs):
+        super().__init__(**kwargs)
 
     def call(self, x):
         return x

@@ -64,7 +64,8 @@ def bare_fit(width, normalisation):
     head = keras.layers.Dense(4, dtype="float32")
     model = keras.Sequential([network(width, normalisation), head])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(sgd(), loss, [keras.metrics.SparseCategoricalAccuracy()], jit_compile=False)
+    metrics = [keras.metrics.SparseCategoricalAccuracy()]
+    model.compile(sgd(), loss, metrics=metrics, jit_compile=False)
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (BATCH * STEPS, 32, 32, 3), np.uint8)
     ready = tf.data.Dataset.from_tensor_slices((x, rng.integers(0, 4, BATCH * STEPS)))
@@ -79,7 +80,7 @@ def bare_fit(width, normalisation):
     return run
 
 
-def torch_loop(width, bfloat16):
+def torch_loop(width, bfloat16, layout):
     import torch
     from torch import nn
 
@@ -105,10 +106,11 @@ def torch_loop(width, bfloat16):
     for i, outputs in enumerate(widths):
         blocks += [Block(widths[max(i - 1, 0)], outputs, 2 if i else 1), Block(outputs, outputs, 1)]
     model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 4))
-    model = model.to(memory_format=torch.channels_last)  # the faster layout on this kind of CPU
+    layout = getattr(torch, layout)
+    model = model.to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     loss = nn.CrossEntropyLoss()
-    x = torch.randint(0, 256, (BATCH, 3, 32, 32)).float().to(memory_format=torch.channels_last)
+    x = torch.randint(0, 256, (BATCH, 3, 32, 32)).float().to(memory_format=layout)
     y = torch.randint(0, 4, (BATCH,))
 
     def step():
@@ -152,7 +154,10 @@ def main():
             ),
         }
         if torch_loop_or_none:
-            variants["PyTorch loop"] = torch_loop_or_none(options.width, policy != "float32")
+            for name, layout in (("", "contiguous_format"), (", channels last", "channels_last")):
+                variants[f"PyTorch loop{name}"] = torch_loop_or_none(
+                    options.width, policy != "float32", layout
+                )
         for run in variants.values():
             run()
         rounds = [{name: run() for name, run in variants.items()} for _ in range(options.rounds)]

@@ -25,8 +25,8 @@ def from_array(images, labels=None):
             another length.
 
     Example:
-        >>> from_array(np.zeros((5, 8, 8, 3), "uint8")).cardinality().numpy()
-        5
+        >>> from_array(np.zeros((5, 8, 8, 3), "uint8")).element_spec["image"].shape
+        TensorShape([8, 8, 3])
     """
     images = np.asarray(images)
     if images.ndim == 3:

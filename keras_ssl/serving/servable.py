@@ -18,9 +18,10 @@ class Servable:
         ValueError: `path` holds no SavedModel that loads.
 
     Example:
-        >>> servable = Servable("saved_models/rotation_cifar10/1")      # doctest: +SKIP
+        >>> import numpy as np
+        >>> servable = Servable("saved_models/rotation_cifar10/1")
         >>> servable.run({"images": np.zeros((1, 32, 32, 3), "uint8")})["features"].shape
-        (1, 128)
+        (1, 256)
     """
 
     def __init__(self, path):
