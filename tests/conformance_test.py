@@ -96,14 +96,13 @@ def test_export_serves_the_features_of_keras(row, images, tmp_path):
     np.testing.assert_allclose(kssl.load(path)(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_replicas_give_what_one_gives(row, images):
+def test_two_replicas_give_what_one_gives(row, images, two_replicas):
     even = images.take(16)  # Keras averages over replicas: halves must be of one size
     keras.utils.set_random_seed(1)
     one = make(row, images)
     initial = one.get_weights()
     expected = run(one, even, steps=2)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+    with two_replicas.scope():
         two = make(row, images)
     two.set_weights(initial)
     np.testing.assert_allclose(run(two, even, steps=2), expected, rtol=1e-4, atol=1e-4)

@@ -19,6 +19,12 @@ def _fresh_random_state():
 
 
 @pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all tests: TensorFlow mixes up the collectives of two in one process."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def noise():
     """40 asymmetric pictures: (40, 32, 32, 3) uint8."""
     return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)

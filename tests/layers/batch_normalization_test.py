@@ -114,22 +114,24 @@ def test_mask_and_frozen_layer():
 
 
 @pytest.mark.parametrize("synchronized", [False, True])
-def test_on_two_replicas(synchronized):
+def test_on_two_replicas(synchronized, two_replicas):
     shape = (8, 5, 4, 3)
     x = picture(shape)
+    halves = two_replicas.experimental_distribute_values_from_function(
+        lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
+    )
     results = []
     for kind in (BatchNormalization, keras.layers.BatchNormalization):
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        with strategy.scope():
+        with two_replicas.scope():
             layer = kind(synchronized=synchronized)
             layer.build(shape)
-        halves = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
-        )
-        y = strategy.run(tf.function(lambda v, layer=layer: layer(v, training=True)), (halves,))
-        results.append(
-            (np.concatenate(strategy.experimental_local_results(y)), layer.get_weights())
-        )
+
+        @tf.function
+        def step(values, layer=layer):
+            return two_replicas.run(lambda half: layer(half, training=True), (values,))
+
+        y = two_replicas.experimental_local_results(step(halves))
+        results.append((np.concatenate(y), layer.get_weights()))
     (ours, our_weights), (theirs, their_weights) = results
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     for a, b in zip(our_weights, their_weights, strict=True):
