@@ -241,30 +241,32 @@ def quickstart(out):
 
 
 def _data(name, size, split=False):
-    """The dataset of that name or folder; (train, test) where `split`, else (everything, None)."""
-    if name == "digits":
-        readers = (lambda part: kssl.data.digits(part)), (32, 32)
-    elif name == "cifar10" and not Path(name).is_dir():
-        readers = (lambda part: kssl.data.cifar10(split=part)), (32, 32)
-    else:
-        readers = None
-    if readers:
-        reader, pixels = readers
-        if size not in (32, pixels):
-            raise ValueError(f"--data {name} has 32x32 pictures, got size {size}")
-        return reader("train"), reader("test") if split else None
+    """The dataset of that name or folder; (train, test) where `split`, else (training part, None)."""
+    builtin = {"digits": kssl.data.digits, "cifar10": lambda part: kssl.data.cifar10(split=part)}
     folder = Path(name)
-    if split and (folder / "train").is_dir() and (folder / "test").is_dir():
-        return tuple(kssl.data.from_folder(folder / part, size) for part in ("train", "test"))
+    if name in builtin and not folder.is_dir():
+        if size not in (32, (32, 32)):
+            raise ValueError(f"--data {name} has 32x32 pictures, got size {size}")
+        return builtin[name]("train"), builtin[name]("test") if split else None
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train = kssl.data.from_folder(folder / "train", size)
+        if not split:
+            return train, None
+        test = kssl.data.from_folder(folder / "test", size)
+        if train.class_names != test.class_names:  # labels are places in these lists
+            raise ValueError(
+                f"--data: train/ and test/ of {name!r} must have the same class folders"
+            )
+        return train, test
     dataset = kssl.data.from_folder(folder, size)
     if not split:
         return dataset, None
-    # Every fifth picture judges: within a folder sorted by class that takes a fifth of each class.
     number = len(dataset.paths)
     if number < 2:
         raise ValueError(
             f"--data must hold at least two pictures to evaluate, {name!r} has {number}"
         )
+    # Every fifth picture judges: within a folder sorted by class that takes a fifth of each class.
     is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
     return tuple(
         dataset.filter(lambda e, part=part: tf.gather(part, e["id"])).apply(

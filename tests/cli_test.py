@@ -178,10 +178,16 @@ def test_unreadable_files_are_one_warning(command, photos):
 def test_train_and_test_folders_are_used_as_they_are(photos, tmp_path):
     (tmp_path / "both").mkdir()
     photos.rename(tmp_path / "both" / "train")
-    (tmp_path / "both" / "test" / "red").mkdir(parents=True)
-    Image.new("RGB", (9, 9)).save(tmp_path / "both" / "test" / "red" / "x.png")
+    for name in ("red", "blue"):
+        (tmp_path / "both" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "both" / "test" / name / "x.png")
+        if name == "red":  # alone it would be class 0, while it is class 1 of the training pictures
+            with pytest.raises(ValueError, match="same class folders"):
+                cli._data(str(tmp_path / "both"), 16, split=True)
     train, test = cli._data(str(tmp_path / "both"), 16, split=True)
-    assert (int(train.cardinality()), int(test.cardinality())) == (20, 1)
+    assert (int(train.cardinality()), int(test.cardinality())) == (20, 2)
+    assert kssl.data.to_arrays(test)["label"].tolist() == [0, 1]
+    assert int(cli._data(str(tmp_path / "both"), 16)[0].cardinality()) == 20
     train, test = cli._data(str(tmp_path / "both" / "train"), 16, split=True)
     assert (int(train.cardinality()), int(test.cardinality())) == (16, 4)
     assert sorted(kssl.data.to_arrays(test)["label"]) == [0, 0, 1, 1]

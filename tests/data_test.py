@@ -126,3 +126,12 @@ def test_cifar10_from_class_folders(folder, tmp_path):
     assert dataset.class_names == ["cat", "dog", "eel"]
     with pytest.raises(ValueError, match="no folder"):
         data.cifar10(tmp_path, split="train")
+
+
+def test_cifar10_says_what_to_do_when_it_cannot_download(monkeypatch):
+    def fail():
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr("keras.datasets.cifar10.load_data", fail)
+    with pytest.raises(ConnectionError, match="URL fetch failure.*give a folder"):
+        data.cifar10()

@@ -108,12 +108,19 @@ def cifar10(path=None, split="train"):
 
     Raises:
         ValueError: unknown `split`, or `path` has no folder of that name.
+        ConnectionError: the download failed.
 
     Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
     _check_split(split)
     if path is None:
-        train, test = keras.datasets.cifar10.load_data()
+        try:
+            train, test = keras.datasets.cifar10.load_data()
+        except Exception as error:  # Keras raises nothing narrower when it cannot download
+            raise ConnectionError(
+                f"CIFAR-10 could not be downloaded ({error}): give a folder with train/<class>/ and "
+                "test/<class>/ as path"
+            ) from None
         images, labels = train if split == "train" else test
         return from_array(images, labels[:, 0])
     files = from_folder(Path(path) / split, size=32)
