@@ -17,6 +17,8 @@ from keras_ssl.serving.servable import Servable, versions
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted(p.name for p in (ROOT / "saved_models").iterdir() if versions(p))
+if "rotation_digits" in MODELS:  # what the quickstart writes here; git ignores it
+    MODELS.remove("rotation_digits")
 
 
 def test_every_task_has_a_row_and_every_row_a_task():
