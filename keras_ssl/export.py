@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ from keras_ssl.serving.servable import Servable, versions
 from keras_ssl.tasks import TASKS
 
 TOLERANCE = 1e-5
+DRAFT_SECONDS = 24 * 3600
 
 
 def export(task, path, card=None):
@@ -59,6 +61,9 @@ def export(task, path, card=None):
     task = _in_float32(task)
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    for old in path.glob(".export-*"):  # of an export that was killed; a running one is young
+        if time.time() - old.stat().st_mtime > DRAFT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
     # Hidden and not numeric: servers pass over it, also when this process is killed here.
     draft = Path(tempfile.mkdtemp(prefix=".export-", dir=path))
     try:

@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -147,6 +149,14 @@ def test_next_version_and_what_is_no_version(task, tmp_path):
     assert versions(tmp_path) == [7]
     assert kssl.export(task, tmp_path) == str(tmp_path / "8")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".export-old", "7", "8", "9x"]
+
+
+def test_drafts_of_killed_exports_go_after_a_day(task, tmp_path):
+    for name, hours in ((".export-killed", 25), (".export-running", 1)):
+        (tmp_path / name / "variables").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    kssl.export(task, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".export-running", "1"]
 
 
 def test_a_version_that_differs_from_keras_never_appears(task, tmp_path, monkeypatch):
