@@ -133,7 +133,7 @@ def _fine_tune(path, train, test):
 
 def _picture(path, task, train, test, history, served):
     """Pretext examples, the learning curve, and nearest neighbours by the served features."""
-    figure = Figure((11, 6), layout="constrained", dpi=110)
+    figure = Figure((11, 4.9), layout="constrained", dpi=110)
     left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 6))
     x, y = next(task.dataset(train, 4).as_numpy_iterator())
     pictures.grid(task.preview(x, y), left, "what the network sees, and its labels")
