@@ -127,39 +127,37 @@ def _write(task, directory):
     stages = encoders.stages(task.encoder)
     pixels = tf.TensorSpec((None, height, width, 3), tf.uint8, name="images")
 
-    def endpoint(function):
+    encoded_files = tf.TensorSpec((None,), tf.string, name="encoded")
+
+    def endpoint(spec, function):
         # Declared shapes are not enforced in a Session, and a wrong rank in a convolution aborts
         # the whole server (oneDNN check): ensure_shape turns it into INVALID_ARGUMENT.
-        def checked(images):
-            some = tf.debugging.assert_positive(tf.shape(images)[0], "images must not be empty")
+        def checked(batch):
+            some = tf.debugging.assert_positive(
+                tf.shape(batch)[0], f"{spec.name} must not be empty"
+            )
             with tf.control_dependencies([some]):
-                images = tf.ensure_shape(images, pixels.shape)
-            return function(tf.cast(images, tf.float32))
+                return function(tf.ensure_shape(batch, spec.shape))
 
-        return tf.function(checked, input_signature=[pixels], autograph=False)
+        return tf.function(checked, input_signature=[spec], autograph=False)
+
+    def on_pixels(function):
+        return endpoint(pixels, lambda batch: function(tf.cast(batch, tf.float32)))
 
     def picture(encoded):
         return images.resize(images.decode(encoded), height, width)
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None,), tf.string, name="encoded")], autograph=False
-    )
-    def from_encoded(encoded):
-        some = tf.debugging.assert_positive(tf.size(encoded), "encoded must not be empty")
-        with tf.control_dependencies([some]):
-            encoded = tf.ensure_shape(encoded, (None,))
-        batch = tf.map_fn(
-            picture, encoded, fn_output_signature=tf.TensorSpec(pixels.shape[1:], tf.uint8)
-        )
-        return {"features": task.features(batch)}
+    def decoded(encoded):
+        one = tf.TensorSpec(pixels.shape[1:], tf.uint8)
+        return tf.map_fn(picture, encoded, fn_output_signature=one)
 
     signatures = {
-        "serving_default": endpoint(lambda x: {"features": task.features(x)}),
-        "encoded": from_encoded,
-        "stages": endpoint(lambda x: stages(x, training=False)),
+        "serving_default": on_pixels(lambda x: {"features": task.features(x)}),
+        "encoded": endpoint(encoded_files, lambda x: {"features": task.features(decoded(x))}),
+        "stages": on_pixels(lambda x: stages(x, training=False)),
     }
     if task.prediction(tf.zeros((1, height, width, 3))) is not None:
-        signatures["pretext"] = endpoint(task.prediction)
+        signatures["pretext"] = on_pixels(task.prediction)
 
     # A plain module: a Keras model among the saved objects would keep a graph Session from loading.
     module = tf.Module()
@@ -167,7 +165,7 @@ def _write(task, directory):
     module.encoder_trainable_variables = [v.value for v in task.encoder.trainable_variables]
     module.task_variables = [v.value for v in task.variables]
     # No signature: it updates the moving averages, which no client of a server may do.
-    module.train = endpoint(lambda x: {"features": task.encoder(x, training=True)})
+    module.train = on_pixels(lambda x: {"features": task.encoder(x, training=True)})
     tf.saved_model.save(module, str(directory), signatures)
     return list(signatures)
 

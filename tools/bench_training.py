@@ -9,6 +9,7 @@ installed.
 """
 
 import argparse
+import importlib.util
 import time
 
 import keras
@@ -136,13 +137,9 @@ def main():
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        torch_loop_or_none = None
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch:
         print("PyTorch is not installed: left out")
-    else:
-        torch_loop_or_none = torch_loop
 
     for policy in ("float32", "mixed_bfloat16"):
         keras.config.set_dtype_policy(policy)
@@ -153,9 +150,9 @@ def main():
                 options.width, keras.layers.BatchNormalization
             ),
         }
-        if torch_loop_or_none:
+        if has_torch:
             for name, layout in (("", "contiguous_format"), (", channels last", "channels_last")):
-                variants[f"PyTorch loop{name}"] = torch_loop_or_none(
+                variants[f"PyTorch loop{name}"] = torch_loop(
                     options.width, policy != "float32", layout
                 )
         for run in variants.values():
