@@ -1,5 +1,7 @@
 """Layers that the zoo's networks are built from."""
 
 from keras_ssl.layers.batch_normalization import BatchNormalization
+from keras_ssl.layers.sinkhorn import Sinkhorn
+from keras_ssl.layers.sobel import Sobel
 
-__all__ = ["BatchNormalization"]
+__all__ = ["BatchNormalization", "Sinkhorn", "Sobel"]

@@ -1,0 +1,145 @@
+"""Balanced assignments of a batch to clusters, inside a network."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class Sinkhorn(keras.layers.Layer):
+    """Turns scores of a batch into the plan of entropic optimal transport, at given marginals.
+
+    Finds Q >= 0 with the given row and column sums that maximises sum(Q * scores) + entropy(Q) / lam,
+    by Sinkhorn's iteration on logarithms, a compiled `tf.function` of a single loop: no temperature
+    underflows, and it exports in a SavedModel. It computes in float32 also in mixed precision. For a
+    whole data set use `keras_ssl.transport.sinkhorn`, which is many times faster on large matrices.
+
+    Under a strategy the plan is that of the batch of all replicas: their scores are gathered, and each
+    replica keeps its rows. (Sums cannot be all-reduced inside a compiled loop under MirroredStrategy.)
+
+    Args:
+        lam: float, inverse temperature.
+        tolerance: float, the error to stop at: the sum over the columns of |sum - marginal|, as a
+            share of the mass. The row sums are exact.
+        max_iterations: int; where they do not suffice, a warning is printed.
+        differentiable: bool, let gradients flow through the iterations; by default the plan is a
+            constant, as a target is.
+        report: bool, put out a dict of `plan`, `iterations` and `error` instead of the plan.
+        **kwargs: of keras.layers.Layer.
+
+    Call arguments:
+        scores: (B, K) float tensor.
+        rows: (B,) positive marginals, 1 / B each by default. Under a strategy, of the replica's rows.
+        columns: (K,) positive marginals with the same sum (over all replicas), 1 / K each by default.
+
+    Returns:
+        (B, K) float32 tensor.
+
+    Raises:
+        ValueError: scores that are not (B, K), or a number that is not positive.
+
+    Reference: Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
+
+    Example:
+        >>> plan = Sinkhorn(lam=1.0)(tf.random.normal((6, 3)))
+        >>> tf.reduce_sum(plan, 0).numpy().round(3).tolist()
+        [0.3330000042915344, 0.3330000042915344, 0.3330000042915344]
+    """
+
+    def __init__(
+        self,
+        lam=25.0,
+        tolerance=1e-4,
+        max_iterations=1000,
+        differentiable=False,
+        report=False,
+        **kwargs,
+    ):
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        settings = (("lam", lam), ("tolerance", tolerance), ("max_iterations", max_iterations))
+        for name, value in settings:
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        self.lam, self.tolerance = float(lam), float(tolerance)
+        self.max_iterations = max_iterations
+        self.differentiable, self.report = differentiable, report
+
+    def build(self, shape):
+        if len(shape) != 2:
+            raise ValueError(f"scores must be (B, K), got {tuple(shape)}")
+
+    def call(self, scores, rows=None, columns=None):
+        scores = tf.cast(scores, tf.float32)
+        batch, number = tf.shape(scores)[0], tf.shape(scores)[1]
+        context = tf.distribute.get_replica_context()
+        together = context is not None and context.num_replicas_in_sync > 1
+        first = 0
+        if together:
+            sizes = context.all_gather(batch[None], axis=0)
+            first = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
+            scores = context.all_gather(scores, axis=0)
+            rows = None if rows is None else context.all_gather(rows, axis=0)
+        total = tf.shape(scores)[0]
+        if rows is None:
+            rows = tf.fill([total], 1 / tf.cast(total, tf.float32))
+        if columns is None:
+            columns = tf.fill([number], 1 / tf.cast(number, tf.float32))
+        plan, iterations, error = _balance(
+            scores, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), tf.constant(self.lam),
+            tf.constant(self.tolerance), tf.constant(self.max_iterations),
+        )  # fmt: skip
+        plan = plan[first : first + batch] if together else plan
+        if not self.differentiable:
+            plan = tf.stop_gradient(plan)
+        if self.report:
+            return {"plan": plan, "iterations": iterations, "error": error}
+        return plan
+
+    def compute_output_shape(self, shape, *args):
+        return {"plan": shape, "iterations": (), "error": ()} if self.report else shape
+
+    def compute_output_spec(self, scores, *args, **kwargs):
+        plan = keras.KerasTensor(scores.shape, "float32")
+        if not self.report:
+            return plan
+        return {
+            "plan": plan,
+            "iterations": keras.KerasTensor((), "int32"),
+            "error": keras.KerasTensor((), "float32"),
+        }
+
+    def get_config(self):
+        names = ("lam", "tolerance", "max_iterations", "differentiable", "report")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _balance(scores, rows, columns, lam, tolerance, max_iterations):
+    logits = lam * scores
+    log_rows, log_columns = tf.math.log(rows)[:, None], tf.math.log(columns)[None]
+
+    def step(iteration, potentials, sums, error):
+        # Row sums first, for any potentials of the columns; what the columns then lack moves these.
+        log_plan = log_rows + tf.nn.log_softmax(logits + potentials, axis=1)
+        sums = tf.reduce_logsumexp(log_plan, axis=0, keepdims=True)
+        error = tf.reduce_sum(tf.abs(tf.exp(sums) - columns)) / tf.reduce_sum(columns)
+        return iteration + 1, potentials + log_columns - sums, sums, error
+
+    zeros = tf.zeros_like(log_columns)
+    iterations, potentials, sums, error = tf.while_loop(
+        lambda iteration, potentials, sums, error: error > tolerance,
+        step,
+        (tf.constant(0), zeros, zeros, tf.constant(float("inf"))),
+        maximum_iterations=max_iterations,
+    )
+    potentials -= log_columns - sums  # those that the error belongs to
+    plan = rows[:, None] * tf.nn.softmax(logits + potentials, axis=1)
+    converged = tf.cond(
+        error > tolerance,
+        lambda: tf.print(
+            "Sinkhorn stopped after", iterations, "iterations with an error of", error,
+            "more than the tolerance of", tolerance,
+        ),
+        tf.no_op,
+    )  # fmt: skip
+    with tf.control_dependencies([converged]):
+        return tf.identity(plan), iterations, error

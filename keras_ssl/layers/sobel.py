@@ -1,0 +1,34 @@
+"""Gray gradients instead of colours, as the first layer of an encoder."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class Sobel(keras.layers.Layer):
+    """Vertical and horizontal Sobel gradients of the gray picture, mirrored at the border.
+
+    For clustering tasks: without it the colour of a picture alone decides its cluster (Bojanowski &
+    Joulin 2017; DeepCluster, section 3.4).
+
+    Args:
+        **kwargs: of keras.layers.Layer.
+
+    Call arguments:
+        images: (B, H, W, C) tensor of pixels in 0..255.
+
+    Returns:
+        (B, H, W, 2) float tensor in -1..1: down and to the right positive.
+
+    Example:
+        >>> ramp = tf.tile(tf.range(4.0)[None, None, :, None], [1, 4, 1, 3])
+        >>> (Sobel()(ramp)[0, 1, 1] * 127.5).numpy().tolist()
+        [0.0, 1.0]
+    """
+
+    def call(self, images):
+        gray = tf.reduce_mean(tf.cast(images, self.compute_dtype), axis=-1, keepdims=True)
+        return tf.image.sobel_edges(gray)[:, :, :, 0] / (8 * 127.5)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 2)

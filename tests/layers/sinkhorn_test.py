@@ -1,0 +1,119 @@
+"""The layer against the function for whole data sets, in a graph, a SavedModel and two replicas."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_ssl.layers import Sinkhorn
+from keras_ssl.transport import sinkhorn
+
+
+@pytest.fixture(scope="module")
+def problem():
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((10, 4)).astype("float32")
+    return scores, random.dirichlet(np.ones(10)), random.dirichlet(np.ones(4))
+
+
+def test_equals_the_function_for_whole_data_sets(problem):
+    scores, rows, columns = problem
+    plan = Sinkhorn(lam=5.0, tolerance=1e-6)(scores, rows, columns)
+    expected = sinkhorn(scores, rows, columns, 5.0, 1e-9, dtype="float64").plan()
+    np.testing.assert_allclose(plan, expected, atol=1e-6)
+    uniform = Sinkhorn(lam=5.0, tolerance=1e-6)(scores).numpy()
+    np.testing.assert_allclose(uniform.sum(0), 1 / 4, atol=1e-6)
+    np.testing.assert_allclose(uniform.sum(1), 1 / 10, atol=1e-6)
+
+
+def test_sharp_temperatures_stay_finite(problem):
+    plan = Sinkhorn(lam=1000.0, max_iterations=5000)(problem[0] - [[0, 10, 20, 30]]).numpy()
+    assert np.isfinite(plan).all()
+    np.testing.assert_allclose(plan.sum(0), 1 / 4, atol=1e-3)
+
+
+def test_reports_and_warns(problem, capfd):
+    found = Sinkhorn(lam=50.0, max_iterations=3, report=True)(problem[0])
+    assert found["iterations"] == 3
+    error = np.abs(found["plan"].numpy().sum(0) - 1 / 4).sum()
+    assert float(found["error"]) == pytest.approx(error, rel=1e-3)
+    assert "Sinkhorn stopped after 3 iterations with an error of" in capfd.readouterr().err
+    found = Sinkhorn(lam=1.0, report=True)(problem[0])
+    assert found["error"] <= 1e-4
+    assert capfd.readouterr().err == ""
+
+
+def test_gradient_only_where_asked(problem):
+    scores = tf.constant(problem[0])
+    goal = np.random.default_rng(1).standard_normal((10, 4)).astype("float32")
+
+    def value(layer, scores):
+        return tf.reduce_sum(goal * layer(scores))
+
+    with tf.GradientTape() as tape:
+        tape.watch(scores)
+        constant = value(Sinkhorn(lam=2.0), scores)
+    assert tape.gradient(constant, scores) is None
+    layer = Sinkhorn(lam=2.0, tolerance=1e-7, max_iterations=100, differentiable=True)
+    with tf.GradientTape() as tape:
+        tape.watch(scores)
+        result = value(layer, scores)
+    gradient = tape.gradient(result, scores).numpy()
+    for place in ((0, 0), (3, 2), (9, 3)):  # against finite differences, in float64 of the function
+        step = np.zeros((10, 4))
+        step[place] = 1e-4
+        ends = [
+            (
+                goal * sinkhorn(problem[0] + s, lam=2.0, tolerance=1e-12, dtype="float64").plan()
+            ).sum()
+            for s in (step, -step)
+        ]
+        expected = (ends[0] - ends[1]) / 2e-4
+        assert abs(expected) > 1e-3
+        assert gradient[place] == pytest.approx(expected, rel=1e-2)
+
+
+def test_saves_exports_and_stays_float32(problem, tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Sinkhorn(lam=5.0, dtype="mixed_bfloat16")(inputs))
+    expected = Sinkhorn(lam=5.0)(problem[0])
+    model.save(tmp_path / "model.keras")
+    copy = keras.models.load_model(tmp_path / "model.keras")
+    assert copy.layers[-1].lam == 5.0
+    module = tf.Module()
+    serve = tf.function(copy, input_signature=[tf.TensorSpec((None, 4), tf.float32)])
+    tf.saved_model.save(module, str(tmp_path / "1"), {"serving_default": serve})
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "1"))
+        signature = meta.signature_def["serving_default"]
+        (name,) = (value.name for value in signature.inputs.values())
+        (output,) = (value.name for value in signature.outputs.values())
+        served = session.run(output, {name: problem[0]})
+    np.testing.assert_allclose(served, expected, atol=1e-6)
+    report = keras.Model(inputs, Sinkhorn(report=True)(inputs))
+    assert report.output["plan"].shape == (None, 4)
+
+
+def test_two_replicas_give_what_one_gives(problem, two_replicas):
+    scores, rows, columns = (np.asarray(a, np.float32) for a in problem)
+    layer = Sinkhorn(lam=25.0, tolerance=1e-6)
+    expected = layer(scores, rows, columns).numpy()
+    parts = [slice(0, 6), slice(6, 10)]  # replicas of different size
+
+    def value(array):
+        return two_replicas.experimental_distribute_values_from_function(
+            lambda context: tf.constant(array[parts[context.replica_id_in_sync_group]])
+        )
+
+    run = tf.function(lambda s, r: two_replicas.run(lambda s, r: layer(s, r, columns), (s, r)))
+    found = two_replicas.experimental_local_results(run(value(scores), value(rows)))
+    assert [len(part) for part in found] == [6, 4]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lam", "tolerance", "max_iterations"])
+def test_refuses(name):
+    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        Sinkhorn(**{name: 0})
+    with pytest.raises(ValueError, match=r"scores must be \(B, K\), got \(2, 3, 4\)"):
+        Sinkhorn()(np.zeros((2, 3, 4)))
