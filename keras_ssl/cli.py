@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import keras_ssl as kssl
 from keras_ssl import pictures, serving
+from keras_ssl.data.named import named
 from keras_ssl.optimizers import sgd_cosine
 from keras_ssl.tasks import TASKS
 
@@ -86,9 +87,9 @@ def preview(task, data, out, number, size, settings, seed):
     if number < 1:
         raise ValueError(f"--number must be at least 1, got {number}")
     _check_parent("--out", out)
-    dataset, _ = _data(data, size)
+    dataset, _ = named(data, size, reader=_row(task).task.reader)
     encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
-    model = _task(task, encoder, settings)
+    model = _task(task, encoder, settings, dataset)
     x, y = next(model.dataset(dataset, number, seed=seed).as_numpy_iterator())
     pictures.grid(model.preview(x, y), title=f"{task} on {data}").savefig(out)
     click.echo(f"wrote {out}")
@@ -110,11 +111,12 @@ def preview(task, data, out, number, size, settings, seed):
 @click.option(
     "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"])
 )
+@click.option("--sobel", is_flag=True, help="The encoder sees gray gradients, no colours.")
 @click.option("--tensorboard", metavar="DIR", help="Write scalars for TensorBoard.")
 @encoder_options
 def pretrain(
-    task, data, out, epochs, batch_size, learning_rate, width, blocks, stem, tensorboard, size,
-    settings, seed,
+    task, data, out, epochs, batch_size, learning_rate, width, blocks, stem, sobel, tensorboard,
+    size, settings, seed,
 ):  # fmt: skip
     """Trains an encoder on a pretext task, without labels."""
     out = Path(out or f"{task}_{Path(data).resolve().name if Path(data).is_dir() else data}.keras")
@@ -130,8 +132,12 @@ def pretrain(
     except ValueError:
         raise ValueError(f"--blocks must be numbers such as 2,2,2,2, got {blocks!r}") from None
     keras.utils.set_random_seed(seed)
-    model = _task(task, kssl.encoders.resnet((size, size, 3), width, depths, stem), settings)
-    dataset, _ = _data(data, size)
+    dataset, _ = named(data, size, reader=_row(task).task.reader)
+    preprocessing = kssl.layers.Sobel() if sobel else None
+    encoder = kssl.encoders.resnet(
+        (size, size, 3), width, depths, stem, preprocessing=preprocessing
+    )
+    model = _task(task, encoder, settings, dataset)
     training = model.dataset(dataset, batch_size, epochs=epochs, seed=seed)
     model.compile(sgd_cosine(learning_rate, epochs * training.steps_per_epoch))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -139,7 +145,9 @@ def pretrain(
         f"{task} on {data}: {int(dataset.cardinality())} images, {training.steps_per_epoch} steps an "
         f"epoch, {len(devices)} {devices[0].device_type}, {model.encoder.count_params():,} parameters"
     )
-    callbacks = [keras.callbacks.TensorBoard(tensorboard)] if tensorboard else []
+    callbacks = model.default_callbacks(dataset)
+    if tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(tensorboard))
     model.fit(training, epochs=epochs, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 2)
     model.save(out)
     click.echo(f"wrote {out}; next: keras-ssl evaluate {out} --data {data}")
@@ -155,7 +163,7 @@ def evaluate(model, data, k):
     """Accuracy of MODEL's features (a .keras file or an export), by stage."""
     encoder = _encoder(model)
     height, width = encoder.input_shape[1:3]
-    train, test = _data(data, (height, width), split=True)
+    train, test = named(data, (height, width), split=True)
     keras.utils.set_random_seed(0)
     untrained = keras.models.clone_model(encoder)
     results = kssl.evaluation.compare(
@@ -240,48 +248,17 @@ def quickstart(out):
     quickstart(Path(out))
 
 
-def _data(name, size, split=False):
-    """The dataset of that name or folder; (train, test) where `split`, else (training part, None)."""
-    builtin = {"digits": kssl.data.digits, "cifar10": lambda part: kssl.data.cifar10(split=part)}
-    folder = Path(name)
-    if name in builtin and not folder.is_dir():
-        if size not in (32, (32, 32)):
-            raise ValueError(f"--data {name} has 32x32 pictures, got size {size}")
-        return builtin[name]("train"), builtin[name]("test") if split else None
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train = kssl.data.from_folder(folder / "train", size)
-        if not split:
-            return train, None
-        test = kssl.data.from_folder(folder / "test", size)
-        if train.class_names != test.class_names:  # labels are places in these lists
-            raise ValueError(
-                f"--data: train/ and test/ of {name!r} must have the same class folders"
-            )
-        return train, test
-    dataset = kssl.data.from_folder(folder, size)
-    if not split:
-        return dataset, None
-    number = len(dataset.paths)
-    if number < 2:
-        raise ValueError(
-            f"--data must hold at least two pictures to evaluate, {name!r} has {number}"
-        )
-    # Every fifth picture judges: within a folder sorted by class that takes a fifth of each class.
-    is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
-    return tuple(
-        dataset.filter(lambda e, part=part: tf.gather(part, e["id"])).apply(
-            tf.data.experimental.assert_cardinality(int(part.sum()))
-        )
-        for part in (~is_test, is_test)
-    )
+def _row(name):
+    for row in TASKS:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in TASKS)
+    raise ValueError(f"there is no task {name!r}: choose one of {known}")
 
 
-def _task(name, encoder, settings):
+def _task(name, encoder, settings, dataset):
     """The task of that name, with `--set name=value` as further arguments."""
-    row = next((row for row in TASKS if row.name == name), None)
-    if row is None:
-        known = ", ".join(row.name for row in TASKS)
-        raise ValueError(f"there is no task {name!r}: choose one of {known}")
+    row = _row(name)
     known = [p for p in inspect.signature(row.task).parameters if p not in ("encoder", "kwargs")]
     arguments = {}
     for setting in settings:
@@ -294,6 +271,8 @@ def _task(name, encoder, settings):
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             arguments[key] = value
+    if "num_images" in known:
+        arguments.setdefault("num_images", int(dataset.cardinality()))
     try:
         return row.task(encoder, **arguments)
     except TypeError as error:

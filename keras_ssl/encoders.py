@@ -8,7 +8,14 @@ from keras_ssl.layers import BatchNormalization
 STAGE = "stage"
 
 
-def resnet(input_shape, width=64, blocks=(2, 2, 2, 2), stem="small", synchronized=False):
+def resnet(
+    input_shape,
+    width=64,
+    blocks=(2, 2, 2, 2),
+    stem="small",
+    synchronized=False,
+    preprocessing=None,
+):
     """Residual network of basic blocks; the defaults are ResNet-18.
 
     Args:
@@ -18,6 +25,8 @@ def resnet(input_shape, width=64, blocks=(2, 2, 2, 2), stem="small", synchronize
         stem: "small" (one 3x3 convolution, for pictures up to about 96 pixels) or "imagenet"
             (7x7 convolution with stride 2 and a 3x3 max pooling with stride 2).
         synchronized: normalise over the batch of all replicas instead of each replica's own.
+        preprocessing: keras layer that turns pixels in 0..255 into what the first convolution sees, for
+            example `keras_ssl.layers.Sobel()`; by default a rescaling to -1..1.
 
     Returns:
         keras.Model from (B, H, W, C) pixels in 0..255, uint8 or float, to (B, D) features with
@@ -47,7 +56,7 @@ def resnet(input_shape, width=64, blocks=(2, 2, 2, 2), stem="small", synchronize
         return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
 
     inputs = keras.Input(input_shape, name="images")
-    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    x = (preprocessing or layers.Rescaling(1 / 127.5, offset=-1))(inputs)
     if stem == "small":
         x = layers.ReLU()(convolution(x, width, 3))
     elif stem == "imagenet":

@@ -163,7 +163,9 @@ def _write(task, directory):
     module = tf.Module()
     module.encoder_variables = [v.value for v in task.encoder.variables]
     module.encoder_trainable_variables = [v.value for v in task.encoder.trainable_variables]
-    module.task_variables = [v.value for v in task.variables]
+    # Only what a signature reads: the labels of a clustering task are as long as its data.
+    read = [v for f in signatures.values() for v in f.get_concrete_function().variables]
+    module.signature_variables = list({id(v): v for v in read}.values())
     # No signature: it updates the moving averages, which no client of a server may do.
     module.train = on_pixels(lambda x: {"features": task.encoder(x, training=True)})
     tf.saved_model.save(module, str(directory), signatures)

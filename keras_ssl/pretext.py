@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl import data
+
 SHUFFLE_BYTES = (
     2**30
 )  # the shuffle buffer holds decoded pictures; more would not fit small machines
@@ -30,6 +32,8 @@ class PretextModel(keras.Model):
     Raises:
         ValueError: `encoder` is not such a model.
     """
+
+    reader = staticmethod(data.from_folder)  # what the command reads a folder with
 
     def __init__(self, encoder, **kwargs):
         super().__init__(**kwargs)
@@ -75,6 +79,18 @@ class PretextModel(keras.Model):
 
     def default_metrics(self):
         """The list of metrics that `compile` uses."""
+        return []
+
+    def default_callbacks(self, images):
+        """The callbacks without which the task cannot be fitted, for `fit(callbacks=...)`.
+
+        Args:
+            images: the dataset that the task is fitted on, as given to `dataset`.
+
+        Returns:
+            list of keras.callbacks.Callback; a task with a method `relabel` needs a
+            `callbacks.Relabel`.
+        """
         return []
 
     def features(self, images):
@@ -212,6 +228,8 @@ class PretextModel(keras.Model):
         y=None,
         batch_size=None,
         epochs=1,
+        verbose="auto",
+        callbacks=None,
         *args,
         initial_epoch=0,
         steps_per_epoch=None,
@@ -220,8 +238,14 @@ class PretextModel(keras.Model):
         """Keras' fit; a dataset made by `dataset` knows how many steps its epochs have.
 
         Raises:
-            ValueError: the dataset was made for another number of epochs.
+            ValueError: the dataset was made for another number of epochs, or a clustering task has no
+                `callbacks.Relabel`.
         """
+        if hasattr(self, "relabel") and not any(hasattr(c, "relabel") for c in callbacks or []):
+            raise ValueError(
+                f"callbacks must hold a Relabel, or {type(self).__name__} has no labels: add "
+                "callbacks=[keras_ssl.callbacks.Relabel(images)] with the images of the dataset"
+            )
         if isinstance(x, tf.data.Dataset):
             kwargs["shuffle"] = False  # it is shuffled already; Keras would warn
         if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
@@ -233,7 +257,7 @@ class PretextModel(keras.Model):
                     f"the dataset holds {made}: give dataset() and fit() the same epochs"
                 )
         kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
-        return super().fit(x, y, batch_size, epochs, *args, **kwargs)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y, weight = self.late_labels(x, y, y_pred)

@@ -174,3 +174,40 @@ def test_resize_gives_the_size_asked_for(height, width, to_height, to_width):
         to_width,
         3,
     )
+
+
+def seeds(number):
+    return tf.stack(
+        [tf.fill((number,), tf.constant(3, tf.int64)), tf.range(number, dtype=tf.int64)], 1
+    )
+
+
+def test_random_crop_cuts_the_stated_area():
+    """On a ramp the slopes of the crop tell how much of the height and width was cut."""
+    y, x = np.meshgrid(np.arange(33.0), np.arange(33.0), indexing="ij")
+    ramps = np.tile(np.stack([y, x, x], -1)[None], (200, 1, 1, 1)).astype("float32")
+    crops = images.random_crop(ramps, seeds(200), smallest=0.25).numpy()
+    heights = (crops[:, -1, 0, 0] - crops[:, 0, 0, 0]) / 32
+    widths = (crops[:, 0, -1, 1] - crops[:, 0, 0, 1]) / 32
+    assert 0.35 < (widths < 0).mean() < 0.65  # mirrored
+    areas = heights * np.abs(widths)
+    assert areas.min() > 0.24
+    assert areas.max() > 0.8
+    ratios = heights / np.abs(widths)
+    assert ratios.min() > 0.74
+    assert ratios.max() < 1.34
+    np.testing.assert_allclose(crops[..., 1], crops[..., 2])
+
+
+def test_random_colors_change_colours_only(noise):
+    jittered = images.random_colors(noise, seeds(40)).numpy()
+    assert jittered.min() >= 0
+    assert jittered.max() <= 255
+    gray = np.ptp(jittered, axis=-1).max((1, 2)) < 1e-3
+    assert 0.05 < gray.mean() < 0.4
+    np.testing.assert_allclose(
+        images.random_colors(noise, seeds(40), strength=0.0, gray=0.0), noise, atol=1e-3
+    )
+    # The numbers depend on the image's seed alone, and are others than those of the crop.
+    alone = images.random_colors(noise[7:8], seeds(40)[7:8])
+    np.testing.assert_allclose(alone[0], jittered[7], atol=1e-4)

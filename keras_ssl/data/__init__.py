@@ -7,5 +7,6 @@ files also set the attributes `paths` (list, indexed by id) and `class_names` (l
 
 from keras_ssl.data.arrays import cifar10, digits, from_array, to_arrays
 from keras_ssl.data.folder import from_folder
+from keras_ssl.data.pages import from_pages, root_sift
 
-__all__ = ["cifar10", "digits", "from_array", "from_folder", "to_arrays"]
+__all__ = ["cifar10", "digits", "from_array", "from_folder", "from_pages", "root_sift", "to_arrays"]

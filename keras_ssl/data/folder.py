@@ -39,20 +39,7 @@ def from_folder(path, size):
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size!r}")
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"path must be a folder of pictures, there is no folder {str(path)!r}")
-    found = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(images.SUFFIXES)
-    )
-    if not found:
-        raise ValueError(
-            f"no pictures in {str(path)!r}: expected files ending in {', '.join(images.SUFFIXES)}"
-        )
-
+    folder, found = Path(path), pictures_in(path)
     readable = _readable(found)
     paths = [name for name, good in zip(found, readable, strict=True) if good]
     bad = [name for name, good in zip(found, readable, strict=True) if not good]
@@ -84,6 +71,34 @@ def from_folder(path, size):
     dataset = tf.data.Dataset.from_tensor_slices(columns).map(load, tf.data.AUTOTUNE)
     dataset.paths, dataset.class_names = paths, class_names
     return dataset
+
+
+def pictures_in(path):
+    """The picture files in a folder and the folders below it, by their suffix, sorted.
+
+    Args:
+        path: folder.
+
+    Returns:
+        list of str.
+
+    Raises:
+        ValueError: no such folder, or no picture file in it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"path must be a folder of pictures, there is no folder {str(path)!r}")
+    found = sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(images.SUFFIXES)
+    )
+    if not found:
+        raise ValueError(
+            f"no pictures in {str(path)!r}: expected files ending in {', '.join(images.SUFFIXES)}"
+        )
+    return found
 
 
 def _readable(paths):

@@ -1,0 +1,134 @@
+"""Callbacks for `fit`."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Relabel(keras.callbacks.Callback):
+    """Lets a clustering task make its labels anew from the features of all images.
+
+    When it is time, the features of the whole data set are extracted, without augmentation, and given
+    to `task.relabel(features)`, which writes the task's weight `labels`. What became of the labels
+    goes to the logs of each epoch, and so to History and, where its callback comes after this one,
+    TensorBoard: `nmi`, the normalised mutual information with the labels before, and `clusters`,
+    `smallest` and `largest`, the number of clusters with members and their sizes (all over all heads).
+
+    Args:
+        images: tf.data.Dataset of dicts with `image` and `id`, those that the task is fitted on.
+        when: int, at the start of every so many epochs; "once", only while there are no labels;
+            ("linear", n) or ("quadratic", n), n times in the whole training, evenly or more often at
+            the start: step `steps * (i / n) ** 2` (SeLa's schedule).
+        batch_size: int, images at a time.
+        verbose: 1 shows the progress of the features, 0 does not, "auto" where `fit` shows its own.
+
+    Raises:
+        ValueError: an unknown `when`; the ids of `images` are not 0 to task.num_images - 1.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> images = kssl.data.digits("test")
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        >>> task = kssl.tasks.DeepCluster(encoder, num_images=360, num_clusters=10)
+        >>> task.compile("adam")
+        >>> history = task.fit(task.dataset(images, 60), callbacks=[Relabel(images)], verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'clusters', 'largest', 'loss', 'smallest']
+    """
+
+    def __init__(self, images, when=1, batch_size=256, verbose="auto"):
+        super().__init__()
+        schedule = isinstance(when, tuple) and len(when) == 2 and when[0] in ("linear", "quadratic")
+        number = when[1] if schedule else when
+        if when != "once" and not (isinstance(number, int) and number > 0):
+            raise ValueError(
+                'when must be a number of epochs, "once", ("linear", n) or ("quadratic", n), '
+                f"got {when!r}"
+            )
+        self.images, self.when = images, when
+        self.batch_size, self.verbose = batch_size, verbose
+        self.found = {}
+
+    def on_train_begin(self, logs=None):
+        epochs, self.steps = self.params["epochs"], self.params["steps"]
+        if self.when == "once":
+            due = []
+        elif isinstance(self.when, int):
+            due = [epoch * self.steps for epoch in range(0, epochs, self.when)]
+        else:
+            power = 1 if self.when[0] == "linear" else 2
+            n = self.when[1]
+            due = [int(epochs * self.steps * (i / n) ** power) for i in range(n)]
+        self.due, self.epoch = due, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.epoch is None:  # a resumed training has done what came before
+            self.due = [step for step in self.due if step >= epoch * self.steps]
+            if not (self.model.labels.numpy() >= 0).any():
+                self.due.insert(0, epoch * self.steps)
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        step = self.epoch * self.steps + batch
+        if not self.due or self.due[0] > step:
+            return
+        self.due = [later for later in self.due if later > step]
+        self.relabel()
+
+    def relabel(self):
+        """Relabels now, whatever the schedule."""
+        from sklearn.metrics import normalized_mutual_info_score
+
+        task = self.model
+        before = task.labels.numpy()
+        verbose = self.params.get("verbose") == 1 if self.verbose == "auto" else self.verbose
+        task.relabel(extract(task, self.images, self.batch_size, int(verbose)))
+        after = task.labels.numpy()
+        sizes = np.concatenate([np.bincount(head[head >= 0]) for head in np.atleast_2d(after)])
+        self.found = {
+            "clusters": int((sizes > 0).sum()),
+            "smallest": int(sizes[sizes > 0].min()),
+            "largest": int(sizes.max()),
+        }
+        if (before >= 0).any():
+            scores = map(normalized_mutual_info_score, np.atleast_2d(before), np.atleast_2d(after))
+            self.found["nmi"] = float(np.mean(list(scores)))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self.found)
+
+
+def extract(task, images, batch_size=256, verbose=0):
+    """What a clustering task clusters, for every image, in the order of their ids.
+
+    Args:
+        task: clustering task. Its features are extracted, or, where it has a method
+            `descriptors(batch)`, the (B, D) array that this makes of a batch.
+        images: tf.data.Dataset of dicts with `image` and `id`.
+        batch_size: int, images at a time.
+        verbose: 1 shows progress.
+
+    Returns:
+        (task.num_images, D) float32 array.
+
+    Raises:
+        ValueError: the ids of `images` are not 0 to task.num_images - 1.
+    """
+    features = tf.function(task.features, reduce_retracing=True)
+    describe = getattr(task, "descriptors", lambda batch: features(batch["image"]))
+    parts, ids = [], []
+    batches = images.batch(batch_size).prefetch(2)
+    bar = keras.utils.Progbar(int(batches.cardinality()), verbose=verbose, unit_name="batch")
+    for batch in batches:
+        parts.append(np.asarray(describe(batch), np.float32))
+        ids.append(batch["id"].numpy())
+        bar.add(1)
+    features, ids = np.concatenate(parts), np.concatenate(ids)
+    order = np.argsort(ids)
+    if not np.array_equal(ids[order], np.arange(task.num_images)):
+        raise ValueError(
+            f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got "
+            f"{len(ids)} images with ids {ids.min()} to {ids.max()}"
+        )
+    return features[order]
