@@ -2,7 +2,17 @@
 
 from keras_ssl import _start  # noqa: I001  (first: it sets what TensorFlow reads when imported)
 
-from keras_ssl import data, encoders, evaluation, images, layers, tasks
+from keras_ssl import (
+    callbacks,
+    clustering,
+    data,
+    encoders,
+    evaluation,
+    images,
+    layers,
+    tasks,
+    transport,
+)
 from keras_ssl.export import export, load
 from keras_ssl.pretext import PretextModel
 from keras_ssl.serving import FeatureClient
@@ -11,6 +21,8 @@ __version__ = "0.1.0"
 __all__ = [
     "FeatureClient",
     "PretextModel",
+    "callbacks",
+    "clustering",
     "data",
     "encoders",
     "evaluation",
@@ -19,5 +31,6 @@ __all__ = [
     "layers",
     "load",
     "tasks",
+    "transport",
 ]
 del _start

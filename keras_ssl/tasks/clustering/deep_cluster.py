@@ -1,0 +1,142 @@
+"""DeepCluster: which cluster of the network's own features does the picture lie in?"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssl import clustering, images
+from keras_ssl.callbacks import Relabel
+from keras_ssl.pretext import PretextModel
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class DeepCluster(PretextModel):
+    """Predicts the cluster of each picture; the clusters are those of k-means on the features.
+
+    An untrained convolutional network already puts similar pictures together. Clustering its features
+    and training it to predict the clusters makes that stronger; then it is clustered again.
+
+    Each relabelling PCA-whitens the features of all pictures, normalises them and runs k-means. The
+    new clusters have nothing to do with the numbers of the old, so the classifier starts afresh, and
+    so do its slots in the optimizer (section 3.2, as in the authors' code).
+
+    Two trivial solutions are closed (section 3.3):
+
+    - *Empty clusters*: a decision boundary can put all pictures into one cluster. Each empty cluster
+      gets a perturbed copy of another one's centroid and its share of that one's pictures.
+    - *Swollen clusters*: if most pictures lie in few clusters, the network can ignore its input. Each
+      picture weighs inversely to the size of its cluster, so that all clusters weigh alike.
+
+    Colour alone is an easy way to cluster; the paper gives its network gray Sobel gradients. That is a
+    choice of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        num_images: int N, pictures in the data set; their ids are 0 to N - 1.
+        num_clusters: int K, at most N; many more than there are classes (the paper: ten times).
+        dimensions: int, of the whitened features; 256 in the paper.
+        crop: float in 0..1, the smallest share of the area that a random crop keeps.
+        seed: int, of k-means and of the classifier's initial weights.
+        **kwargs: of keras.Model.
+
+    Shapes:
+        x: (B, H, W, C) float32. y: (B,) int64, the id, of which `late_labels` makes the cluster and
+        the weight. Prediction: (B, K) float32 logits.
+
+    Raises:
+        ValueError: fewer than 2 images or clusters, or more clusters than images; fitting without
+            `callbacks.Relabel`.
+
+    Reference: Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", ECCV 2018.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
+        >>> task = kssl.tasks.DeepCluster(encoder, num_images=360, num_clusters=20)
+        >>> task.compile("adam")
+        >>> images = kssl.data.digits("test")
+        >>> relabel = kssl.callbacks.Relabel(images)
+        >>> history = task.fit(task.dataset(images, batch_size=60), callbacks=[relabel], verbose=0)
+    """
+
+    def __init__(
+        self, encoder, num_images, num_clusters=None, dimensions=256, crop=0.3, seed=0, **kwargs
+    ):
+        super().__init__(encoder, **kwargs)
+        if num_clusters is None:
+            num_clusters = min(128, num_images)
+        clustering.check_number(num_clusters, num_images)
+        if not 0 < crop <= 1:
+            raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+        self.num_images, self.num_clusters = num_images, num_clusters
+        self.dimensions, self.crop, self.seed = dimensions, crop, seed
+        self.labels = self.add_weight(
+            shape=(num_images,), dtype="int32", initializer=keras.initializers.Constant(-1),
+            trainable=False, name="labels",
+        )  # fmt: skip
+        self.weight_of_cluster = self.add_weight(
+            shape=(num_clusters,), initializer="ones", trainable=False, name="weight_of_cluster"
+        )
+        self.relabellings = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="relabellings"
+        )
+        self.head = keras.layers.Dense(num_clusters, dtype="float32", name="head")
+        self.head.build((None, encoder.output_shape[-1]))  # relabelled before it is first called
+
+    def pretext(self, batch, seed):
+        image = images.random_crop(batch["image"], seed, self.crop)
+        return images.random_colors(image, seed), batch["id"]
+
+    def call(self, x, training=False):
+        return self.head(self.encoder(x, training=training))
+
+    def late_labels(self, x, y, y_pred):
+        # Building the model under a strategy, Keras hands in averaged, that is float, ids.
+        labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64))
+        known = tf.maximum(labels, 0)  # -1 before the first relabelling: weight 0
+        weight = tf.gather(tf.convert_to_tensor(self.weight_of_cluster), known)
+        return known, tf.where(labels < 0, 0.0, weight)
+
+    def relabel(self, features):
+        """Clusters the features and starts a new classifier.
+
+        Args:
+            features: (N, D) array, in the order of the ids.
+        """
+        seed = self.seed + int(self.relabellings.numpy())
+        labels, _ = clustering.kmeans(
+            clustering.whiten(features, self.dimensions), self.num_clusters, seed=seed
+        )
+        sizes = np.bincount(labels, minlength=self.num_clusters)
+        # All clusters with members weigh alike, and the mean weight of a picture is 1.
+        weight = self.num_images / np.maximum(sizes, 1) / (sizes > 0).sum()
+        self.labels.assign(labels)
+        self.weight_of_cluster.assign(weight)
+        self.relabellings.assign_add(1)
+        start = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
+        self.head.kernel.assign(start(self.head.kernel.shape))
+        self.head.bias.assign(tf.zeros_like(self.head.bias))
+        optimizer = getattr(self, "optimizer", None)  # none before `compile`
+        prefixes = tuple(v.path.replace("/", "_") + "_" for v in self.head.weights)
+        for slot in optimizer.variables if optimizer is not None else []:
+            if slot.name.startswith(prefixes):
+                slot.assign(tf.zeros_like(slot))
+
+    def default_callbacks(self, images):
+        return [Relabel(images)]
+
+    def prediction(self, images):
+        return {"cluster": self.head(self.encoder(images, training=False))}
+
+    def preview(self, x, y):
+        return [[(x[i], f"picture {y[i]}")] for i in range(len(x))]
+
+    def default_loss(self):
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def default_metrics(self):
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def get_config(self):
+        names = ("num_images", "num_clusters", "dimensions", "crop", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,143 @@
+"""SIFT clusters: in which cluster of SIFT descriptors does the middle of the patch lie?"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssl import clustering, data
+from keras_ssl.callbacks import Relabel
+from keras_ssl.pretext import PretextModel
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class SiftClusters(PretextModel):
+    """Predicts the SIFT cluster of patches of handwriting, to tell writers apart.
+
+    Patches around SIFT keypoints on ink are clustered by their descriptors, once, before the training.
+    The network sees the pixels. To find the cluster it has to learn what SIFT sees in a stroke, and
+    its activations, gathered over a page by VLAD, describe the hand (`evaluation.vlad`).
+
+    Keypoints close to the boundary of two clusters have an arbitrary label: those whose distances to
+    the nearest and the second nearest centre are too alike are left out (section III-A of the paper).
+    They weigh nothing; `labelled` takes them out of the data, which saves their time.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) patches to (B, D).
+        num_images: int N, patches in the data set; their ids are 0 to N - 1.
+        num_clusters: int K; 5,000 in the paper. By default that, but at most a tenth of the patches.
+        dimensions: int, of the descriptors after PCA; 32 in the paper.
+        ratio: float, the largest ratio of the two distances; 0.9 in the paper.
+        seed: int, of k-means.
+        **kwargs: of keras.Model.
+
+    Shapes:
+        x: (B, H, W, C), dtype of the image. y: (B,) int64, the id, of which `late_labels` makes the
+        cluster. Prediction: (B, K) float32 logits.
+
+    Raises:
+        ValueError: fewer than 2 patches or clusters, or more clusters than patches; `ratio` not in
+            0..1; fitting without `callbacks.Relabel`.
+
+    Reference: Christlein, Gropp, Fiel & Maier, "Unsupervised Feature Learning for Writer
+    Identification and Writer Retrieval", ICDAR 2017.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> patches = kssl.data.digits("test")             # or kssl.data.from_pages("pages/")
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
+        >>> task = kssl.tasks.SiftClusters(encoder, num_images=360, num_clusters=20)
+        >>> task.compile("adam")
+        >>> relabel = kssl.callbacks.Relabel(patches, when="once")
+        >>> history = task.fit(task.dataset(patches, batch_size=60), callbacks=[relabel], verbose=0)
+    """
+
+    reader = staticmethod(data.from_pages)
+
+    def __init__(
+        self, encoder, num_images, num_clusters=None, dimensions=32, ratio=0.9, seed=0, **kwargs
+    ):
+        super().__init__(encoder, **kwargs)
+        if num_clusters is None:
+            num_clusters = min(5000, max(2, num_images // 10))
+        clustering.check_number(num_clusters, num_images)
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio must be in 0..1 and not 0, got {ratio!r}")
+        self.num_images, self.num_clusters = num_images, num_clusters
+        self.dimensions, self.ratio, self.seed = dimensions, ratio, seed
+        self.labels = self.add_weight(
+            shape=(num_images,), dtype="int32", initializer=keras.initializers.Constant(-1),
+            trainable=False, name="labels",
+        )  # fmt: skip
+        self.head = keras.layers.Dense(num_clusters, dtype="float32", name="head")
+
+    def labelled(self, images):
+        """The patches that have a label: what is worth training on once `relabel` has been called.
+
+        Args:
+            images: the dataset of all patches.
+
+        Returns:
+            tf.data.Dataset of known length, without those near the boundary of two clusters.
+        """
+        kept = self.labels.numpy() >= 0
+        images = images.filter(lambda patch: tf.gather(kept, patch["id"]))
+        return images.apply(tf.data.experimental.assert_cardinality(int(kept.sum())))
+
+    def pretext(self, batch, seed):
+        return batch["image"], batch["id"]
+
+    def call(self, x, training=False):
+        return self.head(self.encoder(x, training=training))
+
+    def late_labels(self, x, y, y_pred):
+        # Building the model under a strategy, Keras hands in averaged, that is float, ids.
+        labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64))
+        return tf.maximum(labels, 0), tf.cast(labels >= 0, tf.float32)
+
+    def descriptors(self, batch):
+        """RootSIFT of each patch: of its keypoint, or, without one, of a keypoint in its middle."""
+        if "descriptor" in batch:
+            return batch["descriptor"]
+        import cv2
+
+        sift = cv2.SIFT_create()
+        found = []
+        for image in np.asarray(batch["image"]).astype(np.uint8):
+            height, width = image.shape[:2]
+            middle = cv2.KeyPoint(width / 2, height / 2, min(height, width) / 3, 0)
+            found.append(sift.compute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), [middle])[1][0])
+        return data.root_sift(np.stack(found))
+
+    def relabel(self, features):
+        """Clusters the descriptors.
+
+        Args:
+            features: (N, 128) array of RootSIFT descriptors, in the order of the ids.
+        """
+        from sklearn.decomposition import PCA
+
+        size = min(self.dimensions, *features.shape)
+        reduced = PCA(size, random_state=self.seed).fit_transform(features).astype(np.float32)
+        labels, centroids = clustering.kmeans(reduced, self.num_clusters, seed=self.seed)
+        squared = clustering.nearest(reduced, centroids, 2)[0]
+        near, second = np.sqrt(np.maximum(squared, 0)).T
+        self.labels.assign(np.where(near > self.ratio * second, -1, labels))
+
+    def default_callbacks(self, images):
+        return [Relabel(images, when="once")]
+
+    def prediction(self, images):
+        return {"cluster": self.head(self.encoder(images, training=False))}
+
+    def preview(self, x, y):
+        return [[(x[i], f"patch {y[i]}")] for i in range(len(x))]
+
+    def default_loss(self):
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def default_metrics(self):
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def get_config(self):
+        names = ("num_images", "num_clusters", "dimensions", "ratio", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

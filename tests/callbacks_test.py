@@ -1,0 +1,171 @@
+"""When Relabel relabels, what it logs, and a killed run that goes on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ssl as kssl
+from keras_ssl.callbacks import Relabel, extract
+
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def images():
+    return kssl.data.digits("test").take(IMAGES)
+
+
+def make(images, **arguments):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+    task = kssl.tasks.DeepCluster(encoder, num_images=IMAGES, num_clusters=5, **arguments)
+    task.compile(keras.optimizers.SGD(0.05))
+    return task
+
+
+class Spy(Relabel):
+    """Notes (epoch, batch) of each relabelling."""
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self.seen = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.batch = batch
+        super().on_train_batch_begin(batch, logs)
+
+    def relabel(self):
+        self.seen.append((self.epoch, self.batch))
+        super().relabel()
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        (1, [(0, 0), (1, 0), (2, 0), (3, 0)]),
+        (3, [(0, 0), (3, 0)]),
+        ("once", [(0, 0)]),
+        (("linear", 2), [(0, 0), (2, 0)]),
+        (("quadratic", 4), [(0, 0), (0, 1), (1, 0), (2, 1)]),  # steps 0, 0.5, 2 and 4.5 of 8
+    ],
+)
+def test_when(images, when, expected):
+    task, spy = make(images), Spy(images, when)
+    data = task.dataset(images, 20, epochs=4)
+    task.fit(data, epochs=4, callbacks=[spy], verbose=0)
+    steps = [2 * epoch + batch for epoch, batch in spy.seen]
+    if when == ("quadratic", 4):
+        assert steps == [0, 2, 4]  # 8 * (i / 4) ** 2, rounded down: 0, 0, 2, 4
+    else:
+        assert spy.seen == expected
+
+
+def test_a_resumed_training_relabels_what_is_still_due(images):
+    task, spy = make(images), Spy(images, 2)
+    task.fit(task.dataset(images, 20, epochs=2), epochs=2, callbacks=[spy], verbose=0)
+    assert spy.seen == [(0, 0)]
+    rest = task.dataset(images, 20, epochs=5, first_epoch=2)
+    task.fit(rest, epochs=5, initial_epoch=2, callbacks=[spy], verbose=0)
+    assert spy.seen == [(2, 0), (4, 0)]
+    fresh = make(images)  # no labels: at once, whatever the schedule
+    rest = fresh.dataset(images, 20, epochs=4, first_epoch=3)
+    fresh.fit(rest, epochs=4, initial_epoch=3, callbacks=[spy], verbose=0)
+    assert spy.seen == [(3, 0)]
+
+
+def test_logs(images, tmp_path):
+    task = make(images)
+    board = keras.callbacks.TensorBoard(tmp_path)
+    data = task.dataset(images, 20, epochs=3)
+    history = task.fit(data, epochs=3, callbacks=[Relabel(images), board], verbose=0).history
+    sizes = np.bincount(task.labels.numpy(), minlength=5)
+    assert history["largest"][-1] == sizes.max()
+    assert history["smallest"][-1] == sizes.min()
+    assert history["clusters"][-1] == 5
+    assert len(history["nmi"]) == 2  # the first labelling has none before it
+    assert all(0 <= value <= 1 for value in history["nmi"])
+    text = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
+    assert b"epoch_nmi" in text
+    assert b"epoch_largest" in text
+
+
+def test_features_in_the_order_of_the_ids(images):
+    task = make(images)
+    features = extract(task, images, batch_size=7)
+    np.testing.assert_allclose(
+        features, task.features(kssl.data.to_arrays(images)["image"]), rtol=1e-5, atol=1e-6
+    )
+    shuffled = extract(task, images.shuffle(IMAGES, seed=1), batch_size=16)
+    np.testing.assert_allclose(shuffled, features, rtol=1e-5, atol=1e-6)
+
+
+def test_shows_progress(images, capfd):
+    extract(make(images), images, verbose=1)
+    assert "1/1" in capfd.readouterr().out
+
+
+def test_refuses(images):
+    for when in (0, "often", ("cubic", 3), ("linear", 0), 1.5):
+        with pytest.raises(ValueError, match="when must be a number of epochs"):
+            Relabel(images, when=when)
+    with pytest.raises(ValueError, match="ids 0 to 39, as many as num_images, got 30 images"):
+        extract(make(images), images.take(30))
+    task = make(images)
+    data = task.dataset(images, 20)
+    message = r"add callbacks=\[keras_ssl.callbacks.Relabel\(images\)\]"
+    with pytest.raises(ValueError, match=message):
+        task.fit(data, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        task.fit(data, callbacks=[keras.callbacks.TerminateOnNaN()], verbose=0)
+
+
+RUN = """
+    import os, signal, sys
+    import keras
+    import keras_ssl as kssl
+
+    path, first, kill = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "kill"
+    images = kssl.data.digits("test").take(40)
+    if first:
+        task = keras.models.load_model(path)
+    else:
+        keras.utils.set_random_seed(0)
+        encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        task = kssl.tasks.{task}(encoder, num_images=40, num_clusters=5)
+        task.compile(keras.optimizers.SGD(0.05, momentum=0.9))
+
+    class Save(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.save(path)
+            if kill and epoch == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    data = task.dataset(images, 20, epochs=3, first_epoch=first)
+    relabel = kssl.callbacks.Relabel(images)
+    task.fit(data, epochs=3, initial_epoch=first, callbacks=[relabel, Save()], verbose=0)
+"""
+
+
+@pytest.mark.parametrize("task", ["DeepCluster", "SelfLabel"])
+def test_a_killed_run_resumes_with_the_same_labels_and_weights(task, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(RUN).replace("{task}", task))
+
+    def run(*arguments):
+        command = [sys.executable, str(script), *arguments]
+        return subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False)
+
+    assert run(str(tmp_path / "whole.keras"), "0", "run").returncode == 0
+    assert run(str(tmp_path / "killed.keras"), "0", "kill").returncode == -signal.SIGKILL
+    assert run(str(tmp_path / "killed.keras"), "1", "run").returncode == 0
+    whole, resumed = (keras.models.load_model(tmp_path / f"{n}.keras") for n in ("whole", "killed"))
+    for a, b in zip(whole.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+    for a, b in zip(whole.optimizer.variables, resumed.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+    assert (whole.labels.numpy() >= 0).all()

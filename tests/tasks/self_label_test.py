@@ -1,0 +1,116 @@
+"""SeLa: balanced labels, against a plain scaling, and where DeepCluster collapses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+
+IMAGES = 60
+
+
+def make(encoder=None, **arguments):
+    encoder = encoder or kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+    arguments = {"num_images": IMAGES, "num_clusters": 6, "num_heads": 2, **arguments}
+    task = kssl.tasks.SelfLabel(encoder, **arguments)
+    task.compile(keras.optimizers.SGD(0.05, momentum=0.9))
+    task(np.zeros((1, 32, 32, 3)))
+    return task
+
+
+def test_starts_with_random_balanced_labels():
+    labels = make(num_clusters=7).labels.numpy()
+    assert labels.shape == (2, IMAGES)
+    for head in labels:
+        assert set(np.bincount(head, minlength=7)) == {8, 9}
+    assert (labels[0] != labels[1]).any()
+    assert (labels != make(num_clusters=7, seed=1).labels.numpy()).any()
+
+
+def test_labels_are_the_plain_scalings():
+    """Each head against P ** lam scaled in float64, as the paper has it."""
+    task = make(lam=10.0, tolerance=1e-4)
+    features = np.random.default_rng(0).normal(size=(IMAGES, 4))
+    task.heads.kernel.assign(np.random.default_rng(1).normal(size=(4, 12)))
+    task.heads.bias.assign(np.linspace(-1, 1, 12))
+    task.relabel(features)
+    logits = features @ task.heads.kernel.numpy() + task.heads.bias.numpy()
+    for head in range(2):
+        mine = logits[:, 6 * head : 6 * head + 6]
+        kernel = (np.exp(mine) / np.exp(mine).sum(1, keepdims=True)) ** 10.0
+        v = np.ones(6)
+        for _ in range(20_000):
+            u = 1 / IMAGES / (kernel @ v)
+            v = 1 / 6 / (kernel.T @ u)
+        np.testing.assert_array_equal(task.labels.numpy()[head], (kernel * v).argmax(1))
+    sizes = [np.bincount(head, minlength=6) for head in task.labels.numpy()]
+    assert np.min(sizes) >= 8  # 10 each, up to the argmax
+    assert np.max(sizes) <= 12
+
+
+def test_loss_is_the_mean_over_the_heads():
+    task = make()
+    images = kssl.data.digits("test").take(IMAGES)
+    x, ids = next(iter(task.dataset(images, 20)))
+    logits = task(x).numpy()
+    assert logits.shape == (20, 2, 6)
+    labels = task.labels.numpy()
+    expected = []
+    for row, number in enumerate(ids.numpy()):
+        for head in range(2):
+            exp = np.exp(logits[row, head])
+            expected.append(-np.log(exp[labels[head, number]] / exp.sum()))
+    np.testing.assert_allclose(task.evaluate(x, ids, verbose=0)[0], np.mean(expected), rtol=1e-5)
+
+
+def test_stays_balanced_where_deep_cluster_has_one_cluster():
+    """All pictures look alike to the encoder at the start."""
+    images = kssl.data.digits("test").take(IMAGES)
+    inputs = keras.Input((32, 32, 3))
+    stage = keras.layers.Conv2D(
+        3, 3, kernel_initializer="zeros", bias_initializer="ones", name="stage1"
+    )
+    outputs = keras.layers.GlobalAveragePooling2D()(stage(keras.layers.Rescaling(1 / 255)(inputs)))
+    deep = kssl.tasks.DeepCluster(keras.Model(inputs, outputs), IMAGES, num_clusters=6)
+    features = kssl.callbacks.extract(deep, images)
+    assert np.ptp(features, axis=0).max() == 0
+    deep.relabel(features)
+    assert np.bincount(deep.labels.numpy()).max() == IMAGES
+
+    task = make(keras.models.clone_model(deep.encoder))
+    relabel = kssl.callbacks.Relabel(images)
+    before = task.labels.numpy()
+    history = task.fit(task.dataset(images, 20), callbacks=[relabel], verbose=0).history
+    assert history["largest"] == history["smallest"] == [10]
+    np.testing.assert_array_equal(task.labels, before)  # there was no reason to change one
+
+
+def test_default_schedule_is_quadratic():
+    task = make(relabellings=7)
+    (relabel,) = task.default_callbacks(kssl.data.digits("test").take(IMAGES))
+    assert relabel.when == ("quadratic", 7)
+
+
+def test_late_labels_have_one_column_a_head():
+    task = make()
+    labels, weight = task.late_labels(None, tf.constant([5, 3], tf.int64), None)
+    np.testing.assert_array_equal(labels, task.labels.numpy()[:, [5, 3]].T)
+    assert weight is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_clusters": 61}, "num_clusters must be in 2..60"),
+        ({"num_images": 1, "num_clusters": None}, "num_images must be at least 2"),
+        ({"num_heads": 0}, "num_heads must be positive, got 0"),
+        ({"lam": -1}, "lam must be positive"),
+        ({"tolerance": 0}, "tolerance must be positive"),
+        ({"relabellings": 0}, "relabellings must be positive"),
+        ({"crop": 2}, "crop must be in 0..1"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)

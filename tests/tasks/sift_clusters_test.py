@@ -1,0 +1,99 @@
+"""SIFT clusters: which patches are left out, and pages from reader to network."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageDraw
+
+import keras_ssl as kssl
+
+
+def make(number, **arguments):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+    task = kssl.tasks.SiftClusters(encoder, num_images=number, **arguments)
+    task.compile(keras.optimizers.SGD(0.05))
+    return task
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Three writers, who draw lines, rings and crosses, two pages each."""
+    folder = tmp_path_factory.mktemp("pages")
+    random = np.random.default_rng(0)
+    for writer in ("lines", "rings", "crosses"):
+        for number in range(2):
+            page = Image.new("RGB", (400, 300), "white")
+            draw = ImageDraw.Draw(page)
+            for _ in range(20):
+                x, y = random.integers(10, 360), random.integers(10, 260)
+                if writer == "lines":
+                    draw.line([(x, y), (x + 28, y + 8)], "black", 4)
+                elif writer == "rings":
+                    draw.ellipse([x, y, x + 24, y + 24], outline="black", width=4)
+                else:
+                    draw.line([(x, y), (x + 24, y + 24)], "black", 4)
+                    draw.line([(x + 24, y), (x, y + 24)], "black", 4)
+            page.save(folder / f"{writer}_{number}.png")
+    return folder
+
+
+def test_patches_between_two_clusters_are_left_out():
+    random = np.random.default_rng(0)
+    descriptors = np.zeros((61, 128))
+    descriptors[:30, 0], descriptors[30:60, 1] = 1, 1  # two clusters
+    descriptors[60, :2] = 0.5  # and one halfway
+    descriptors += 1e-3 * random.random((61, 128))
+    task = make(61, num_clusters=2)
+    task.relabel(descriptors)
+    labels = task.labels.numpy()
+    assert labels[60] == -1
+    assert len(set(labels[:30])) == len(set(labels[30:60])) == 1
+    assert {labels[0], labels[30]} == {0, 1}
+    everything = make(61, num_clusters=2, ratio=1.0)
+    everything.relabel(descriptors)
+    assert everything.labels.numpy()[60] >= 0
+
+    _, weight = task.late_labels(None, tf.constant([0, 60], tf.int64), None)
+    assert weight.numpy().tolist() == [1, 0]
+    images = kssl.data.digits("test").take(61)
+    data = task.dataset(task.labelled(images), 20, shuffle=False)
+    seen = [int(i) for _, ids in data for i in ids]
+    assert seen == list(range(60))
+
+
+def test_digits_without_keypoints_get_one_in_the_middle():
+    images = kssl.data.digits("test").take(30)
+    task = make(30, num_clusters=3)
+    descriptors = kssl.callbacks.extract(task, images)
+    assert descriptors.shape == (30, 128)
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
+    assert np.ptp(descriptors, axis=0).max() > 0.1
+
+
+def test_from_pages_to_writers(pages):
+    patches = kssl.data.from_pages(pages)
+    number = int(patches.cardinality())
+    task = make(number, num_clusters=8)
+    history = task.fit(
+        task.dataset(patches, 32, epochs=2), epochs=2,
+        callbacks=task.default_callbacks(patches), verbose=0,
+    ).history  # fmt: skip
+    assert np.isfinite(history["loss"]).all()
+    arrays = kssl.data.to_arrays(patches)
+    _, centroids = kssl.clustering.kmeans(arrays["descriptor"], 4)
+    encoded = kssl.evaluation.vlad(arrays["descriptor"], arrays["page"], centroids)
+    assert kssl.evaluation.retrieval(encoded, patches.writers, top=[1])["top1"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "message"),
+    [
+        (1, {}, "num_images must be at least 2"),
+        (10, {"num_clusters": 11}, "num_clusters must be in 2..10"),
+        (10, {"ratio": 0}, "ratio must be in 0..1 and not 0"),
+    ],
+)
+def test_refuses(number, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(number, **arguments)

@@ -1,0 +1,155 @@
+"""DeepCluster beside SeLa on CIFAR-10: same encoder, same budget, judged by the same probes.
+
+Prints the table of docs/clustering.md and writes the picture: random members of some clusters.
+
+    python tools/compare_clustering.py --data cifar10/ --minutes 18 --out clustering.png
+"""
+
+import argparse
+import json
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import normalized_mutual_info_score
+
+import keras_ssl as kssl
+from keras_ssl import pictures
+from keras_ssl.cli import print_table
+from keras_ssl.optimizers import sgd_cosine
+
+LABELS, CLUSTERS, TRIAL = 10_000, 128, 60
+TASKS = {
+    "deep_cluster": (kssl.tasks.DeepCluster, {}),
+    "self_label": (kssl.tasks.SelfLabel, {"lam": 10.0, "tolerance": 0.01}),  # the paper's for CIFAR
+}
+
+
+class Clock(kssl.callbacks.Relabel):
+    """Relabels, and notes the seconds and the agreement with the true classes."""
+
+    seconds, agreement, classes = (), (), None
+
+    def relabel(self):
+        start = time.time()
+        super().relabel()
+        self.seconds = [*self.seconds, time.time() - start]
+        head = np.atleast_2d(self.model.labels.numpy())[0]
+        self.agreement = [*self.agreement, normalized_mutual_info_score(self.classes, head)]
+
+
+def new_encoder(width):
+    keras.utils.set_random_seed(0)
+    return kssl.encoders.resnet((32, 32, 3), width=width, blocks=(1, 1, 1), stem="imagenet")
+
+
+def new_task(name, number, width):
+    task, arguments = TASKS[name]
+    return task(new_encoder(width), num_images=number, num_clusters=CLUSTERS, **arguments)
+
+
+def train(name, images, classes, options):
+    """One method for `--minutes`; the epochs follow from a trial of some steps and a relabelling."""
+    number = len(classes)
+    task = new_task(name, number, options.width)
+    task.compile(sgd_cosine(options.learning_rate, TRIAL))
+    times = []
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: times.append(time.time())
+    )
+    relabel = Clock(images, when="once" if name == "deep_cluster" else 1)
+    relabel.classes = classes
+    task.fit(
+        task.dataset(images, options.batch_size), steps_per_epoch=TRIAL,
+        callbacks=[relabel, clock], verbose=0,
+    )  # fmt: skip
+    steps = -(-number // options.batch_size)
+    epoch = np.median(np.diff(times[10:])) * steps + relabel.seconds[0]
+    epochs = max(2, int(0.95 * options.minutes * 60 / epoch))
+    print(f"{name}: {epoch:.0f} s an epoch, {epochs} epochs", flush=True)
+
+    task = new_task(name, number, options.width)
+    initial = task.encoder.get_weights()
+    task.compile(sgd_cosine(options.learning_rate, epochs * steps))
+    when = 1 if name == "deep_cluster" else ("quadratic", epochs)  # as many relabellings for both
+    relabel = Clock(images, when=when)
+    relabel.classes = classes
+    start = time.time()
+    task.fit(
+        task.dataset(images, options.batch_size, epochs=epochs), epochs=epochs,
+        callbacks=[relabel], verbose=2,
+    )  # fmt: skip
+    return task, initial, relabel, epochs, (time.time() - start) / 60
+
+
+def judge(task, initial, images, test, options):
+    trained, untrained = new_encoder(options.width), new_encoder(options.width)
+    trained.set_weights(task.encoder.get_weights())
+    untrained.set_weights(initial)
+    arrays = kssl.data.to_arrays(images)
+    few = np.random.default_rng(0).permutation(len(arrays["id"]))[:LABELS]
+    labelled = kssl.data.from_array(arrays["image"][few], arrays["label"][few])
+    return kssl.evaluation.compare(trained, untrained, labelled, test)
+
+
+def members(images, labels, axes, title):
+    """Five random clusters, one a row, eight random members each."""
+    random = np.random.default_rng(0)
+    rows = []
+    for cluster in random.choice(np.unique(labels), 5, replace=False):
+        inside = np.flatnonzero(labels == cluster)
+        chosen = random.choice(inside, min(8, len(inside)), replace=False)
+        rows.append(
+            [
+                (images[i], f"{cluster} ({len(inside)})" if j == 0 else "")
+                for j, i in enumerate(chosen)
+            ]
+        )
+    pictures.grid(rows, axes, title)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", help="folder with train/ and test/; downloaded without it")
+    parser.add_argument("--minutes", type=float, default=18, help="of each method")
+    parser.add_argument("--methods", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--out", default="clustering.png")
+    options = parser.parse_args()
+
+    images, test = (kssl.data.cifar10(options.data, part) for part in ("train", "test"))
+    arrays = kssl.data.to_arrays(images)
+    figure = Figure((5.4 * len(options.methods), 4.7), layout="constrained", dpi=110)
+    axes = np.atleast_1d(figure.subplots(1, len(options.methods)))
+    rows = [("", "NMI", "sizes", "s a relabelling", "epochs", "minutes")]
+    found = {}
+    for name, panel in zip(options.methods, axes, strict=True):
+        task, initial, relabel, epochs, minutes = train(name, images, arrays["label"], options)
+        results = judge(task, initial, images, test, options)
+        print(name)
+        print_table(kssl.evaluation.table(results))
+        head = np.atleast_2d(task.labels.numpy())[0]
+        sizes = np.bincount(head, minlength=CLUSTERS)
+        spread = f"{sizes.min()} to {sizes.max()}, median {int(np.median(sizes))}"
+        seconds = f"{np.median(relabel.seconds):.1f}"
+        nmi = f"{relabel.agreement[0]:.3f} to {relabel.agreement[-1]:.3f}"
+        rows.append((name, nmi, spread, seconds, str(epochs), f"{minutes:.0f}"))
+        found[name] = {"results": results, "row": rows[-1]}
+        members(arrays["image"], head, panel, f"{name}: members of five random clusters (size)")
+        task.save(f"{name}_cifar10.keras")
+    print_table(rows)
+    figure.savefig(options.out)
+    with open(os.path.splitext(options.out)[0] + ".json", "w") as file:
+        json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

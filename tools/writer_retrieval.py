@@ -1,0 +1,154 @@
+"""Writer retrieval: features learned from SIFT clusters beside RootSIFT itself, both encoded by VLAD.
+
+Pages are tiled from Omniglot: the characters of one drawer of one alphabet are dealt to four pages of
+five to ten characters, so that no two pages of a writer share one, and enlarged twice. Odd drawers
+train, even drawers test: the network, the codebook and the whitening have seen no test writer. Or give a
+folder of page images with train/ and test/, each with one folder a writer.
+
+    python tools/writer_retrieval.py --omniglot omniglot_small1.zip --minutes 10
+    python tools/writer_retrieval.py --pages pages/
+"""
+
+import argparse
+import io
+import os
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from PIL import Image
+
+import keras_ssl as kssl
+from keras_ssl import clustering
+from keras_ssl.callbacks import extract
+from keras_ssl.cli import print_table
+from keras_ssl.optimizers import sgd_cosine
+
+PAGES, COLUMNS, BATCH, TRIAL = 4, 4, 64, 60
+
+
+def tile_pages(archive, out):
+    """Writes out/train/<alphabet>_<drawer>/<page>.png and out/test/... from the Omniglot zip."""
+    characters = defaultdict(list)
+    with zipfile.ZipFile(archive) as source:
+        for name in sorted(n for n in source.namelist() if n.endswith(".png")):
+            path = PurePosixPath(name)
+            drawer = int(path.stem.split("_")[1])
+            picture = Image.open(io.BytesIO(source.read(name))).convert("L")
+            characters[path.parts[-3], drawer].append(np.asarray(picture))
+    for (alphabet, drawer), drawn in characters.items():
+        folder = Path(out) / ("train" if drawer % 2 else "test") / f"{alphabet}_{drawer:02d}"
+        folder.mkdir(parents=True)
+        for number in range(PAGES):
+            mine = drawn[number::PAGES]
+            mine += [np.full_like(mine[0], 255)] * (-len(mine) % COLUMNS)
+            lines = [np.hstack(mine[i : i + COLUMNS]) for i in range(0, len(mine), COLUMNS)]
+            page = Image.fromarray(np.vstack(lines))
+            # Strokes of two pixels have few keypoints.
+            page.resize((2 * page.width, 2 * page.height), Image.BICUBIC).save(
+                folder / f"{number}.png"
+            )
+
+
+def encode(train, test, train_pages, test_pages, options):
+    """VLAD of the test pages, as it is and PCA-whitened by the training pages."""
+    # Local descriptors of length 1, for all alike.
+    train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
+    _, codebook = clustering.kmeans(train, options.centroids, seed=options.seed)
+    reference = kssl.evaluation.vlad(train, train_pages, codebook)
+    encoded = kssl.evaluation.vlad(test, test_pages, codebook)
+    return encoded, clustering.whiten(encoded, 256, reference=reference)
+
+
+def train_network(patches, options):
+    number = int(patches.cardinality())
+
+    def new_task():
+        keras.utils.set_random_seed(options.seed)
+        encoder = kssl.encoders.resnet(
+            (32, 32, 3), width=options.width, blocks=(1, 1, 1), stem="imagenet"
+        )
+        return kssl.tasks.SiftClusters(encoder, number, options.clusters, seed=options.seed)
+
+    task = new_task()
+    initial = task.encoder.get_weights()
+    relabel = kssl.callbacks.Relabel(patches, when="once")
+    task.relabel(extract(task, patches))
+    labels = task.labels.numpy()
+    print(
+        f"{number} patches, {(labels >= 0).mean():.0%} kept, {options.clusters} clusters",
+        flush=True,
+    )
+    data = task.dataset(task.labelled(patches), BATCH)
+    task.compile(sgd_cosine(options.learning_rate, TRIAL))
+    start = None
+    for steps in (10, TRIAL):  # the first traces
+        start = time.time()
+        task.fit(data, steps_per_epoch=steps, callbacks=[relabel], verbose=0)
+    epoch = (time.time() - start) / TRIAL * data.steps_per_epoch
+    epochs = max(1, int(0.95 * options.minutes * 60 / epoch))
+
+    task = new_task()
+    task.labels.assign(labels)
+    training = task.dataset(task.labelled(patches), BATCH, epochs=epochs)
+    task.compile(sgd_cosine(options.learning_rate, epochs * training.steps_per_epoch))
+    task.fit(training, epochs=epochs, callbacks=[relabel], verbose=2)
+    untrained = new_task().encoder
+    untrained.set_weights(initial)
+    return task, untrained
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--omniglot", help="zip of Omniglot images")
+    source.add_argument("--pages", help="folder with train/<writer>/ and test/<writer>/")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--clusters", type=int, default=500)
+    parser.add_argument("--centroids", type=int, default=16, help="of VLAD")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="sift_clusters.keras")
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.pages or scratch)
+        if options.omniglot:
+            tile_pages(options.omniglot, folder)
+        train, test = (kssl.data.from_pages(folder / part) for part in ("train", "test"))
+        for name, part in (("train", train), ("test", test)):
+            number = int(part.cardinality())
+            print(
+                f"{name}: {len(part.class_names)} writers, {len(part.paths)} pages, {number} patches"
+            )
+    task, untrained = train_network(train, options)
+    task.save(options.out)
+
+    arrays = [kssl.data.to_arrays(part) for part in (train, test)]
+    pages = [part["page"] for part in arrays]
+    found = {"RootSIFT": [part["descriptor"] for part in arrays]}
+    for name, encoder in (("untrained", untrained), ("SiftClusters", task.encoder)):
+        stages = [kssl.evaluation.extract(encoder, part)[0] for part in (train, test)]
+        for stage in list(stages[0])[:-1]:  # the last repeats the features
+            found[f"{name} {stage}"] = [part[stage] for part in stages]
+    rows = [("descriptors", "size", "mAP", "top-1", "top-5", "mAP whitened", "top-1", "top-5")]
+    for name, (of_train, of_test) in found.items():
+        cells = []
+        for encoded in encode(of_train, of_test, *pages, options):
+            result = kssl.evaluation.retrieval(encoded, test.writers)
+            cells += [f"{100 * result[key]:.1f}" for key in ("map", "top1", "top5")]
+        rows.append((name, str(of_test.shape[1]), *cells))
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
