@@ -119,7 +119,7 @@ def pretrain(
     size, settings, seed,
 ):  # fmt: skip
     """Trains an encoder on a pretext task, without labels."""
-    out = Path(out or f"{task}_{Path(data).resolve().name if Path(data).is_dir() else data}.keras")
+    out = Path(out or f"{task}_{Path(data).resolve().name}.keras")
     if out.suffix != ".keras":
         raise ValueError(f"--out must end in .keras, got {str(out)!r}")
     _check_parent("--out", out)

@@ -228,7 +228,11 @@ def _anderson(steps, residuals, weight):
     if len(steps) == 1:
         return steps[-1] + residuals[-1]
     by_step, by_residual = np.diff(steps, axis=0), np.diff(residuals, axis=0)
-    mix = np.linalg.lstsq((by_residual * weight).T, residuals[-1] * weight, rcond=1e-6)[0]
+    weighted = by_residual * weight
+    # Of the few unknowns only: least squares on the K equations takes longer than a sweep.
+    mix = np.linalg.lstsq(weighted @ weighted.T, weighted @ (residuals[-1] * weight), rcond=1e-12)[
+        0
+    ]
     return steps[-1] + residuals[-1] - mix @ (by_step + by_residual)
 
 

@@ -65,7 +65,7 @@ def test_writers_from_folders_and_from_names(tmp_path):
 def test_refuses_and_skips(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         kssl.data.from_pages(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no pages in"):
+    with pytest.raises(ValueError, match="no pictures in"):
         kssl.data.from_pages(tmp_path)
     with pytest.raises(ValueError, match="size must be at least 1 pixel"):
         kssl.data.from_pages(tmp_path, size=0)

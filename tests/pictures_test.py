@@ -37,3 +37,10 @@ def test_grid_takes_gray_and_refuses_nothing():
     for rows in ([], [[]]):
         with pytest.raises(ValueError, match="rows"):
             pictures.grid(rows)
+
+
+def test_single_pictures_stand_side_by_side():
+    rows = [[(np.zeros((8, 8, 3)), str(i))] for i in range(8)]
+    texts = pictures.grid(rows).axes[0].texts
+    assert [text.get_text() for text in texts] == [str(i) for i in range(8)]
+    assert [text.get_position()[0] for text in texts] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 0.5, 1.5]
