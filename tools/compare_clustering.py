@@ -73,7 +73,6 @@ def train(name, images, classes, options):
     print(f"{name}: {epoch:.0f} s an epoch, {epochs} epochs", flush=True)
 
     task = new_task(name, number, options.width)
-    initial = task.encoder.get_weights()
     task.compile(sgd_cosine(options.learning_rate, epochs * steps))
     when = 1 if name == "deep_cluster" else ("quadratic", epochs)  # as many relabellings for both
     relabel = Clock(images, when=when)
@@ -83,17 +82,14 @@ def train(name, images, classes, options):
         task.dataset(images, options.batch_size, epochs=epochs), epochs=epochs,
         callbacks=[relabel], verbose=2,
     )  # fmt: skip
-    return task, initial, relabel, epochs, (time.time() - start) / 60
+    return task, relabel, epochs, (time.time() - start) / 60
 
 
-def judge(task, initial, images, test, options):
-    trained, untrained = new_encoder(options.width), new_encoder(options.width)
-    trained.set_weights(task.encoder.get_weights())
-    untrained.set_weights(initial)
+def judge(encoder, images, test, options):
     arrays = kssl.data.to_arrays(images)
     few = np.random.default_rng(0).permutation(len(arrays["id"]))[:LABELS]
     labelled = kssl.data.from_array(arrays["image"][few], arrays["label"][few])
-    return kssl.evaluation.compare(trained, untrained, labelled, test)
+    return kssl.evaluation.compare(encoder, new_encoder(options.width), labelled, test)
 
 
 def members(images, labels, axes, title):
@@ -132,8 +128,8 @@ def main():
     rows = [("", "NMI", "sizes", "s a relabelling", "epochs", "minutes")]
     found = {}
     for name, panel in zip(options.methods, axes, strict=True):
-        task, initial, relabel, epochs, minutes = train(name, images, arrays["label"], options)
-        results = judge(task, initial, images, test, options)
+        task, relabel, epochs, minutes = train(name, images, arrays["label"], options)
+        results = judge(task.encoder, images, test, options)
         print(name)
         print_table(kssl.evaluation.table(results))
         head = np.atleast_2d(task.labels.numpy())[0]

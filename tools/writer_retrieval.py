@@ -77,7 +77,6 @@ def train_network(patches, options):
         return kssl.tasks.SiftClusters(encoder, number, options.clusters, seed=options.seed)
 
     task = new_task()
-    initial = task.encoder.get_weights()
     relabel = kssl.callbacks.Relabel(patches, when="once")
     task.relabel(extract(task, patches))
     labels = task.labels.numpy()
@@ -87,7 +86,6 @@ def train_network(patches, options):
     )
     data = task.dataset(task.labelled(patches), BATCH)
     task.compile(sgd_cosine(options.learning_rate, TRIAL))
-    start = None
     for steps in (10, TRIAL):  # the first traces
         start = time.time()
         task.fit(data, steps_per_epoch=steps, callbacks=[relabel], verbose=0)
@@ -99,9 +97,7 @@ def train_network(patches, options):
     training = task.dataset(task.labelled(patches), BATCH, epochs=epochs)
     task.compile(sgd_cosine(options.learning_rate, epochs * training.steps_per_epoch))
     task.fit(training, epochs=epochs, callbacks=[relabel], verbose=2)
-    untrained = new_task().encoder
-    untrained.set_weights(initial)
-    return task, untrained
+    return task, new_task().encoder
 
 
 def main():
