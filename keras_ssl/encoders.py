@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from keras_ssl import images
 from keras_ssl.layers import BatchNormalization
 
 STAGE = "stage"
@@ -193,3 +194,52 @@ def stages(encoder):
         )
     outputs["features"] = encoder.output
     return keras.Model(encoder.input, outputs)
+
+
+def on_patches(encoder, patches, training=False):
+    """Features of patches smaller (or larger) than the pictures that the encoder was made for.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) that `check_patches` lets pass.
+        patches: (B, V, h, w, C) tensor.
+        training: bool, as in Keras.
+
+    Returns:
+        (B, V, D) tensor.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> on_patches(resnet((32, 32, 3), width=4), tf.zeros((2, 9, 8, 8, 3))).shape
+        TensorShape([2, 9, 32])
+    """
+    # `call`, since Keras would refuse another size than that of the encoder's input.
+    features = encoder.call(images.fold(patches), training=training)
+    return images.unfold(features, patches.shape[1])
+
+
+def check_patches(encoder, height, width):
+    """Refuses encoders that cannot take patches of another size than their pictures.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        height, width: int, pixels of a patch.
+
+    Raises:
+        ValueError: the encoder does not give D features for such a patch.
+
+    Example:
+        >>> check_patches(resnet((32, 32, 3), width=4), 8, 8)
+    """
+    try:
+        output = encoder.call(keras.Input((height, width, encoder.input_shape[-1])))
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"encoder cannot take patches of {height}x{width} pixels ({reason}): use larger pictures or "
+            "an encoder that averages over the picture and halves it less often"
+        ) from None
+    if output.shape[1:] != encoder.output_shape[1:]:
+        raise ValueError(
+            f"encoder gives {output.shape[1:]} for patches of {height}x{width} pixels, but "
+            f"{encoder.output_shape[1:]} for pictures: it must average over the picture"
+        )

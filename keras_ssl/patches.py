@@ -1,0 +1,270 @@
+"""Pure functions on patches of pictures: cut them, and close the shortcuts between them."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ssl import encoders
+from keras_ssl.images import uniform
+
+# Green and magenta, the colours that a lens focuses at another place than the rest.
+GREEN_MAGENTA = (-1.0, 2.0, -1.0)
+
+
+def cut(image, corners, size):
+    """Cuts square patches out of each picture, pixel by pixel, without interpolation.
+
+    Args:
+        image: (B, H, W, C) tensor.
+        corners: (B, V, 2) int32 tensor, row and column of each patch's upper left pixel; or
+            (B, V, C, 2), one corner for each channel. The patches must lie inside the picture.
+        size: int, pixels, height and width of a patch.
+
+    Returns:
+        (B, V, size, size, C) tensor of the picture's dtype.
+
+    Example:
+        >>> x = tf.reshape(tf.range(16), (1, 4, 4, 1))
+        >>> cut(x, tf.constant([[[1, 2]]]), 2)[0, 0, ..., 0].numpy().tolist()
+        [[6, 7], [10, 11]]
+    """
+    height, width, channels = image.shape[1:]
+    if corners.shape.rank == 3:
+        corners = corners[:, :, None]
+    rows, columns = (corners[:, :, None, None, :, axis] for axis in (0, 1))
+    steps = tf.range(size)
+    index = (rows + steps[:, None, None]) * width + columns + steps[:, None]
+    index = index * channels + tf.range(channels)
+    pixels = tf.reshape(image, [-1, height * width * channels])
+    return tf.gather(pixels, index, axis=1, batch_dims=1)
+
+
+def normalize(patches):
+    """Gives each channel of each patch the same mean and deviation.
+
+    Neighbours have similar brightness and contrast, so these would tell which patches belong together
+    (Noroozi & Favaro, ECCV 2016, section 4.2). The common values are those of an average photograph,
+    so that the encoder meets whole pictures as it knows the patches.
+
+    Args:
+        patches: (..., H, W, C) tensor in 0..255.
+
+    Returns:
+        (..., H, W, C) float32 tensor with mean 127.5 and standard deviation 64; a flat patch has a
+        smaller deviation, down to 0, and no noise is blown up.
+
+    Example:
+        >>> float(tf.math.reduce_std(normalize(tf.constant([[[[0.0], [200.0]]]]))))
+        64.0
+    """
+    patches = tf.cast(patches, tf.float32)
+    mean, variance = tf.nn.moments(patches, [-3, -2], keepdims=True)
+    return 127.5 + 64 * (patches - mean) / tf.sqrt(tf.maximum(variance, 1.0))
+
+
+def gray(patches, chosen):
+    """Takes the colours of some pictures away: all patches of one stay alike.
+
+    Args:
+        patches: (B, V, H, W, 3) tensor in 0..255.
+        chosen: (B,) bool tensor.
+
+    Returns:
+        (B, V, H, W, 3) float32 tensor; gray ones have three equal channels, the luminance.
+
+    Example:
+        >>> gray(tf.constant([[[[[255.0, 0.0, 0.0]]]]]), tf.constant([True])).numpy().round(1).tolist()
+        [[[[[76.2, 76.2, 76.2]]]]]
+    """
+    patches = tf.cast(patches, tf.float32)
+    luminance = tf.reduce_sum(patches * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+    return tf.where(chosen[:, None, None, None, None], luminance, patches)
+
+
+def project_colors(x):
+    """Takes the green-magenta axis out of the colours, and with it chromatic aberration.
+
+    A lens focuses green elsewhere than red and blue; the fringes say where in the picture a patch was.
+    Every pixel is multiplied by B = I - a'a / (aa') with a = (-1, 2, -1).
+
+    Args:
+        x: (..., 3) tensor in 0..255.
+
+    Returns:
+        (..., 3) float32 tensor; grays stay as they are.
+
+    Reference: Doersch, Gupta & Efros, "Unsupervised Visual Representation Learning by Context
+    Prediction", ICCV 2015, section 3.1 ("projection").
+
+    Example:
+        >>> project_colors(tf.constant([0.0, 240.0, 0.0])).numpy().round().tolist()
+        [80.0, 80.0, 80.0]
+    """
+    x = tf.cast(x, tf.float32)
+    axis = tf.constant(GREEN_MAGENTA)
+    return x - tf.reduce_sum(x * axis, axis=-1, keepdims=True) * axis / tf.reduce_sum(axis**2)
+
+
+def drop_colors(patches, seed):
+    """Keeps one random channel of each patch and puts faint noise in place of the other two.
+
+    One channel alone has no fringes: nothing is left of chromatic aberration. The noise has a
+    hundredth of the deviation of the channel that is kept, about mid-gray.
+
+    Args:
+        patches: (B, V, H, W, 3) tensor in 0..255.
+        seed: (B, 2) int64 tensor, one seed per image.
+
+    Returns:
+        (B, V, H, W, 3) float32 tensor.
+
+    Reference: Doersch, Gupta & Efros, ICCV 2015, section 3.1 ("color dropping").
+
+    Example:
+        >>> drop_colors(tf.zeros((2, 9, 8, 8, 3)), tf.zeros((2, 2), tf.int64)).shape
+        TensorShape([2, 9, 8, 8, 3])
+    """
+    patches = tf.cast(patches, tf.float32)
+    shape = patches.shape[1:]
+    noise = tf.map_fn(
+        lambda one: tf.random.stateless_normal(shape, one),
+        seed,
+        fn_output_signature=tf.TensorSpec(shape, tf.float32),
+    )
+    # Other numbers than the noise's, which are drawn from the seed itself.
+    drawn = uniform(seed + tf.constant([0, 2**41], tf.int64), shape[0])
+    kept = tf.one_hot(tf.cast(3 * drawn, tf.int32), 3)[:, :, None, None]
+    _, variance = tf.nn.moments(tf.reduce_sum(kept * patches, axis=-1), [2, 3])
+    return kept * patches + (1 - kept) * (
+        127.5 + noise * tf.sqrt(variance)[:, :, None, None, None] / 100
+    )
+
+
+def tiles(image, seed, grid, size, jitter):
+    """Cuts a picture into a grid of cells and one tile out of each cell, at a random place.
+
+    Args:
+        image: (B, H, W, C) tensor; the cells are min(H, W) // grid pixels wide and high, and the grid
+            of cells lies at a random place of the picture.
+        seed: (B, 2) int64 tensor, one seed per image.
+        grid: int, cells in a row and in a column.
+        size: int, pixels of a tile.
+        jitter: int, pixels; each channel of a tile is moved by up to so many on its own. Nothing
+            outside the cell is seen: size + 2 * jitter is at most that of a cell.
+
+    Returns:
+        (B, grid * grid, size, size, C) tensor of the picture's dtype, row by row.
+
+    Reference: Noroozi & Favaro, ECCV 2016, section 4.2.
+
+    Example:
+        >>> tiles(tf.zeros((2, 32, 32, 3)), tf.zeros((2, 2), tf.int64), 3, 8, 1).shape
+        TensorShape([2, 9, 8, 8, 3])
+    """
+    height, width, channels = image.shape[1:]
+    cell, number = min(height, width) // grid, grid * grid
+    # Other numbers than those of a random crop with the same seed.
+    random = uniform(seed + tf.constant([0, 2**45], tf.int64), 2 + number * 2 * (1 + channels))
+    free = tf.constant([height, width], tf.float32) - cell * grid + 1
+    corner = tf.cast(random[:, None, :2] * free, tf.int32)
+    steps = tf.range(grid) * cell
+    cells = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [number, 2])
+    places, moves = random[:, 2 : 2 + number * 2], random[:, 2 + number * 2 :]
+    places = tf.reshape(places, [-1, number, 2]) * (cell - size - 2 * jitter + 1)
+    corners = corner + cells + jitter + tf.cast(places, tf.int32)
+    if jitter:
+        moves = tf.reshape(moves, [-1, number, channels, 2]) * (2 * jitter + 1)
+        corners = corners[:, :, None] + tf.cast(moves, tf.int32) - jitter
+    return cut(image, corners, size)
+
+
+def check_tiles(encoder, grid, tile=None, jitter=None):
+    """Refuses puzzles that cannot be cut out of the encoder's pictures.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        grid: int, 2 or 3.
+        tile: int, pixels, or None for 64/75 of a cell.
+        jitter: int, pixels, or None for 2/64 of a tile, rounded down.
+
+    Returns:
+        (tile, jitter): int, pixels.
+
+    Raises:
+        ValueError: a `grid` other than 2 or 3; a tile with its jitter larger than a cell, or one that
+            cannot go through the encoder.
+
+    Reference: Noroozi & Favaro, ECCV 2016, section 4.2: tiles of 64 pixels in cells of 75, jitter 2.
+    """
+    height, width = encoder.input_shape[1:3]
+    if height is None or width is None:
+        raise ValueError("encoder must have an input of fixed height and width, got None")
+    if grid not in (2, 3):
+        raise ValueError(f"grid must be 2 or 3, got {grid!r}")
+    cell = min(height, width) // grid
+    if tile is None:
+        tile = round(cell * 64 / 75)
+    if jitter is None:
+        jitter = tile * 2 // 64
+    if tile < 1 or jitter < 0 or tile + 2 * jitter > cell:
+        raise ValueError(
+            f"tile {tile} with jitter {jitter} on both sides does not fit: the {grid}x{grid} cells of "
+            f"{height}x{width} pictures have {cell} pixels"
+        )
+    encoders.check_patches(encoder, tile, tile)
+    return tile, jitter
+
+
+def check_gray(encoder, gray):
+    """Refuses shares of gray pictures that cannot be.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        gray: float.
+
+    Raises:
+        ValueError: `gray` is not in 0..1, or not 0 though the pictures have no three channels.
+    """
+    channels = encoder.input_shape[-1]
+    if not 0 <= gray <= 1:
+        raise ValueError(f"gray must be in 0..1, got {gray!r}")
+    if gray and channels != 3:
+        raise ValueError(f"gray={gray} needs 3 channels, the encoder takes {channels}")
+
+
+def check_crop(crop):
+    """Refuses shares of the area that cannot be.
+
+    Args:
+        crop: float.
+
+    Raises:
+        ValueError: `crop` is not in 0..1, or 0.
+    """
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+
+
+def mosaic(tiles, border=1):
+    """Lays the tiles of a square grid side by side, for people.
+
+    Args:
+        tiles: (grid * grid, size, size, C) array, row by row.
+        border: int, white pixels between two tiles.
+
+    Returns:
+        (H, W, C) float32 array with H = W = grid * size + (grid - 1) * border.
+
+    Example:
+        >>> mosaic(np.zeros((9, 8, 8, 3))).shape
+        (26, 26, 3)
+    """
+    number, size, _, channels = tiles.shape
+    grid = math.isqrt(number)
+    step = size + border
+    whole = np.full((grid * step - border, grid * step - border, channels), 255, np.float32)
+    for k, tile in enumerate(tiles):
+        row, column = step * (k // grid), step * (k % grid)
+        whole[row : row + size, column : column + size] = tile
+    return whole
