@@ -19,11 +19,16 @@ class Relabel(keras.callbacks.Callback):
         when: int, at the start of every so many epochs; "once", only while there are no labels;
             ("linear", n) or ("quadratic", n), n times in the whole training, evenly or more often at
             the start: step `steps * (i / n) ** 2` (SeLa's schedule).
+        teacher: functional keras.Model, an encoder whose features are clustered instead of the task's
+            own. With `when="once"` that is knowledge transfer: what another task has taught the teacher
+            becomes the labels of a fresh encoder, which may be smaller (Noroozi et al., "Boosting
+            Self-Supervised Learning via Knowledge Transfer", CVPR 2018).
         batch_size: int, images at a time.
         verbose: 1 shows the progress of the features, 0 does not, "auto" where `fit` shows its own.
 
     Raises:
-        ValueError: an unknown `when`; the ids of `images` are not 0 to task.num_images - 1.
+        ValueError: an unknown `when`; a `teacher` that is not called with pictures or for a task that
+            does not cluster features; the ids of `images` are not 0 to task.num_images - 1.
 
     Example:
         >>> import keras_ssl as kssl
@@ -36,7 +41,7 @@ class Relabel(keras.callbacks.Callback):
         ['accuracy', 'clusters', 'largest', 'loss', 'smallest']
     """
 
-    def __init__(self, images, when=1, batch_size=256, verbose="auto"):
+    def __init__(self, images, when=1, teacher=None, batch_size=256, verbose="auto"):
         super().__init__()
         schedule = isinstance(when, tuple) and len(when) == 2 and when[0] in ("linear", "quadratic")
         number = when[1] if schedule else when
@@ -45,7 +50,12 @@ class Relabel(keras.callbacks.Callback):
                 'when must be a number of epochs, "once", ("linear", n) or ("quadratic", n), '
                 f"got {when!r}"
             )
-        self.images, self.when = images, when
+        if teacher is not None and len(getattr(teacher, "input_shape", ())) != 4:
+            raise ValueError(
+                f"teacher must be an encoder from (B, H, W, C) to (B, D), got {teacher!r}; of a trained "
+                "task it is task.encoder"
+            )
+        self.images, self.when, self.teacher = images, when, teacher
         self.batch_size, self.verbose = batch_size, verbose
         self.found = {}
 
@@ -82,7 +92,7 @@ class Relabel(keras.callbacks.Callback):
         task = self.model
         before = task.labels.numpy()
         verbose = self.params.get("verbose") == 1 if self.verbose == "auto" else self.verbose
-        task.relabel(extract(task, self.images, self.batch_size, int(verbose)))
+        task.relabel(extract(task, self.images, self.batch_size, int(verbose), self.teacher))
         after = task.labels.numpy()
         sizes = np.concatenate([np.bincount(head[head >= 0]) for head in np.atleast_2d(after)])
         self.found = {
@@ -99,7 +109,7 @@ class Relabel(keras.callbacks.Callback):
             logs.update(self.found)
 
 
-def extract(task, images, batch_size=256, verbose=0):
+def extract(task, images, batch_size=256, verbose=0, teacher=None):
     """What a clustering task clusters, for every image, in the order of their ids.
 
     Args:
@@ -108,14 +118,21 @@ def extract(task, images, batch_size=256, verbose=0):
         images: tf.data.Dataset of dicts with `image` and `id`.
         batch_size: int, images at a time.
         verbose: 1 shows progress.
+        teacher: encoder whose features are taken instead.
 
     Returns:
         (task.num_images, D) float32 array.
 
     Raises:
-        ValueError: the ids of `images` are not 0 to task.num_images - 1.
+        ValueError: the ids of `images` are not 0 to task.num_images - 1; a `teacher` for a task that
+            clusters descriptors.
     """
-    features = tf.function(task.features, reduce_retracing=True)
+    if teacher is not None and hasattr(task, "descriptors"):
+        raise ValueError(
+            f"teacher has no use: {type(task).__name__} clusters descriptors, not features"
+        )
+    source = task.features if teacher is None else lambda x: teacher(x, training=False)
+    features = tf.function(source, reduce_retracing=True)
     describe = getattr(task, "descriptors", lambda batch: features(batch["image"]))
     parts, ids = [], []
     batches = images.batch(batch_size).prefetch(2)

@@ -169,3 +169,27 @@ def test_a_killed_run_resumes_with_the_same_labels_and_weights(task, tmp_path):
     for a, b in zip(whole.optimizer.variables, resumed.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
     assert (whole.labels.numpy() >= 0).all()
+
+
+def test_a_teacher_s_features_become_the_labels_of_a_fresh_encoder(images):
+    """Knowledge transfer: the labels are the clusters of the teacher, not of the student."""
+    pixels = kssl.data.to_arrays(images)["image"]
+    teacher = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
+    before = teacher.get_weights()
+    task = make(images)
+    once = Relabel(images, when="once", teacher=teacher)
+    task.fit(task.dataset(images, 20, epochs=2), epochs=2, callbacks=[once], verbose=0)
+    features = teacher(pixels, training=False).numpy()
+    expected, _ = kssl.clustering.kmeans(kssl.clustering.whiten(features), 5, seed=0)
+    np.testing.assert_array_equal(task.labels, expected)
+    for a, b in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_teachers_that_cannot_be(images):
+    with pytest.raises(ValueError, match=r"teacher must be an encoder.*task\.encoder"):
+        Relabel(images, teacher=make(images))
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    task = kssl.tasks.SiftClusters(encoder, num_images=IMAGES, num_clusters=3)
+    with pytest.raises(ValueError, match="SiftClusters clusters descriptors, not features"):
+        extract(task, images, teacher=encoder)
