@@ -113,7 +113,40 @@ def test_from_pictures_to_features(command, photos, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    "task", ["relative_patch", "jigsaw", "jigsaw_plus", "exemplar", "exemplar_triplet"]
+)
+def test_pretrains_on_pictures_of_all_sizes(command, tmp_path, task):
+    rng = np.random.default_rng(0)
+    (tmp_path / "album").mkdir()
+    for i, size in enumerate([(96, 96), (40, 300), (301, 77), (7, 9), (200, 100), (1, 1)]):
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "album" / f"{i}.png")
+    gray = Image.fromarray(rng.integers(0, 256, (50, 60), np.uint8))
+    gray.save(tmp_path / "album" / "gray.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "album" / "white.png")
+    few = ("--set", "num_permutations=10") if task.startswith("jigsaw") else ()
+    code, out, err = command(
+        "pretrain", task, "--data", "album", "--size", 96, "--width", 2, "--blocks", "1,1", "--stem",
+        "imagenet", "--epochs", 2, "--batch-size", 3, *few,
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"wrote {task}_album.keras" in out
+    assert "nan" not in out
+    assert command("preview", task, "--data", "album", "--size", 96, *few)[0] == 0
+
+
 WRONG = {
+    "grid": (("pretrain", "jigsaw", "--set", "grid=4"), "grid must be 2 or 3, got 4"),
+    "permutations": (
+        ("preview", "jigsaw", "--set", "grid=2", "--set", "num_permutations=25"),
+        "number must be in 1..24",
+    ),
+    "strangers": (
+        ("preview", "jigsaw_plus", "--set", "max_replaced=9"),
+        "max_replaced must be in 0..8",
+    ),
+    "gap": (("preview", "relative_patch", "--set", "gap=20"), "need "),
     "unknown task": (
         ("pretrain", "rotatoin"),
         "there is no task 'rotatoin': choose one of rotation",

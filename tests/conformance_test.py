@@ -128,7 +128,7 @@ def test_pretext_gives_the_same_eagerly_and_in_tf_data(row, images):
     (mapped,) = tf.data.Dataset.from_tensors((batch, seed)).map(task.pretext)
     for a, b in zip(arrays(eager), arrays(mapped), strict=True):
         assert len(a) == BATCH
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-4)  # pixels in 0..255
 
 
 def test_resumed_dataset_continues_the_uninterrupted_one(row, images):

@@ -6,7 +6,12 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.clustering.deep_cluster import DeepCluster
 from keras_ssl.tasks.clustering.self_label import SelfLabel
 from keras_ssl.tasks.clustering.sift_clusters import SiftClusters
+from keras_ssl.tasks.context.jigsaw import Jigsaw
+from keras_ssl.tasks.context.jigsaw_plus import JigsawPlus
+from keras_ssl.tasks.context.relative_patch import RelativePatch
 from keras_ssl.tasks.context.rotation import Rotation
+from keras_ssl.tasks.similarity.exemplar import Exemplar
+from keras_ssl.tasks.similarity.exemplar_triplet import ExemplarTriplet
 
 
 class Row(NamedTuple):
@@ -22,6 +27,41 @@ class Row(NamedTuple):
 TASKS = [
     Row(
         "rotation", Rotation, "context", "Gidaris et al. 2018", "by how much the picture is turned"
+    ),
+    Row(
+        "relative_patch",
+        RelativePatch,
+        "context",
+        "Doersch et al. 2015",
+        "on which of eight sides the other patch lies",
+    ),
+    Row(
+        "jigsaw",
+        Jigsaw,
+        "context",
+        "Noroozi & Favaro 2016",
+        "which permutation the tiles were put in",
+    ),
+    Row(
+        "jigsaw_plus",
+        JigsawPlus,
+        "context",
+        "Noroozi et al. 2018",
+        "the same, though some tiles are another picture's",
+    ),
+    Row(
+        "exemplar",
+        Exemplar,
+        "similarity",
+        "Dosovitskiy et al. 2016",
+        "which of N patches was transformed",
+    ),
+    Row(
+        "exemplar_triplet",
+        ExemplarTriplet,
+        "similarity",
+        "Doersch & Zisserman 2017",
+        "which patch of the batch is the same one, transformed",
     ),
     Row(
         "deep_cluster",
@@ -46,4 +86,16 @@ TASKS = [
     ),
 ]
 
-__all__ = ["TASKS", "DeepCluster", "Rotation", "Row", "SelfLabel", "SiftClusters"]
+__all__ = [
+    "TASKS",
+    "DeepCluster",
+    "Exemplar",
+    "ExemplarTriplet",
+    "Jigsaw",
+    "JigsawPlus",
+    "RelativePatch",
+    "Rotation",
+    "Row",
+    "SelfLabel",
+    "SiftClusters",
+]

@@ -1,0 +1,168 @@
+"""Relative patch location: where does one patch lie beside another?"""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl import encoders, images, patches
+from keras_ssl.pretext import PretextModel
+
+NAMES = (
+    "upper left",
+    "above",
+    "upper right",
+    "left",
+    "right",
+    "lower left",
+    "below",
+    "lower right",
+)
+COLOR = ("dropping", "projection", None)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class RelativePatch(PretextModel):
+    """Predicts on which of eight sides of the centre patch another patch lies.
+
+    To know that an ear is above and left of an eye, the network has to know ears and eyes: it must
+    recognise parts of objects. It could also answer from what continues from patch to patch, and from
+    what the lens did to the picture. Four tricks keep it from that (section 3.1 of the paper):
+
+    - *Gap*: between two patches half a patch is left out. Lines and textures that run across a common
+      border would give the side away.
+    - *Jitter*: each patch is moved by a few pixels of its own, so that long lines cannot be matched
+      through the gap.
+    - *Colour*: a lens focuses green elsewhere than red and blue. The fringes tell where in the picture
+      a patch was, and two places tell the side. `color="dropping"` keeps one channel of each patch and
+      puts faint noise in place of the others; `color="projection"` takes out the green-magenta axis.
+    - *Random crops*, enlarged to the size of the picture: JPEG works on blocks of 8x8 pixels, and where
+      in its block a patch lies tells where in the picture. With a random scale that is no longer so. (The
+      paper scales its patches down and up at random, to be robust to pixelation.)
+
+    The paper draws one pair a picture. Here all eight neighbours are compared with the centre at once:
+    eight answers for nine patches, each of which goes through the encoder once.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) that averages over the picture: it
+            is trained on the patches and used on whole pictures.
+        patch: int, pixels, or None for the largest of which three with gaps fit into the picture (7 of
+            32 pixels, 23 of 96); 96 in the paper.
+        gap: int, pixels, or None for half a patch; 48 in the paper.
+        jitter: int, the largest move of a patch in pixels, or None for 7/96 of a patch (at least 1) as
+            in the paper.
+        color: "dropping", "projection", or None where the pictures have no fringes.
+        crop: float in 0..1, the smallest share of the area that a random crop keeps; 1 for no crop.
+        hidden: int, units of the layer that compares two patches.
+        **kwargs: of keras.Model.
+
+    Shapes:
+        x: (B, 9, patch, patch, C) float32, row by row, the centre at 4. y: (B, 8) int32, in the order
+        of `NAMES`. Prediction: (B, 8, 8) float32 logits, one row for each neighbour.
+
+    Raises:
+        ValueError: the patches do not fit into the encoder's picture, overlap, or cannot go through
+            the encoder; an unknown `color`, or one for pictures without three channels; `crop`
+            not in 0..1.
+
+    Reference: Doersch, Gupta & Efros, "Unsupervised Visual Representation Learning by Context
+    Prediction", ICCV 2015.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
+        >>> task = kssl.tasks.RelativePatch(encoder, color=None)
+        >>> task.compile("adam")
+        >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
+    """
+
+    def __init__(
+        self,
+        encoder,
+        patch=None,
+        gap=None,
+        jitter=None,
+        color="dropping",
+        crop=0.5,
+        hidden=512,
+        **kwargs,
+    ):
+        super().__init__(encoder, **kwargs)
+        height, width, channels = encoder.input_shape[1:]
+        if height is None or width is None:
+            raise ValueError("encoder must have an input of fixed height and width, got None")
+        side = min(height, width)
+
+        def layout(patch):
+            chosen = patch // 2 if gap is None else gap
+            moved = max(1, round(7 / 96 * patch)) if jitter is None else jitter
+            return chosen, moved, 3 * patch + 2 * chosen + 2 * moved
+
+        if patch is None:
+            patch = max((p for p in range(1, side) if layout(p)[2] <= side), default=0)
+        gap, jitter, needed = layout(patch)
+        if patch < 1 or gap < 0 or jitter < 0:
+            raise ValueError(
+                f"patch must be at least 1, gap and jitter at least 0, got patch {patch}, gap {gap}, "
+                f"jitter {jitter} for pictures of {height}x{width} pixels"
+            )
+        if needed > side:
+            raise ValueError(
+                f"patch {patch}, gap {gap} and jitter {jitter} need {needed} pixels (3 patches + 2 gaps "
+                f"+ 2 jitters), but the encoder takes {height}x{width}"
+            )
+        if 0 < gap < 2 * jitter:
+            raise ValueError(
+                f"jitter {jitter} can move patches over the gap of {gap} pixels: it must be at most "
+                "half the gap"
+            )
+        if color not in COLOR:
+            raise ValueError(f"color must be one of {COLOR}, got {color!r}")
+        if color and channels != 3:
+            raise ValueError(f"color {color!r} needs 3 channels, the encoder takes {channels}")
+        encoders.check_patches(encoder, patch, patch)
+        patches.check_crop(crop)
+        self.patch, self.gap, self.jitter, self.color = patch, gap, jitter, color
+        self.crop, self.hidden = crop, hidden
+        self.compare = keras.layers.Dense(hidden, activation="relu", name="compare")
+        self.head = keras.layers.Dense(8, dtype="float32", name="head")
+
+    def pretext(self, batch, seed):
+        image = batch["image"]
+        if self.crop < 1:
+            image = images.random_crop(image, seed, self.crop)
+        # Other numbers than those of the crop.
+        random = images.uniform(seed + tf.constant([0, 2**42], tf.int64), 2 + 9 * 2)
+        span = 3 * self.patch + 2 * self.gap
+        height, width = image.shape[1:3]
+        free = tf.constant([height, width], tf.float32) - span - 2 * self.jitter + 1
+        place = self.jitter + tf.cast(random[:, None, :2] * free, tf.int32)
+        moves = tf.reshape(random[:, 2:], [-1, 9, 2]) * (2 * self.jitter + 1)
+        moves = tf.cast(moves, tf.int32) - self.jitter
+        steps = tf.range(3) * (self.patch + self.gap)
+        grid = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [9, 2])
+        x = tf.cast(patches.cut(image, place + grid + moves, self.patch), tf.float32)
+        if self.color == "projection":
+            x = patches.project_colors(x)
+        elif self.color == "dropping":
+            x = patches.drop_colors(x, seed)
+        return x, tf.tile(tf.range(8)[None], [tf.shape(image)[0], 1])
+
+    def call(self, x, training=False):
+        features = encoders.on_patches(self.encoder, x, training)
+        neighbours = tf.concat([features[:, :4], features[:, 5:]], axis=1)
+        centre = tf.broadcast_to(features[:, 4:5], tf.shape(neighbours))
+        return self.head(self.compare(tf.concat([centre, neighbours], axis=-1)))
+
+    def preview(self, x, y):
+        names = [*NAMES[:4], "centre", *NAMES[4:]]
+        captions = [n if k == 4 else f"{y[0, k - (k > 4)]}: {n}" for k, n in enumerate(names)]
+        return [list(zip(tiles, captions, strict=True)) for tiles in x]
+
+    def default_loss(self):
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def default_metrics(self):
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def get_config(self):
+        names = ("patch", "gap", "jitter", "color", "crop", "hidden")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,96 @@
+"""Exemplar with triplets: are two patches the same one, transformed?"""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl import encoders, exemplars, losses
+from keras_ssl.pretext import PretextModel
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ExemplarTriplet(PretextModel):
+    """Tells whether two patches are the same one, transformed, or come from different pictures.
+
+    What `Exemplar` asks of a class layer with one class a patch is asked of the features themselves: two
+    transformations of a patch shall be closer to one another than to any other patch of the batch, by a
+    margin. There is no class layer, whatever the number of pictures.
+
+    The seed patches and the transformations are those of `Exemplar` (`keras_ssl.exemplars`).
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) that averages over the picture.
+        patch: int, pixels, or None for a third of the picture, but at least 24 or the whole picture
+            where that is smaller.
+        margin: float, of the cosine similarities; 0.5 in the paper.
+        dimensions: int, of the embedding that is compared.
+        seed: int, of the seed patches.
+        **kwargs: of keras.Model.
+
+    Shapes:
+        x: (B, 2, patch, patch, 3) float32 in 0..255, two transformations. y: (B,) int64, the id, of which
+        `late_labels` makes the place in the batch. Prediction: (B, N) float32 cosine similarities of
+        the first with the second transformations of all N patches of the batch, over all replicas.
+
+    Raises:
+        ValueError: a patch larger than the picture, or one that cannot go through the encoder; an
+            encoder for other than 3 channels; `margin` not in 0..2 or `dimensions` below 1.
+
+    Reference: Doersch & Zisserman, "Multi-task Self-Supervised Visual Learning", ICCV 2017, section
+    3.3; Dosovitskiy et al., PAMI 2016.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
+        >>> task = kssl.tasks.ExemplarTriplet(encoder)
+        >>> task.compile("adam")
+        >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
+    """
+
+    def __init__(self, encoder, patch=None, margin=0.5, dimensions=128, seed=0, **kwargs):
+        super().__init__(encoder, **kwargs)
+        if not 0 < margin <= 2:
+            raise ValueError(f"margin must be in 0..2 and not 0, got {margin!r}")
+        if dimensions < 1:
+            raise ValueError(f"dimensions must be at least 1, got {dimensions!r}")
+        self.patch = exemplars.check_patch(encoder, patch)
+        self.margin, self.dimensions, self.seed = margin, dimensions, seed
+        self.head = keras.layers.Dense(dimensions, dtype="float32", name="head")
+
+    def pretext(self, batch, seed):
+        image, ids = batch["image"], tf.cast(batch["id"], tf.int64)
+        fixed = tf.stack([tf.fill(tf.shape(ids), tf.constant(self.seed, tf.int64)), ids], axis=1)
+        corners = exemplars.strong_corners(image, fixed, self.patch)
+        second = seed + tf.constant([0, 2**44], tf.int64)
+        views = [exemplars.transform(image, corners, s, self.patch) for s in (seed, second)]
+        return tf.stack(views, axis=1), ids
+
+    def call(self, x, training=False):
+        embedding = self.head(encoders.on_patches(self.encoder, x, training))
+        embedding = tf.math.l2_normalize(embedding, axis=-1)
+        others = embedding[:, 1]
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            others = context.all_gather(others, axis=0)
+        return tf.matmul(embedding[:, 0], others, transpose_b=True)
+
+    def late_labels(self, x, y, y_pred):
+        number = tf.shape(y_pred)[0]
+        places = tf.range(number)
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            sizes = context.all_gather(number[None], axis=0)
+            places += tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
+        return places, None
+
+    def preview(self, x, y):
+        return [[(view, f"patch {y[i]}") for view in x[i]] for i in range(len(x))]
+
+    def default_loss(self):
+        return losses.Triplet(self.margin)
+
+    def default_metrics(self):
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+    def get_config(self):
+        names = ("patch", "margin", "dimensions", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

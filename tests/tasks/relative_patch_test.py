@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.tasks.context.relative_patch import NAMES
+
+SIDES = {
+    "upper left": (-1, -1), "above": (-1, 0), "upper right": (-1, 1), "left": (0, -1),
+    "right": (0, 1), "lower left": (1, -1), "below": (1, 0), "lower right": (1, 1),
+}  # fmt: skip
+
+
+def make(size=(32, 32), **arguments):
+    encoder = kssl.encoders.resnet((*size, 3), width=2, blocks=(1,))
+    return kssl.tasks.RelativePatch(encoder, **{"crop": 1, **arguments})
+
+
+def seeds(number):
+    return tf.stack([tf.zeros(number, tf.int64), tf.range(number, dtype=tf.int64)], 1)
+
+
+def coordinates(number, height, width):
+    image = np.zeros((number, height, width, 3), np.float32)
+    image[..., 0] = np.arange(height)[:, None]
+    image[..., 1] = np.arange(width)
+    return image
+
+
+@pytest.mark.parametrize("size", [(40, 40), (40, 61)])
+def test_labels_say_on_which_side_each_patch_lay(size):
+    task = make(size, patch=8, gap=4, jitter=1, color=None)
+    x, y = task.pretext({"image": coordinates(100, *size)}, seeds(100))
+    assert x.shape == (100, 9, 8, 8, 3)
+    np.testing.assert_array_equal(y, [range(8)] * 100)
+    corners = x.numpy()[:, :, 0, 0, :2]  # row and column of the first pixel of each patch
+    neighbours = np.delete(corners, 4, axis=1)
+    for label, name in enumerate(NAMES):
+        apart = neighbours[:, label] - corners[:, 4]
+        # 8 + 4 pixels from corner to corner, and each of the two moved by at most one.
+        np.testing.assert_array_less(np.abs(apart - 12 * np.array(SIDES[name])), 2.001)
+    # Between any two patches at least gap - 2 jitter pixels are left out: none sees another's pixels.
+    rows, columns = x.numpy()[..., 0], x.numpy()[..., 1]
+    for a in range(9):
+        for b in range(a):
+            row = np.maximum(rows[:, a].min((1, 2)) - rows[:, b].max((1, 2)),
+                             rows[:, b].min((1, 2)) - rows[:, a].max((1, 2)))  # fmt: skip
+            column = np.maximum(columns[:, a].min((1, 2)) - columns[:, b].max((1, 2)),
+                                columns[:, b].min((1, 2)) - columns[:, a].max((1, 2)))  # fmt: skip
+            assert (np.maximum(row, column) > 2).all()
+
+
+def test_the_nine_patches_lie_anywhere_in_the_picture():
+    task = make((40, 61), patch=8, gap=4, jitter=1, color=None)
+    x, _ = task.pretext({"image": coordinates(400, 40, 61)}, seeds(400))
+    rows, columns = x.numpy()[..., 0], x.numpy()[..., 1]
+    assert (rows.min(), rows.max()) == (0, 39)
+    assert (columns.min(), columns.max()) == (0, 60)
+    moves = rows[:, 1, 0, 0] - rows[:, 0, 0, 0]  # two patches of one row
+    assert set(np.unique(moves)) == {-2, -1, 0, 1, 2}
+
+
+def test_defaults_follow_the_paper():
+    large = make((448, 448))  # 96 * 3 + 48 * 2 + 7 * 2 = 398 pixels would do
+    assert large.gap == large.patch // 2
+    assert large.jitter == round(7 / 96 * large.patch)
+    paper = make((398, 398))
+    assert (paper.patch, paper.gap, paper.jitter) == (96, 48, 7)
+    small = make((32, 32))
+    assert (small.patch, small.gap, small.jitter) == (7, 3, 1)
+
+
+def test_colors_are_dropped_or_projected(noise):
+    plain, _ = make(color=None).pretext({"image": noise[:6]}, seeds(6))
+    dropped, _ = make(color="dropping").pretext({"image": noise[:6]}, seeds(6))
+    projected, _ = make(color="projection").pretext({"image": noise[:6]}, seeds(6))
+    same = (dropped.numpy() == plain.numpy()).all(axis=(2, 3))
+    np.testing.assert_array_equal(same.sum(-1), 1)
+    np.testing.assert_allclose(projected.numpy() @ [-1, 2, -1], 0, atol=1e-3)
+
+
+def test_each_pair_is_compared_on_its_own(noise):
+    """The oracle: the prediction for a pair does not depend on the other seven neighbours."""
+    task = make(color=None)
+    x, _ = task.pretext({"image": noise[:4]}, seeds(4))
+    logits = task(x).numpy()
+    assert logits.shape == (4, 8, 8)
+    features = task.encoder.call(tf.reshape(x, (36, 7, 7, 3))).numpy().reshape(4, 9, -1)
+    for k, place in enumerate([0, 1, 2, 3, 5, 6, 7, 8]):
+        pair = np.concatenate([features[:, 4], features[:, place]], axis=1)
+        np.testing.assert_allclose(
+            logits[:, k], task.head(task.compare(pair)), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_learns_where_a_patch_lies():
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(20, 200, 24)
+    pictures = rng.integers(0, 20, (256, 24, 24, 3)) + ramp[:, None, None] / 2
+    pictures[..., 0] += ramp[None, :] / 2  # brightness says the row, red the column
+    task = kssl.tasks.RelativePatch(
+        kssl.encoders.resnet((24, 24, 3), width=8, blocks=(1,)),
+        patch=5,
+        gap=2,
+        jitter=1,
+        color=None,
+    )
+    task.compile("adam")
+    images = kssl.data.from_array(pictures.astype(np.uint8))
+    task.fit(task.dataset(images, 32, epochs=12), epochs=12, verbose=0)
+    assert task.evaluate(task.dataset(images, 32), verbose=0)[1] > 0.7  # chance: 0.125
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"patch": 9}, "patch 9, gap 4 and jitter 1 need 37 pixels"),
+        ({"patch": 8, "gap": 5}, "need 36 pixels.*32x32"),
+        ({"patch": 0}, "patch must be at least 1"),
+        ({"gap": -1}, "gap -1"),
+        ({"patch": 7, "gap": 3, "jitter": 2}, "jitter 2 can move patches over the gap of 3"),
+        ({"color": "gray"}, "color must be one of"),
+    ],
+)
+def test_refuses(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make(**arguments)
+
+
+def test_refuses_encoders_without_size_or_colors():
+    with pytest.raises(ValueError, match="fixed height and width"):
+        kssl.tasks.RelativePatch(kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,)))
+    gray = kssl.encoders.resnet((32, 32, 1), width=2, blocks=(1,))
+    with pytest.raises(ValueError, match="needs 3 channels"):
+        kssl.tasks.RelativePatch(gray)
+    assert kssl.tasks.RelativePatch(gray, color=None).patch == 7
+    with pytest.raises(ValueError, match="need 5 pixels"):
+        make((4, 4), patch=1)
