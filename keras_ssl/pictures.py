@@ -8,8 +8,8 @@ def grid(rows, axes=None, title=None):
     """Draws rows of captioned pictures.
 
     Args:
-        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of one picture each are
-            put side by side, six in a row.
+        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of one or two pictures
+            are put side by side, six pictures in a row.
         axes: matplotlib Axes to draw into, or None for a figure of its own.
         title: text above it.
 
@@ -24,9 +24,13 @@ def grid(rows, axes=None, title=None):
     """
     if not rows or not all(rows):
         raise ValueError("rows must hold at least one picture each")
-    if all(len(row) == 1 for row in rows):  # no column of single pictures: six a row
-        single = [row[0] for row in rows]
-        rows = [single[i : i + 6] for i in range(0, len(single), 6)]
+    length = max(len(row) for row in rows)
+    if length <= 2:  # no column of single pictures or pairs: six pictures a row
+        each = 6 // length
+        rows = [
+            [picture for row in rows[i : i + each] for picture in row]
+            for i in range(0, len(rows), each)
+        ]
     columns = max(len(row) for row in rows)
     if axes is None:
         axes = Figure(

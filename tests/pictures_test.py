@@ -44,3 +44,10 @@ def test_single_pictures_stand_side_by_side():
     texts = pictures.grid(rows).axes[0].texts
     assert [text.get_text() for text in texts] == [str(i) for i in range(8)]
     assert [text.get_position()[0] for text in texts] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 0.5, 1.5]
+
+
+def test_pairs_stand_side_by_side_too():
+    rows = [[(np.zeros((8, 8, 3)), f"{i}{side}") for side in "ab"] for i in range(4)]
+    texts = pictures.grid(rows).axes[0].texts
+    assert [t.get_text() for t in texts] == ["0a", "0b", "1a", "1b", "2a", "2b", "3a", "3b"]
+    assert [t.get_position()[0] for t in texts] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 0.5, 1.5]

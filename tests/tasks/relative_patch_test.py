@@ -50,6 +50,24 @@ def test_labels_say_on_which_side_each_patch_lay(size):
             assert (np.maximum(row, column) > 2).all()
 
 
+def test_four_patches_are_the_centre_in_turn():
+    task = make((40, 61), grid=2, patch=12, gap=5, jitter=2, color=None)
+    x, y = task.pretext({"image": coordinates(100, 40, 61)}, seeds(100))
+    assert x.shape == (100, 4, 12, 12, 3)
+    assert y.shape == (100, 12)
+    corners = x.numpy()[:, :, 0, 0, :2]
+    assert len({(centre, other) for centre, other, _ in task.pairs}) == 12
+    for k, (centre, other, _) in enumerate(task.pairs):
+        (label,) = set(y[:, k].numpy().tolist())
+        apart = corners[:, other] - corners[:, centre]
+        np.testing.assert_array_less(np.abs(apart - 17 * np.array(SIDES[NAMES[label]])), 4.001)
+    assert set(y.numpy().ravel()) == set(range(8))
+    assert make(grid=2).patch == 12
+    assert task(x).shape == (100, 12, 8)
+    captions = [caption for _, caption in task.preview(x.numpy(), y.numpy())[0]]
+    assert captions == ["centre", "4: right", "6: below", "7: lower right"]
+
+
 def test_the_nine_patches_lie_anywhere_in_the_picture():
     task = make((40, 61), patch=8, gap=4, jitter=1, color=None)
     x, _ = task.pretext({"image": coordinates(400, 40, 61)}, seeds(400))
@@ -104,6 +122,7 @@ def test_learns_where_a_patch_lies():
         gap=2,
         jitter=1,
         color=None,
+        crop=1,
     )
     task.compile("adam")
     images = kssl.data.from_array(pictures.astype(np.uint8))
@@ -114,6 +133,7 @@ def test_learns_where_a_patch_lies():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"grid": 4}, "grid must be 2 or 3"),
         ({"patch": 9}, "patch 9, gap 4 and jitter 1 need 37 pixels"),
         ({"patch": 8, "gap": 5}, "need 36 pixels.*32x32"),
         ({"patch": 0}, "patch must be at least 1"),

@@ -16,6 +16,7 @@ NAMES = (
     "below",
     "lower right",
 )
+SIDES = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]  # row, column
 COLOR = ("dropping", "projection", None)
 
 
@@ -39,13 +40,16 @@ class RelativePatch(PretextModel):
       paper scales its patches down and up at random, to be robust to pixelation.)
 
     The paper draws one pair a picture. Here all eight neighbours are compared with the centre at once:
-    eight answers for nine patches, each of which goes through the encoder once.
+    eight answers for nine patches, each of which goes through the encoder once. In small pictures nine
+    patches are so small that there is nothing left to recognise. With `grid=2` there are four larger
+    ones, each of which is the centre once: twelve answers.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D) that averages over the picture: it
             is trained on the patches and used on whole pictures.
-        patch: int, pixels, or None for the largest of which three with gaps fit into the picture (7 of
-            32 pixels, 23 of 96); 96 in the paper.
+        grid: 3 for a centre and its eight neighbours, 2 for four patches that are the centre in turn.
+        patch: int, pixels, or None for the largest of which `grid` fit side by side with their gaps (for
+            3: 7 of 32 pixels and 23 of 96, for 2: 12 and 36); 96 in the paper.
         gap: int, pixels, or None for half a patch; 48 in the paper.
         jitter: int, the largest move of a patch in pixels, or None for 7/96 of a patch (at least 1) as
             in the paper.
@@ -55,13 +59,13 @@ class RelativePatch(PretextModel):
         **kwargs: of keras.Model.
 
     Shapes:
-        x: (B, 9, patch, patch, C) float32, row by row, the centre at 4. y: (B, 8) int32, in the order
-        of `NAMES`. Prediction: (B, 8, 8) float32 logits, one row for each neighbour.
+        x: (B, grid * grid, patch, patch, C) float32, row by row. y: (B, P) int32, the place in `NAMES` for
+        each of the P = 8 or 12 pairs of `task.pairs`. Prediction: (B, P, 8) float32 logits.
 
     Raises:
-        ValueError: the patches do not fit into the encoder's picture, overlap, or cannot go through
-            the encoder; an unknown `color`, or one for pictures without three channels; `crop`
-            not in 0..1.
+        ValueError: a `grid` other than 2 or 3; the patches do not fit into the encoder's picture, overlap,
+            or cannot go through the encoder; an unknown `color`, or one for pictures without three
+            channels; `crop` not in 0..1.
 
     Reference: Doersch, Gupta & Efros, "Unsupervised Visual Representation Learning by Context
     Prediction", ICCV 2015.
@@ -75,26 +79,21 @@ class RelativePatch(PretextModel):
     """
 
     def __init__(
-        self,
-        encoder,
-        patch=None,
-        gap=None,
-        jitter=None,
-        color="dropping",
-        crop=0.5,
-        hidden=512,
-        **kwargs,
-    ):
+        self, encoder, grid=3, patch=None, gap=None, jitter=None, color="dropping", crop=0.5,
+        hidden=512, **kwargs,
+    ):  # fmt: skip
         super().__init__(encoder, **kwargs)
         height, width, channels = encoder.input_shape[1:]
         if height is None or width is None:
             raise ValueError("encoder must have an input of fixed height and width, got None")
+        if grid not in (2, 3):
+            raise ValueError(f"grid must be 2 or 3, got {grid!r}")
         side = min(height, width)
 
         def layout(patch):
             chosen = patch // 2 if gap is None else gap
             moved = max(1, round(7 / 96 * patch)) if jitter is None else jitter
-            return chosen, moved, 3 * patch + 2 * chosen + 2 * moved
+            return chosen, moved, grid * patch + (grid - 1) * chosen + 2 * moved
 
         if patch is None:
             patch = max((p for p in range(1, side) if layout(p)[2] <= side), default=0)
@@ -106,8 +105,8 @@ class RelativePatch(PretextModel):
             )
         if needed > side:
             raise ValueError(
-                f"patch {patch}, gap {gap} and jitter {jitter} need {needed} pixels (3 patches + 2 gaps "
-                f"+ 2 jitters), but the encoder takes {height}x{width}"
+                f"patch {patch}, gap {gap} and jitter {jitter} need {needed} pixels ({grid} patches, "
+                f"{grid - 1} gaps, 2 jitters), but the encoder takes {height}x{width}"
             )
         if 0 < gap < 2 * jitter:
             raise ValueError(
@@ -120,7 +119,14 @@ class RelativePatch(PretextModel):
             raise ValueError(f"color {color!r} needs 3 channels, the encoder takes {channels}")
         encoders.check_patches(encoder, patch, patch)
         patches.check_crop(crop)
-        self.patch, self.gap, self.jitter, self.color = patch, gap, jitter, color
+        self.grid, self.patch, self.gap, self.jitter, self.color = grid, patch, gap, jitter, color
+        places = range(grid * grid)
+        self.pairs = []  # (centre, other, side of the other)
+        for centre in [4] if grid == 3 else places:
+            for other in places:
+                side = (other // grid - centre // grid, other % grid - centre % grid)
+                if other != centre:
+                    self.pairs.append((centre, other, SIDES.index(side)))
         self.crop, self.hidden = crop, hidden
         self.compare = keras.layers.Dense(hidden, activation="relu", name="compare")
         self.head = keras.layers.Dense(8, dtype="float32", name="head")
@@ -130,31 +136,36 @@ class RelativePatch(PretextModel):
         if self.crop < 1:
             image = images.random_crop(image, seed, self.crop)
         # Other numbers than those of the crop.
-        random = images.uniform(seed + tf.constant([0, 2**42], tf.int64), 2 + 9 * 2)
-        span = 3 * self.patch + 2 * self.gap
+        number = self.grid * self.grid
+        random = images.uniform(seed + tf.constant([0, 2**42], tf.int64), 2 + number * 2)
+        span = self.grid * self.patch + (self.grid - 1) * self.gap
         height, width = image.shape[1:3]
         free = tf.constant([height, width], tf.float32) - span - 2 * self.jitter + 1
         place = self.jitter + tf.cast(random[:, None, :2] * free, tf.int32)
-        moves = tf.reshape(random[:, 2:], [-1, 9, 2]) * (2 * self.jitter + 1)
+        moves = tf.reshape(random[:, 2:], [-1, number, 2]) * (2 * self.jitter + 1)
         moves = tf.cast(moves, tf.int32) - self.jitter
-        steps = tf.range(3) * (self.patch + self.gap)
-        grid = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [9, 2])
+        steps = tf.range(self.grid) * (self.patch + self.gap)
+        grid = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [number, 2])
         x = tf.cast(patches.cut(image, place + grid + moves, self.patch), tf.float32)
         if self.color == "projection":
             x = patches.project_colors(x)
         elif self.color == "dropping":
             x = patches.drop_colors(x, seed)
-        return x, tf.tile(tf.range(8)[None], [tf.shape(image)[0], 1])
+        sides = tf.constant([[side for _, _, side in self.pairs]])
+        return x, tf.tile(sides, [tf.shape(image)[0], 1])
 
     def call(self, x, training=False):
         features = encoders.on_patches(self.encoder, x, training)
-        neighbours = tf.concat([features[:, :4], features[:, 5:]], axis=1)
-        centre = tf.broadcast_to(features[:, 4:5], tf.shape(neighbours))
-        return self.head(self.compare(tf.concat([centre, neighbours], axis=-1)))
+        centres, others, _ = zip(*self.pairs, strict=True)
+        pairs = [tf.gather(features, centres, axis=1), tf.gather(features, others, axis=1)]
+        return self.head(self.compare(tf.concat(pairs, axis=-1)))
 
     def preview(self, x, y):
-        names = [*NAMES[:4], "centre", *NAMES[4:]]
-        captions = [n if k == 4 else f"{y[0, k - (k > 4)]}: {n}" for k, n in enumerate(names)]
+        captions = [""] * len(x[0])  # as the first centre sees them
+        for k, (centre, other, _) in enumerate(self.pairs):
+            if centre == self.pairs[0][0]:
+                captions[other] = f"{y[0, k]}: {NAMES[y[0, k]]}"
+                captions[centre] = "centre"
         return [list(zip(tiles, captions, strict=True)) for tiles in x]
 
     def default_loss(self):
@@ -164,5 +175,5 @@ class RelativePatch(PretextModel):
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
     def get_config(self):
-        names = ("patch", "gap", "jitter", "color", "crop", "hidden")
+        names = ("grid", "patch", "gap", "jitter", "color", "crop", "hidden")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

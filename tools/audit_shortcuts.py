@@ -1,0 +1,145 @@
+"""Which shortcut does each protection close? Patch tasks trained with one protection removed at a time.
+
+A network that has found a shortcut answers the pretext task better and learns worse features. The table
+shows both beside the protected run: pretext accuracy on pictures that it was not trained on, and the
+linear probe of the best stage. Two rows have the same puzzles with closer permutations instead.
+
+    python tools/audit_shortcuts.py --data cifar10/ [--only jigsaw]
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.cli import print_table
+from keras_ssl.optimizers import sgd_cosine
+
+FRINGE = 0.04  # red is this much larger than green, blue this much smaller
+CLOSE = {d: kssl.permutations.permutations(100, distance=d) for d in ("middle", "low")}
+
+
+def relative_patch(**arguments):
+    return lambda encoder: kssl.tasks.RelativePatch(encoder, **{"color": "projection", **arguments})
+
+
+def jigsaw(**arguments):
+    return lambda encoder: kssl.tasks.Jigsaw(encoder, **arguments)
+
+
+# (task, what is removed, pictures with fringes, maker of the task)
+ROWS = [
+    ("relative_patch", "", False, relative_patch()),
+    ("relative_patch", "gap", False, relative_patch(patch=7, gap=0)),
+    ("relative_patch", "jitter", False, relative_patch(jitter=0)),
+    ("relative_patch", "crop", False, relative_patch(crop=1)),
+    ("relative_patch", "", True, relative_patch(color="dropping")),
+    ("relative_patch", "dropping (projection instead)", True, relative_patch()),
+    ("relative_patch", "dropping", True, relative_patch(color=None)),
+    ("jigsaw", "", False, jigsaw()),
+    ("jigsaw", "gaps", False, jigsaw(tile=10)),
+    ("jigsaw", "normalisation", False, jigsaw(normalize=False)),
+    ("jigsaw", "crop", False, jigsaw(crop=1)),
+    ("jigsaw", "", True, jigsaw(tile=8, jitter=1)),
+    ("jigsaw", "channel jitter, gray", True, jigsaw(tile=8, jitter=0, gray=0)),
+    ("jigsaw", "far permutations (middle)", False, jigsaw(permutations=CLOSE["middle"])),
+    ("jigsaw", "far permutations (low)", False, jigsaw(permutations=CLOSE["low"])),
+]
+
+
+def aberrated(images):
+    """Lateral chromatic aberration: red is enlarged about the middle of the picture, blue reduced."""
+    middle = (images.shape[1] - 1) / 2
+    channels = []
+    for channel, grow in enumerate((FRINGE, 0.0, -FRINGE)):
+        scale = 1 / (1 + grow)
+        move = middle * (1 - scale)
+        channels.append(
+            tf.raw_ops.ImageProjectiveTransformV3(
+                images=images[..., channel : channel + 1].astype(np.float32),
+                transforms=[[scale, 0.0, move, 0.0, scale, move, 0.0, 0.0]],
+                output_shape=images.shape[1:3], fill_value=0.0, interpolation="BILINEAR",
+                fill_mode="REFLECT",
+            )
+        )  # fmt: skip
+    return tf.cast(tf.round(tf.concat(channels, -1)), tf.uint8).numpy()
+
+
+def run(make, train, held_out, options):
+    """Pretext accuracy on held-out pictures, and the encoder, after `--steps` steps."""
+    keras.utils.set_random_seed(0)
+    encoder = kssl.encoders.resnet((32, 32, 3), width=options.width, blocks=(1, 1, 1))
+    task = make(encoder)
+    task.compile(sgd_cosine(options.learning_rate, options.steps))
+    epochs = -(-options.steps * options.batch_size // int(train.cardinality()))
+    data = task.dataset(train, options.batch_size, epochs=epochs)
+    task.fit(data, steps_per_epoch=options.steps, verbose=0)
+    accuracy = task.evaluate(
+        task.dataset(held_out, options.batch_size, seed=1), verbose=0, return_dict=True
+    )["accuracy"]
+    return accuracy, task.encoder
+
+
+def probe(encoder, labelled, test):
+    """The linear probe of every stage; the best one."""
+    train_features, train_others = kssl.evaluation.extract(encoder, labelled)
+    test_features, test_others = kssl.evaluation.extract(encoder, test)
+    return max(
+        kssl.evaluation.linear_probe(
+            train_features[stage], train_others["label"], test_features[stage], test_others["label"]
+        )
+        for stage in train_features
+        if stage != "features"  # the last stage, averaged
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", help="CIFAR-10, train/ and test/; downloaded without it")
+    parser.add_argument("--only", nargs="+", help="tasks; all by default")
+    parser.add_argument("--steps", type=int, default=500, help="of each run")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    options = parser.parse_args()
+
+    train, test = (
+        kssl.data.to_arrays(kssl.data.cifar10(options.data, s)) for s in ("train", "test")
+    )
+    few = np.random.default_rng(0).permutation(len(train["image"]))[:5000]
+    data = {}
+    for fringes in (False, True):
+        change = aberrated if fringes else np.asarray
+        whole, part = change(train["image"]), change(test["image"][:5000])
+        data[fringes] = (
+            kssl.data.from_array(whole), kssl.data.from_array(part),
+            kssl.data.from_array(whole[few], train["label"][few]),
+            kssl.data.from_array(part, test["label"][:5000]),
+        )  # fmt: skip
+    rows = [("task", "pictures", "removed", "pretext", "linear probe", "seconds")]
+    for name, removed, fringes, make in ROWS:
+        if options.only and name not in options.only:
+            continue
+        start = time.time()
+        pretext, held_out, labelled, judged = data[fringes]
+        accuracy, encoder = run(make, pretext, held_out, options)
+        figures = f"{100 * accuracy:.1f}", f"{100 * probe(encoder, labelled, judged):.1f}"
+        pictures = "with fringes" if fringes else "as they are"
+        rows.append((name, pictures, removed or "nothing", *figures, f"{time.time() - start:.0f}"))
+        print(*rows[-1], sep=" | ", flush=True)
+    keras.utils.set_random_seed(0)
+    untrained = kssl.encoders.resnet((32, 32, 3), width=options.width, blocks=(1, 1, 1))
+    rows.append(("untrained", "", "", "", f"{100 * probe(untrained, *data[False][2:]):.1f}", ""))
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

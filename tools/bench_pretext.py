@@ -1,0 +1,75 @@
+"""Images/s that each task's `pretext` makes beside what one training step consumes.
+
+    python tools/bench_pretext.py [--width 16] [--rounds 5]
+
+Pictures of 32x32 in memory, batches of 128. In each round every task first makes batches without a
+network, on all cores, and then trains on ready ones, in turn, so that a noisy machine disturbs both
+alike; the ratio is the median over the rounds.
+"""
+
+import argparse
+import inspect
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.cli import print_table
+from keras_ssl.optimizers import sgd_cosine
+from keras_ssl.tasks import TASKS
+
+BATCH, IMAGES, STEPS = 128, 2048, 6
+
+
+def variant(row, width):
+    """Two functions: seconds an image of `pretext`, and of the training step."""
+    pictures = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
+    images = kssl.data.from_array(pictures)
+    encoder = kssl.encoders.resnet((32, 32, 3), width)
+    known = inspect.signature(row.task).parameters
+    task = row.task(encoder, **({"num_images": IMAGES} if "num_images" in known else {}))
+    task.compile(sgd_cosine(0.01, 1000))
+    if hasattr(task, "labels"):
+        task.labels.assign(tf.zeros_like(task.labels))
+    ready = list(task.dataset(images, BATCH).take(STEPS))
+    step = tf.function(task.train_step, reduce_retracing=True)
+    made = iter(task.dataset(images, BATCH, epochs=1000))
+
+    def make():
+        start = time.perf_counter()
+        for _ in range(IMAGES // BATCH):
+            next(made)
+        return (time.perf_counter() - start) / IMAGES
+
+    def train():
+        start = time.perf_counter()
+        for batch in ready:
+            step(batch)
+        return (time.perf_counter() - start) / (BATCH * STEPS)
+
+    return make, train
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rows = [("task", "pretext images/s", "step images/s", "ratio")]
+    for row in TASKS:
+        make, train = variant(row, options.width)
+        make(), train()
+        times = np.array([(make(), train()) for _ in range(options.rounds)])
+        ratio = np.median(times[:, 1] / times[:, 0])
+        speeds = np.median(1 / times, axis=0)
+        rows.append((row.name, f"{speeds[0]:,.0f}", f"{speeds[1]:,.0f}", f"{ratio:.1f}"))
+        print(*rows[-1], flush=True)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
