@@ -46,9 +46,16 @@ def strong_corners(image, seed, size):
     """
     gray = tf.reduce_mean(tf.cast(image, tf.float32), axis=-1, keepdims=True)
     vertical, horizontal = tf.image.image_gradients(gray)
-    energy = tf.nn.avg_pool2d(vertical**2 + horizontal**2, size, 1, "VALID")[..., 0]
+    energy = vertical**2 + horizontal**2
+    for axis in (1, 2):  # sums over windows: differences of cumulated sums
+        sums = tf.cumsum(energy, axis=axis)
+        before = tf.pad(sums, [[0, 0], *([1, 0] if a == axis else [0, 0] for a in (1, 2)), [0, 0]])
+        windows = sums.shape[axis] - size + 1
+        last = tf.gather(sums, tf.range(size - 1, size - 1 + windows), axis=axis)
+        energy = last - tf.gather(before, tf.range(windows), axis=axis)
+    energy = tf.maximum(energy[..., 0], 0.0) + 1e-3  # the same chance for all in a flat picture
     rows, columns = energy.shape[1:]
-    shares = tf.cumsum(tf.reshape(energy, [-1, rows * columns]) + 1e-3, axis=1)
+    shares = tf.cumsum(tf.reshape(energy, [-1, rows * columns]), axis=1)
     drawn = uniform(seed, 1) * shares[:, -1:]
     index = tf.searchsorted(shares, drawn, side="right")[:, 0]
     index = tf.minimum(index, rows * columns - 1)

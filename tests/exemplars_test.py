@@ -40,6 +40,19 @@ def test_the_likelihood_of_a_patch_is_its_energy():
     assert (corners[:, 1] == 0).mean() == pytest.approx(sums[0] / sums.sum(), abs=0.03)
 
 
+def test_windows_of_all_sizes_hold_the_sum_of_their_energy():
+    """One patch has all the energy, and is always taken, wherever it lies."""
+    for size, (row, column) in ((5, (0, 0)), (5, (7, 11)), (12, (0, 4)), (1, (3, 9))):
+        image = np.zeros((20, 12, 16, 3), np.float32)
+        image[:, row + size // 2, column + size // 2] = 250.0
+        corners = exemplars.strong_corners(image, seeds(20), size).numpy()
+        inside = (corners <= [row + size // 2, column + size // 2]).all(1)
+        inside &= (corners + size >= [row + size // 2, column + size // 2]).all(1)
+        assert inside.all()
+        assert corners.max(0)[0] <= 12 - size
+        assert corners.max(0)[1] <= 16 - size
+
+
 def test_flat_pictures_have_a_seed_patch_too():
     corners = exemplars.strong_corners(np.full((500, 12, 12, 3), 255, np.uint8), seeds(500), 8)
     assert len(np.unique(corners.numpy(), axis=0)) == 25

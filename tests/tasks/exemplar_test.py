@@ -49,10 +49,8 @@ def test_ids_beyond_the_classes_are_refused(noise):
     task = make(num_images=10)
     with pytest.raises(tf.errors.InvalidArgumentError, match="below num_images, 10"):
         task.pretext({"image": noise[:11], "id": np.arange(11)}, seeds(11))
-    task.compile("sgd")
-    images = kssl.data.from_array(noise)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="below num_images, 10"):
-        task.fit(task.dataset(images, 8), verbose=0)
+    with pytest.raises(ValueError, match="images are 40, more than the num_images=10 classes"):
+        task.dataset(kssl.data.from_array(noise), 8)
 
 
 def gratings():
@@ -69,10 +67,9 @@ def gratings():
 def test_learns_its_classes():
     task = kssl.tasks.Exemplar(kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1)), 16)
     task.compile(keras.optimizers.Adam(0.01))
-    images = kssl.data.from_array(gratings()).repeat(16)
-    images = images.apply(tf.data.experimental.assert_cardinality(256))
-    history = task.fit(task.dataset(images, 32, epochs=5), epochs=5, verbose=0).history
-    assert history["accuracy"][-1] > 0.3  # chance: 0.0625
+    images = kssl.data.from_array(gratings())
+    history = task.fit(task.dataset(images, 16, epochs=60), epochs=60, verbose=0).history
+    assert np.mean(history["accuracy"][-10:]) > 0.3  # chance: 0.0625
 
 
 @pytest.mark.parametrize(

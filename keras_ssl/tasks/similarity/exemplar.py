@@ -40,7 +40,8 @@ class Exemplar(PretextModel):
 
     Raises:
         ValueError: fewer than 2 images; a patch larger than the picture, or one that cannot go through
-            the encoder; an encoder for other than 3 channels; `num_transformations` below 1.
+            the encoder; an encoder for other than 3 channels; `num_transformations` below 1; more
+            images to fit on than `num_images`.
         tf.errors.InvalidArgumentError: while fitting, an id that is not in 0..N-1.
 
     Reference: Dosovitskiy et al., "Discriminative Unsupervised Feature Learning with Exemplar
@@ -81,6 +82,14 @@ class Exemplar(PretextModel):
             number = images.uniform(seed, 1)[:, 0] * self.num_transformations
             seed = tf.stack([tf.cast(number, tf.int64), ids], axis=1)
         return exemplars.transform(image, corners, seed, self.patch), ids
+
+    def dataset(self, images, batch_size, epochs=1, first_epoch=0, shuffle=True, seed=0):
+        number = int(images.cardinality())
+        if number > self.num_images:
+            raise ValueError(
+                f"images are {number}, more than the num_images={self.num_images} classes of the task"
+            )
+        return super().dataset(images, batch_size, epochs, first_epoch, shuffle, seed)
 
     def call(self, x, training=False):
         return self.head(encoders.on_patches(self.encoder, x[:, None], training)[:, 0])
