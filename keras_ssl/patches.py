@@ -74,8 +74,8 @@ def gray(patches, chosen):
         (B, V, H, W, 3) float32 tensor; gray ones have three equal channels, the luminance.
 
     Example:
-        >>> gray(tf.constant([[[[[255.0, 0.0, 0.0]]]]]), tf.constant([True])).numpy().round(1).tolist()
-        [[[[[76.2, 76.2, 76.2]]]]]
+        >>> gray(tf.constant([[[[[255.0, 0.0, 0.0]]]]]), tf.constant([True])).numpy().round().tolist()
+        [[[[[76.0, 76.0, 76.0]]]]]
     """
     patches = tf.cast(patches, tf.float32)
     luminance = tf.reduce_sum(patches * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
@@ -244,6 +244,23 @@ def check_crop(crop):
     """
     if not 0 < crop <= 1:
         raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+
+
+def solve(tiles, order):
+    """Puts the tiles of a puzzle back in their places.
+
+    Args:
+        tiles: (N, ...) array, tile `order[0]` first.
+        order: (N,) integer array, a permutation.
+
+    Returns:
+        (N, ...) array.
+
+    Example:
+        >>> solve(np.array([20, 0, 10]), [2, 0, 1]).tolist()
+        [0, 10, 20]
+    """
+    return tiles[np.argsort(order)]
 
 
 def mosaic(tiles, border=1):

@@ -31,6 +31,18 @@ def noise():
 
 
 @pytest.fixture(scope="session")
+def gratings():
+    """16 pictures of stripes in four directions and four widths: (16, 32, 32, 3) uint8."""
+    rows, columns = np.mgrid[:32, :32]
+    pictures = []
+    for k in range(16):
+        angle, period = np.pi * (k % 4) / 4, (4, 7, 12, 20)[k // 4]
+        wave = np.sin(2 * np.pi * (rows * np.cos(angle) + columns * np.sin(angle)) / period)
+        pictures.append(np.repeat(127 + 100 * wave[..., None], 3, axis=-1))
+    return np.array(pictures).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
 def task():
     """A small rotation task, trained a little on digits so that its statistics are not trivial."""
     keras.utils.set_random_seed(0)

@@ -61,21 +61,10 @@ def test_replicas_compare_with_the_patches_of_all(noise, two_replicas):
     np.testing.assert_array_equal(np.concatenate(places), range(5))
 
 
-def gratings():
-    """16 pictures of stripes in four directions and four widths: (16, 32, 32, 3) uint8."""
-    rows, columns = np.mgrid[:32, :32]
-    pictures = []
-    for k in range(16):
-        angle, period = np.pi * (k % 4) / 4, (4, 7, 12, 20)[k // 4]
-        wave = np.sin(2 * np.pi * (rows * np.cos(angle) + columns * np.sin(angle)) / period)
-        pictures.append(np.repeat(127 + 100 * wave[..., None], 3, axis=-1))
-    return np.array(pictures).astype(np.uint8)
-
-
-def test_learns_to_tell_patches_apart():
+def test_learns_to_tell_patches_apart(gratings):
     task = kssl.tasks.ExemplarTriplet(kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1)))
     task.compile(keras.optimizers.Adam(0.01))
-    images = kssl.data.from_array(gratings())
+    images = kssl.data.from_array(gratings)
     history = task.fit(task.dataset(images, 16, epochs=40), epochs=40, verbose=0).history
     assert np.mean(history["accuracy"][-5:]) > 0.2  # chance: 0.0625
 

@@ -1,7 +1,6 @@
 """Jigsaw: in which order are the tiles of the picture?"""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_ssl import encoders, images, patches
@@ -107,12 +106,13 @@ class Jigsaw(PretextModel):
         return self.head(self.compare(together))
 
     def preview(self, x, y):
-        solved = np.zeros_like(x)
-        for i, order in enumerate(self.permutations[y]):
-            solved[i, order] = x[i]
+        orders = self.permutations[y]
         return [
-            [(patches.mosaic(x[i]), f"permutation {y[i]}"), (patches.mosaic(solved[i]), "solved")]
-            for i in range(len(x))
+            [
+                (patches.mosaic(tiles), f"permutation {label}"),
+                (patches.mosaic(patches.solve(tiles, order)), "solved"),
+            ]
+            for tiles, label, order in zip(x, y, orders, strict=True)
         ]
 
     def default_loss(self):

@@ -48,7 +48,7 @@ class Rotation(PretextModel):
         >>> import keras_ssl as kssl
         >>> task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=8))
         >>> task.compile("adam")
-        >>> history = task.fit(task.dataset(kssl.data.digits(), batch_size=128), verbose=0)
+        >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
     def __init__(self, encoder, num_rotations=4, angles=None, shift=0.125, flip=True, **kwargs):
