@@ -146,7 +146,7 @@ WRONG = {
         ("preview", "jigsaw_plus", "--set", "max_replaced=9"),
         "max_replaced must be in 0..8",
     ),
-    "gap": (("preview", "relative_patch", "--set", "gap=20"), "need "),
+    "gap": (("preview", "relative_patch", "--set", "gap=20"), "need 45 pixels"),
     "unknown task": (
         ("pretrain", "rotatoin"),
         "there is no task 'rotatoin': choose one of rotation",

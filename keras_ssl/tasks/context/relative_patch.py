@@ -96,7 +96,7 @@ class RelativePatch(PretextModel):
             return chosen, moved, grid * patch + (grid - 1) * chosen + 2 * moved
 
         if patch is None:
-            patch = max((p for p in range(1, side) if layout(p)[2] <= side), default=0)
+            patch = max((p for p in range(1, side) if layout(p)[2] <= side), default=1)
         gap, jitter, needed = layout(patch)
         if patch < 1 or gap < 0 or jitter < 0:
             raise ValueError(
