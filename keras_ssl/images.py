@@ -151,6 +151,35 @@ def random_crop(image, seed, smallest, flip=True):
     return tf.ensure_shape(crops, [None, *image.shape[1:]])
 
 
+def check_crop(crop):
+    """Refuses shares of the area that cannot be.
+
+    Args:
+        crop: float.
+
+    Raises:
+        ValueError: `crop` is not in 0..1, or 0.
+    """
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+
+
+def luminance(image):
+    """The brightness of each pixel as the eye weighs the colours (ITU-R BT.601).
+
+    Args:
+        image: (..., 3) float tensor.
+
+    Returns:
+        (..., 1) float tensor.
+
+    Example:
+        >>> luminance(tf.constant([255.0, 0.0, 0.0])).numpy().round().tolist()
+        [76.0]
+    """
+    return tf.reduce_sum(image * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+
+
 def random_colors(image, seed, strength=0.4, gray=0.2):
     """Changes brightness, contrast and saturation of each picture at random; some become gray.
 
@@ -177,8 +206,8 @@ def random_colors(image, seed, strength=0.4, gray=0.2):
     image *= brightness
     mean = tf.reduce_mean(image, axis=[1, 2, 3], keepdims=True)
     image = mean + contrast * (image - mean)
-    luminance = tf.reduce_sum(image * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
-    return tf.clip_by_value(luminance + saturation * (image - luminance), 0, 255)
+    without = luminance(image)
+    return tf.clip_by_value(without + saturation * (image - without), 0, 255)
 
 
 def decode(encoded):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl import encoders
-from keras_ssl.images import uniform
+from keras_ssl.images import luminance, uniform
 
 # Green and magenta, the colours that a lens focuses at another place than the rest.
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)
@@ -78,8 +78,7 @@ def gray(patches, chosen):
         [[[[[76.0, 76.0, 76.0]]]]]
     """
     patches = tf.cast(patches, tf.float32)
-    luminance = tf.reduce_sum(patches * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
-    return tf.where(chosen[:, None, None, None, None], luminance, patches)
+    return tf.where(chosen[:, None, None, None, None], luminance(patches), patches)
 
 
 def project_colors(x):
@@ -231,19 +230,6 @@ def check_gray(encoder, gray):
         raise ValueError(f"gray must be in 0..1, got {gray!r}")
     if gray and channels != 3:
         raise ValueError(f"gray={gray} needs 3 channels, the encoder takes {channels}")
-
-
-def check_crop(crop):
-    """Refuses shares of the area that cannot be.
-
-    Args:
-        crop: float.
-
-    Raises:
-        ValueError: `crop` is not in 0..1, or 0.
-    """
-    if not 0 < crop <= 1:
-        raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
 
 
 def solve(tiles, order):

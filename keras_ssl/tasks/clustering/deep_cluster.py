@@ -66,8 +66,7 @@ class DeepCluster(PretextModel):
         if num_clusters is None:
             num_clusters = min(128, num_images)
         clustering.check_number(num_clusters, num_images)
-        if not 0 < crop <= 1:
-            raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+        images.check_crop(crop)
         self.num_images, self.num_clusters = num_images, num_clusters
         self.dimensions, self.crop, self.seed = dimensions, crop, seed
         self.labels = self.add_weight(

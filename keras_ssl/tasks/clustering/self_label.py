@@ -83,8 +83,7 @@ class SelfLabel(PretextModel):
         ):  # fmt: skip
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")
-        if not 0 < crop <= 1:
-            raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+        images.check_crop(crop)
         self.num_images, self.num_clusters, self.num_heads = num_images, num_clusters, num_heads
         self.lam, self.tolerance, self.relabellings = lam, tolerance, relabellings
         self.crop, self.seed = crop, seed

@@ -80,7 +80,7 @@ class Jigsaw(PretextModel):
             number = {2: 24, 3: 100}[grid] if num_permutations is None else num_permutations
             permutations = choose(number, grid * grid)
         patches.check_gray(encoder, gray)
-        patches.check_crop(crop)
+        images.check_crop(crop)
         self.permutations = check_permutations(permutations, grid * grid)
         self.grid, self.tile, self.jitter = grid, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden

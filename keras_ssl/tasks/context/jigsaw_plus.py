@@ -93,7 +93,7 @@ class JigsawPlus(PretextModel):
                 f"than {len(self.permutations)}"
             )
         patches.check_gray(encoder, gray)
-        patches.check_crop(crop)
+        images.check_crop(crop)
         self.grid, self.max_replaced, self.tile, self.jitter = grid, max_replaced, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
         self.compare = keras.layers.Dense(hidden, activation="relu", name="compare")

@@ -118,7 +118,7 @@ class RelativePatch(PretextModel):
         if color and channels != 3:
             raise ValueError(f"color {color!r} needs 3 channels, the encoder takes {channels}")
         encoders.check_patches(encoder, patch, patch)
-        patches.check_crop(crop)
+        images.check_crop(crop)
         self.grid, self.patch, self.gap, self.jitter, self.color = grid, patch, gap, jitter, color
         places = range(grid * grid)
         self.pairs = []  # (centre, other, side of the other)
