@@ -3,8 +3,10 @@
 from keras_ssl import _start  # noqa: I001  (first: it sets what TensorFlow reads when imported)
 
 from keras_ssl import (
+    adversarial,
     callbacks,
     clustering,
+    colors,
     data,
     encoders,
     evaluation,
@@ -12,6 +14,8 @@ from keras_ssl import (
     images,
     layers,
     losses,
+    masks,
+    metrics,
     patches,
     permutations,
     tasks,
@@ -25,8 +29,10 @@ __version__ = "0.1.0"
 __all__ = [
     "FeatureClient",
     "PretextModel",
+    "adversarial",
     "callbacks",
     "clustering",
+    "colors",
     "data",
     "encoders",
     "evaluation",
@@ -36,6 +42,8 @@ __all__ = [
     "layers",
     "load",
     "losses",
+    "masks",
+    "metrics",
     "patches",
     "permutations",
     "tasks",

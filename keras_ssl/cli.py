@@ -16,7 +16,6 @@ import tensorflow as tf
 import keras_ssl as kssl
 from keras_ssl import pictures, serving
 from keras_ssl.data.named import named
-from keras_ssl.optimizers import sgd_cosine
 from keras_ssl.tasks import TASKS
 
 DATA_HELP = "A folder of pictures, or digits, or cifar10 (downloaded by Keras)."
@@ -36,7 +35,7 @@ def main():
         sys.exit(0)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (ValueError, OSError, RuntimeError, tf.errors.OpError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, tf.errors.OpError) as error:
         _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("keras-ssl: stopped", err=True)
@@ -66,7 +65,7 @@ def tasks():
 def encoder_options(command):
     """The options that describe the encoder and the task, shared by preview and pretrain."""
     for option in (
-        click.option("--size", default=32, show_default=True, help="Pixels, height and width."),
+        click.option("--size", type=int, help="Pixels, height and width; 32 by default."),
         click.option(
             "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."
         ),
@@ -83,15 +82,31 @@ def encoder_options(command):
 @click.option("--number", default=6, show_default=True, help="Images to show.")
 @encoder_options
 def preview(task, data, out, number, size, settings, seed):
-    """Draws what the network sees and its labels."""
+    """Draws what the network sees and its labels; TASK may be a trained one, a .keras file: then also
+    what it predicts.
+    """
     if number < 1:
         raise ValueError(f"--number must be at least 1, got {number}")
     _check_parent("--out", out)
-    dataset, _ = named(data, size, reader=_row(task).task.reader)
-    encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
-    model = _task(task, encoder, settings, dataset)
-    x, y = next(model.dataset(dataset, number, seed=seed).as_numpy_iterator())
-    pictures.grid(model.preview(x, y), title=f"{task} on {data}").savefig(out)
+    if task.endswith(".keras"):
+        if settings or size:
+            raise ValueError(f"{task} has its --size and --set from its training: leave them out")
+        if not Path(task).is_file():
+            raise ValueError(f"there is no file {task!r}: train one by keras-ssl pretrain")
+        model, encoder = _load(task)
+        if not isinstance(model, kssl.PretextModel):
+            raise ValueError(f"{task!r} holds no task: give one that keras-ssl pretrain wrote")
+        dataset, _ = named(data, encoder.input_shape[1:3], reader=model.reader)
+        rows = kssl.callbacks.predicted(
+            model, *next(iter(model.dataset(dataset, number, seed=seed)))
+        )
+    else:
+        size = size or 32
+        dataset, _ = named(data, size, reader=_row(task).task.reader)
+        encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
+        model = _task(task, encoder, settings, dataset)
+        rows = model.preview(*next(model.dataset(dataset, number, seed=seed).as_numpy_iterator()))
+    pictures.grid(rows, title=f"{task} on {data}").savefig(out)
     click.echo(f"wrote {out}")
 
 
@@ -101,7 +116,7 @@ def preview(task, data, out, number, size, settings, seed):
 @click.option("--out", help="Where the trained task goes; TASK_DATA.keras by default.")
 @click.option("--epochs", default=10, show_default=True)
 @click.option("--batch-size", default=64, show_default=True, help="Images per step.")
-@click.option("--learning-rate", default=0.1, show_default=True, help="Peak, of SGD with momentum.")
+@click.option("--learning-rate", type=float, help="Peak; the task's own by default, such as 0.1.")
 @click.option(
     "--width", default=32, show_default=True, help="Channels of the encoder's first stage."
 )
@@ -112,7 +127,7 @@ def preview(task, data, out, number, size, settings, seed):
     "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"])
 )
 @click.option("--sobel", is_flag=True, help="The encoder sees gray gradients, no colours.")
-@click.option("--tensorboard", metavar="DIR", help="Write scalars for TensorBoard.")
+@click.option("--tensorboard", metavar="DIR", help="Write scalars and pictures for TensorBoard.")
 @encoder_options
 def pretrain(
     task, data, out, epochs, batch_size, learning_rate, width, blocks, stem, sobel, tensorboard,
@@ -123,15 +138,16 @@ def pretrain(
     if out.suffix != ".keras":
         raise ValueError(f"--out must end in .keras, got {str(out)!r}")
     _check_parent("--out", out)
-    if epochs < 1 or not learning_rate > 0:
-        raise ValueError(
-            f"--epochs and --learning-rate must be positive, got {epochs}, {learning_rate}"
-        )
+    if epochs < 1:
+        raise ValueError(f"--epochs must be positive, got {epochs}")
+    if learning_rate is not None and not learning_rate > 0:
+        raise ValueError(f"--learning-rate must be positive, got {learning_rate}")
     try:
         depths = tuple(int(n) for n in blocks.split(","))
     except ValueError:
         raise ValueError(f"--blocks must be numbers such as 2,2,2,2, got {blocks!r}") from None
     keras.utils.set_random_seed(seed)
+    size = size or 32
     dataset, _ = named(data, size, reader=_row(task).task.reader)
     preprocessing = kssl.layers.Sobel() if sobel else None
     encoder = kssl.encoders.resnet(
@@ -139,7 +155,8 @@ def pretrain(
     )
     model = _task(task, encoder, settings, dataset)
     training = model.dataset(dataset, batch_size, epochs=epochs, seed=seed)
-    model.compile(sgd_cosine(learning_rate, epochs * training.steps_per_epoch))
+    rate = () if learning_rate is None else (learning_rate,)
+    model.compile(model.default_optimizer(epochs * training.steps_per_epoch, *rate))
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     click.echo(
         f"{task} on {data}: {int(dataset.cardinality())} images, {training.steps_per_epoch} steps an "
@@ -148,6 +165,7 @@ def pretrain(
     callbacks = model.default_callbacks(dataset)
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(tensorboard))
+        callbacks.append(kssl.callbacks.Pictures(tensorboard, dataset))
     model.fit(training, epochs=epochs, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 2)
     model.save(out)
     click.echo(f"wrote {out}; next: keras-ssl evaluate {out} --data {data}")
@@ -161,7 +179,7 @@ def pretrain(
 @click.option("--k", default=20, show_default=True, help="Neighbours of kNN.")
 def evaluate(model, data, k):
     """Accuracy of MODEL's features (a .keras file or an export), by stage."""
-    encoder = _encoder(model)
+    task, encoder = _load(model)
     height, width = encoder.input_shape[1:3]
     train, test = named(data, (height, width), split=True)
     keras.utils.set_random_seed(0)
@@ -170,6 +188,10 @@ def evaluate(model, data, k):
         encoder, untrained, train, test, k=k, verbose=sys.stdout.isatty()
     )
     print_table(kssl.evaluation.table(results))
+    if hasattr(task, "restore"):
+        click.echo("\nthe pictures given back, beside the trivial answer:")
+        found = kssl.evaluation.reconstruction(task, test)
+        print_table([list(found), [f"{value:.3f}" for value in found.values()]])
 
 
 @cli.command()
@@ -220,7 +242,7 @@ def extract(folder, out, model, server, batch_size):
         starts = range(0, len(paths), batch_size)
         chunks = (client.features(paths[i : i + batch_size]) for i in starts)
     else:
-        encoder = _encoder(model)
+        _, encoder = _load(model)
         dataset = kssl.data.from_folder(folder, encoder.input_shape[1:3])
         paths = dataset.paths
         batches = dataset.batch(batch_size).prefetch(2)
@@ -279,12 +301,10 @@ def _task(name, encoder, settings, dataset):
         raise ValueError(f"--set {' '.join(settings)}: {error}") from None
 
 
-def _encoder(path):
-    """The encoder of a .keras file or an export."""
-    if Path(path).is_file():
-        model = keras.models.load_model(path)
-        return getattr(model, "encoder", model)
-    return kssl.load(path)
+def _load(path):
+    """What lies in a .keras file or an export, and its encoder."""
+    model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
+    return model, getattr(model, "encoder", model)
 
 
 def _check_parent(option, path):

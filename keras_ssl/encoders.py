@@ -165,6 +165,35 @@ def _ends_of_stages(model):
     return ends
 
 
+def maps(encoder):
+    """The feature maps of an encoder at the end of every named stage, for decoders.
+
+    Args:
+        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... put out feature maps.
+
+    Returns:
+        keras.Model from the encoder's input to a dict `stage1`, `stage2`, ... of (B, h, w, c) tensors.
+
+    Raises:
+        ValueError: the encoder has no layer of the name `stage1`.
+
+    Example:
+        >>> maps(resnet((32, 32, 3), width=4, blocks=(1, 1))).output["stage2"].shape
+        (None, 16, 16, 8)
+    """
+    outputs = {}
+    names = {layer.name for layer in encoder.layers}
+    while f"{STAGE}{len(outputs) + 1}" in names:
+        name = f"{STAGE}{len(outputs) + 1}"
+        outputs[name] = encoder.get_layer(name).output
+    if not outputs:
+        raise ValueError(
+            f"encoder {encoder.name!r} names no stages: call its layers stage1, stage2, ... or wrap "
+            "it with keras_ssl.encoders.from_keras"
+        )
+    return keras.Model(encoder.input, outputs)
+
+
 def stages(encoder):
     """The encoder with one more output per stage: every named stage, averaged over the picture.
 
@@ -182,18 +211,8 @@ def stages(encoder):
         ['stage1', 'stage2', 'features']
     """
     pool = layers.GlobalAveragePooling2D()
-    outputs = {}
-    names = {layer.name for layer in encoder.layers}
-    while f"{STAGE}{len(outputs) + 1}" in names:
-        name = f"{STAGE}{len(outputs) + 1}"
-        outputs[name] = pool(encoder.get_layer(name).output)
-    if not outputs:
-        raise ValueError(
-            f"encoder {encoder.name!r} names no stages: call its layers stage1, stage2, ... or wrap "
-            "it with keras_ssl.encoders.from_keras"
-        )
-    outputs["features"] = encoder.output
-    return keras.Model(encoder.input, outputs)
+    outputs = {name: pool(output) for name, output in maps(encoder).output.items()}
+    return keras.Model(encoder.input, {**outputs, "features": encoder.output})
 
 
 def on_patches(encoder, patches, training=False):
@@ -243,3 +262,25 @@ def check_patches(encoder, height, width):
             f"encoder gives {output.shape[1:]} for patches of {height}x{width} pixels, but "
             f"{encoder.output_shape[1:]} for pictures: it must average over the picture"
         )
+
+
+def check_pictures(encoder):
+    """Refuses encoders for pictures of variable size or other than three channels.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+
+    Returns:
+        (H, W): int, pixels.
+
+    Raises:
+        ValueError: H, W is not fixed or C is not 3.
+
+    Example:
+        >>> check_pictures(resnet((32, 48, 3), width=4))
+        (32, 48)
+    """
+    shape = encoder.input_shape[1:]
+    if None in shape or shape[-1] != 3:
+        raise ValueError(f"encoder must take pictures (H, W, 3) of fixed size, got {shape}")
+    return shape[:2]

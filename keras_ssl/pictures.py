@@ -8,7 +8,7 @@ def grid(rows, axes=None, title=None):
     """Draws rows of captioned pictures.
 
     Args:
-        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of one or two pictures
+        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of up to three pictures
             are put side by side, six pictures in a row.
         axes: matplotlib Axes to draw into, or None for a figure of its own.
         title: text above it.
@@ -25,7 +25,7 @@ def grid(rows, axes=None, title=None):
     if not rows or not all(rows):
         raise ValueError("rows must hold at least one picture each")
     length = max(len(row) for row in rows)
-    if length <= 2:  # no column of single pictures or pairs: six pictures a row
+    if length <= 3:  # no narrow columns: six pictures a row
         each = 6 // length
         rows = [
             [picture for row in rows[i : i + each] for picture in row]

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import data
+from keras_ssl import data, optimizers
+from keras_ssl.callbacks import Finite
 
 SHUFFLE_BYTES = (
     2**30
@@ -81,6 +82,18 @@ class PretextModel(keras.Model):
         """The list of metrics that `compile` uses."""
         return []
 
+    def default_optimizer(self, steps, learning_rate=0.1):
+        """What `keras-ssl pretrain` trains with.
+
+        Args:
+            steps: int, optimiser steps of the whole training.
+            learning_rate: float, the peak.
+
+        Returns:
+            keras.optimizers.Optimizer.
+        """
+        return optimizers.sgd_cosine(learning_rate, steps)
+
     def default_callbacks(self, images):
         """The callbacks without which the task cannot be fitted, for `fit(callbacks=...)`.
 
@@ -116,11 +129,12 @@ class PretextModel(keras.Model):
         """
         return None
 
-    def preview(self, x, y):
+    def preview(self, x, y, y_pred=None):
         """What the network sees and its labels, for people: `keras-ssl preview` draws it.
 
         Args:
-            x, y: a batch as `pretext` made it.
+            x, y: a batch as `pretext` made it, as arrays.
+            y_pred: the prediction for it, to be shown beside the labels, or None.
 
         Returns:
             list with one entry per image: a list of ((H, W, C) pixels in 0..255, caption).
@@ -240,12 +254,17 @@ class PretextModel(keras.Model):
         Raises:
             ValueError: the dataset was made for another number of epochs, or a clustering task has no
                 `callbacks.Relabel`.
+            FloatingPointError: the loss or a metric is no longer finite; the message names the step.
         """
         if hasattr(self, "relabel") and not any(hasattr(c, "relabel") for c in callbacks or []):
             raise ValueError(
                 f"callbacks must hold a Relabel, or {type(self).__name__} has no labels: add "
                 "callbacks=[keras_ssl.callbacks.Relabel(images)] with the images of the dataset"
             )
+        if callbacks is None or isinstance(callbacks, list | tuple):
+            callbacks = list(callbacks or [])
+            if not any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks):
+                callbacks.append(Finite())
         if isinstance(x, tf.data.Dataset):
             kwargs["shuffle"] = False  # it is shuffled already; Keras would warn
         if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:

@@ -1,7 +1,9 @@
 """Layers that the zoo's networks are built from."""
 
 from keras_ssl.layers.batch_normalization import BatchNormalization
+from keras_ssl.layers.channelwise_dense import ChannelwiseDense
+from keras_ssl.layers.decoder import Decoder
 from keras_ssl.layers.sinkhorn import Sinkhorn
 from keras_ssl.layers.sobel import Sobel
 
-__all__ = ["BatchNormalization", "Sinkhorn", "Sobel"]
+__all__ = ["BatchNormalization", "ChannelwiseDense", "Decoder", "Sinkhorn", "Sobel"]

@@ -14,8 +14,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     TensorFlow can fold only the fused operation into the convolution before it when serving.
 
     The kernel takes a 4-D tensor normalised over its last axis, in float32, bfloat16 or float16.
-    Everything else (another rank or axis, float64, a mask, `renorm`, `synchronized=True`) is
-    computed by Keras.
+    Everything else (another rank or axis, float64, a mask, `renorm`, `synchronized=True` with more than
+    one replica) is computed by Keras.
 
     Args:
         *args, **kwargs: as `keras.layers.BatchNormalization`.
@@ -36,13 +36,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         fused = (
             len(inputs.shape) == 4
             and self.axis in (-1, 3)
             and inputs.dtype in ("float32", "bfloat16", "float16")
             and mask is None
             and not self.renorm
-            and not self.synchronized
+            and not (self.synchronized and replicas > 1)
         )
         if not fused:
             return super().call(inputs, training=training, mask=mask)

@@ -10,6 +10,10 @@ from keras_ssl.tasks.context.jigsaw import Jigsaw
 from keras_ssl.tasks.context.jigsaw_plus import JigsawPlus
 from keras_ssl.tasks.context.relative_patch import RelativePatch
 from keras_ssl.tasks.context.rotation import Rotation
+from keras_ssl.tasks.generation.colorization import Colorization
+from keras_ssl.tasks.generation.gan import GAN
+from keras_ssl.tasks.generation.inpainting import Inpainting
+from keras_ssl.tasks.generation.super_resolution import SuperResolution
 from keras_ssl.tasks.similarity.exemplar import Exemplar
 from keras_ssl.tasks.similarity.exemplar_triplet import ExemplarTriplet
 
@@ -64,6 +68,34 @@ TASKS = [
         "which patch of the batch is the same one, transformed",
     ),
     Row(
+        "colorization",
+        Colorization,
+        "generation",
+        "Zhang et al. 2016",
+        "the colours of the gray picture",
+    ),
+    Row(
+        "inpainting",
+        Inpainting,
+        "generation",
+        "Pathak et al. 2016",
+        "what was in the hole",
+    ),
+    Row(
+        "super_resolution",
+        SuperResolution,
+        "generation",
+        "Ledig et al. 2017",
+        "the picture before it was made smaller",
+    ),
+    Row(
+        "gan",
+        GAN,
+        "generation",
+        "Donahue et al. 2017",
+        "is the pair of picture and code real or generated",
+    ),
+    Row(
         "deep_cluster",
         DeepCluster,
         "clustering",
@@ -87,10 +119,13 @@ TASKS = [
 ]
 
 __all__ = [
+    "GAN",
     "TASKS",
+    "Colorization",
     "DeepCluster",
     "Exemplar",
     "ExemplarTriplet",
+    "Inpainting",
     "Jigsaw",
     "JigsawPlus",
     "RelativePatch",
@@ -98,4 +133,5 @@ __all__ = [
     "Row",
     "SelfLabel",
     "SiftClusters",
+    "SuperResolution",
 ]

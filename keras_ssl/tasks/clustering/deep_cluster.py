@@ -127,8 +127,9 @@ class DeepCluster(PretextModel):
     def prediction(self, images):
         return {"cluster": self.head(self.encoder(images, training=False))}
 
-    def preview(self, x, y):
-        return [[(x[i], f"picture {y[i]}")] for i in range(len(x))]
+    def preview(self, x, y, y_pred=None):
+        said = [""] * len(x) if y_pred is None else [f", says {k}" for k in y_pred.argmax(axis=-1)]
+        return [[(x[i], f"picture {y[i]}{said[i]}")] for i in range(len(x))]
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

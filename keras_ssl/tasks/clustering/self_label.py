@@ -149,9 +149,12 @@ class SelfLabel(PretextModel):
     def prediction(self, images):
         return {"clusters": self(images)}
 
-    def preview(self, x, y):
-        labels = self.labels.numpy()[0]
-        return [[(x[i], f"picture {y[i]}, label {labels[y[i]]}")] for i in range(len(x))]
+    def preview(self, x, y, y_pred=None):
+        labels = self.labels.numpy()[0]  # of the first head
+        said = [""] * len(x)
+        if y_pred is not None:
+            said = [f", says {k}" for k in y_pred[:, 0].argmax(axis=-1)]
+        return [[(x[i], f"picture {y[i]}, label {labels[y[i]]}{said[i]}")] for i in range(len(x))]
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

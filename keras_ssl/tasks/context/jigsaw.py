@@ -105,15 +105,18 @@ class Jigsaw(PretextModel):
         together = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
         return self.head(self.compare(together))
 
-    def preview(self, x, y):
-        orders = self.permutations[y]
-        return [
-            [
-                (patches.mosaic(tiles), f"permutation {label}"),
-                (patches.mosaic(patches.solve(tiles, order)), "solved"),
-            ]
-            for tiles, label, order in zip(x, y, orders, strict=True)
+    def preview(self, x, y, y_pred=None):
+        def solved(tiles, number):
+            return patches.mosaic(patches.solve(tiles, self.permutations[number]))
+
+        rows = [
+            [(patches.mosaic(tiles), f"permutation {label}"), (solved(tiles, label), "solved")]
+            for tiles, label in zip(x, y, strict=True)
         ]
+        if y_pred is not None:
+            for row, tiles, said in zip(rows, x, y_pred.argmax(axis=-1), strict=True):
+                row.append((solved(tiles, said), f"says {said}"))
+        return rows
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -160,13 +160,18 @@ class RelativePatch(PretextModel):
         pairs = [tf.gather(features, centres, axis=1), tf.gather(features, others, axis=1)]
         return self.head(self.compare(tf.concat(pairs, axis=-1)))
 
-    def preview(self, x, y):
-        captions = [""] * len(x[0])  # as the first centre sees them
-        for k, (centre, other, _) in enumerate(self.pairs):
-            if centre == self.pairs[0][0]:
-                captions[other] = f"{y[0, k]}: {NAMES[y[0, k]]}"
-                captions[centre] = "centre"
-        return [list(zip(tiles, captions, strict=True)) for tiles in x]
+    def preview(self, x, y, y_pred=None):
+        rows = []
+        for i, tiles in enumerate(x):
+            captions = [""] * len(tiles)  # as the first centre sees them
+            for k, (centre, other, _) in enumerate(self.pairs):
+                if centre == self.pairs[0][0]:
+                    captions[other] = f"{y[i, k]}: {NAMES[y[i, k]]}"
+                    captions[centre] = "centre"
+                    if y_pred is not None:
+                        captions[other] += f", says {NAMES[y_pred[i, k].argmax()]}"
+            rows.append(list(zip(tiles, captions, strict=True)))
+        return rows
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -87,14 +87,18 @@ class Rotation(PretextModel):
     def prediction(self, images):
         return {"rotation": self.head(self.encoder(images, training=False))}
 
-    def preview(self, x, y):
-        return [
-            [
-                (x[i, k], f"{y[i, k]}: {self.angles[y[i, k]]}\N{DEGREE SIGN}")
-                for k in range(x.shape[1])
+    def preview(self, x, y, y_pred=None):
+        captions = [[f"{k}: {self.angles[k]}\N{DEGREE SIGN}" for k in row] for row in y]
+        if y_pred is not None:
+            said = [
+                [f", says {self.angles[k]}\N{DEGREE SIGN}" for k in row.argmax(-1)]
+                for row in y_pred
             ]
-            for i in range(x.shape[0])
-        ]
+            captions = [
+                [a + b for a, b in zip(*pair, strict=True)]
+                for pair in zip(captions, said, strict=True)
+            ]
+        return [list(zip(*pair, strict=True)) for pair in zip(x, captions, strict=True)]
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -94,8 +94,9 @@ class Exemplar(PretextModel):
     def call(self, x, training=False):
         return self.head(encoders.on_patches(self.encoder, x[:, None], training)[:, 0])
 
-    def preview(self, x, y):
-        return [[(x[i], f"class {y[i]}")] for i in range(len(x))]
+    def preview(self, x, y, y_pred=None):
+        said = [""] * len(x) if y_pred is None else [f", says {k}" for k in y_pred.argmax(axis=-1)]
+        return [[(x[i], f"class {y[i]}{said[i]}")] for i in range(len(x))]
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

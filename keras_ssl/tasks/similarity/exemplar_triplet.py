@@ -82,8 +82,14 @@ class ExemplarTriplet(PretextModel):
             places += tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
         return places, None
 
-    def preview(self, x, y):
-        return [[(view, f"patch {y[i]}") for view in x[i]] for i in range(len(x))]
+    def preview(self, x, y, y_pred=None):
+        said = [""] * len(x)
+        if y_pred is not None:
+            said = [f", nearest {y[k]}" for k in y_pred.argmax(axis=-1)]
+        return [
+            [(first, f"patch {y[i]}{said[i]}"), (second, f"patch {y[i]}")]
+            for i, (first, second) in enumerate(x)
+        ]
 
     def default_loss(self):
         return losses.Triplet(self.margin)

@@ -1,9 +1,10 @@
-"""The context and similarity tasks on CIFAR-10: same encoder, same minutes, judged by the same probes.
+"""Tasks on CIFAR-10: same encoder, same minutes, judged by the same probes.
 
 `transfer` is the knowledge transfer of Jigsaw++: the features of the trained `jigsaw_plus` are clustered,
-and a fresh encoder learns to predict the clusters.
+and a fresh encoder learns to predict the clusters. Generation tasks are also judged by what they give back on
+the test pictures, beside the trivial answer, and draw it.
 
-    python tools/compare_context.py --data cifar10/ --minutes 12 --tasks relative_patch jigsaw
+    python tools/compare_tasks.py --data cifar10/ --minutes 12 --tasks relative_patch jigsaw
 """
 
 import argparse
@@ -17,8 +18,8 @@ import keras
 import numpy as np
 
 import keras_ssl as kssl
+from keras_ssl import pictures
 from keras_ssl.cli import print_table
-from keras_ssl.optimizers import sgd_cosine
 
 LABELS, TRIAL = 10_000, 40
 SEEDS = 8_000  # classes of the exemplar task, as in its paper
@@ -29,6 +30,12 @@ TASKS = {
     "transfer": lambda e: kssl.tasks.DeepCluster(e, num_images=50_000),
     "exemplar": lambda e: kssl.tasks.Exemplar(e, num_images=SEEDS),
     "exemplar_triplet": kssl.tasks.ExemplarTriplet,
+    "colorization": kssl.tasks.Colorization,
+    "colorization_bins": lambda e: kssl.tasks.Colorization(e, target="ab_bins"),
+    "inpainting": kssl.tasks.Inpainting,
+    "super_resolution": kssl.tasks.SuperResolution,
+    "super_resolution_4": lambda e: kssl.tasks.SuperResolution(e, scale=4),
+    "gan": kssl.tasks.GAN,
 }
 
 
@@ -38,7 +45,7 @@ def new_encoder(options):
 
 
 def fit(name, images, steps, options, callbacks=()):
-    """Trains a new task for about so many steps; gives it, its last accuracy and the seconds a step."""
+    """Trains a new task for about so many steps; gives it, its last logs and the seconds a step."""
     task = TASKS[name](new_encoder(options))
     times = []
     clock = keras.callbacks.LambdaCallback(
@@ -46,23 +53,33 @@ def fit(name, images, steps, options, callbacks=()):
     )
     per_epoch = -(-int(images.cardinality()) // options.batch_size)
     epochs = max(1, round(steps / per_epoch))
-    task.compile(sgd_cosine(options.learning_rate, min(steps, epochs * per_epoch)))
+    task.compile(task.default_optimizer(min(steps, epochs * per_epoch)))
     history = task.fit(
         task.dataset(images, options.batch_size, epochs=epochs), epochs=epochs, verbose=2,
         steps_per_epoch=steps if steps < per_epoch else None, callbacks=[*callbacks, clock],
     )  # fmt: skip
-    return task, history.history["accuracy"][-1], float(np.median(np.diff(times[5:])))
+    logs = {name: values[-1] for name, values in history.history.items()}
+    return task, logs, float(np.median(np.diff(times[5:])))
 
 
 def fit_minutes(name, images, options, callbacks=()):
     """Trains for `--minutes`; the steps follow from a trial. Gives the task and what became of it."""
     per_step = fit(name, images, TRIAL, options, callbacks)[2]
     start = time.time()
-    task, accuracy, _ = fit(
-        name, images, round(options.minutes * 60 / per_step), options, callbacks
-    )
+    task, logs, _ = fit(name, images, round(options.minutes * 60 / per_step), options, callbacks)
     steps = int(task.optimizer.iterations)
-    return task, {"accuracy": accuracy, "steps": steps, "minutes": (time.time() - start) / 60}
+    return task, {"logs": logs, "steps": steps, "minutes": (time.time() - start) / 60}
+
+
+def pretext_figure(task, logs, test):
+    """How well the task itself is solved, in a few characters."""
+    if "accuracy" in logs:
+        return f"{100 * logs['accuracy']:.1f}"
+    if hasattr(task, "restore"):
+        found = kssl.evaluation.reconstruction(task, test)
+        print_table([list(found), [f"{value:.3f}" for value in found.values()]])
+        return f"{found['psnr']:.2f} dB ({found['psnr'] - found['trivial_psnr']:+.2f})"
+    return f"diversity {logs['diversity']:.2f}"
 
 
 def judge(encoder, images, test, options):
@@ -81,7 +98,6 @@ def main():
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--out", default=".", help="folder for <task>_cifar10.keras and .json")
     options = parser.parse_args()
 
@@ -102,10 +118,14 @@ def main():
         stages = {k: v for k, v in results.items() if k != "chance"}
         best = max(stages, key=lambda stage: stages[stage]["linear"])
         untrained = max(row["linear_untrained"] for row in stages.values())
-        figures = found["accuracy"], stages[best]["linear"], untrained, stages[best]["knn"]
-        accuracy, linear, untrained, knn = (f"{100 * figure:.1f}" for figure in figures)
+        figures = stages[best]["linear"], untrained, stages[best]["knn"]
+        figures = [f"{100 * figure:.1f}" for figure in figures]
+        pretext = pretext_figure(task, found["logs"], test)
+        if pretext.endswith(")") or "diversity" in pretext:
+            drawn = kssl.callbacks.predicted(task, *next(iter(task.dataset(test, 8))))
+            pictures.grid(drawn, title=name).savefig(f"{path}.png")
         budget = f"{found['steps']:,}", f"{found['minutes']:.0f}"
-        rows.append((name, accuracy, best, linear, untrained, knn, *budget))
+        rows.append((name, pretext, best, *figures, *budget))
         task.save(f"{path}.keras")
         with open(f"{path}.json", "w") as file:
             json.dump({**found, "results": results, "row": rows[-1]}, file, indent=1)

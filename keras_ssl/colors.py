@@ -1,0 +1,105 @@
+"""The colour space CIE Lab, and its colours in bins: TensorFlow in, TensorFlow out."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+# sRGB (IEC 61966-2-1) under the daylight D65: rows are X, Y, Z, each divided by the white point's.
+TO_XYZ = np.array(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
+) / [[0.95047], [1.0], [1.08883]]
+KNEE = 6 / 29  # below it the cube root of Lab goes on as a straight line
+BIN = 10.0  # the side of a bin in a and b, as in Zhang et al.
+
+
+def rgb_to_lab(image):
+    """Pixels to lightness L and the colours a (green to red) and b (blue to yellow).
+
+    Args:
+        image: (..., 3) tensor, RGB in 0..255, uint8 or float.
+
+    Returns:
+        (..., 3) float32 tensor: L in 0..100, a and b in about -110..110, 0 for gray.
+
+    Reference: CIE 15, "Colorimetry"; IEC 61966-2-1 (sRGB).
+
+    Example:
+        >>> rgb_to_lab(tf.constant([255.0, 255.0, 255.0])).numpy().round(1)[0]
+        np.float32(100.0)
+    """
+    rgb = tf.cast(image, tf.float32) / 255
+    linear = tf.where(rgb > 0.04045, ((tf.maximum(rgb, 0.04) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = tf.tensordot(linear, tf.constant(TO_XYZ.T, tf.float32), 1)
+    root = tf.maximum(xyz, KNEE**3) ** (1 / 3)
+    f = tf.where(xyz > KNEE**3, root, xyz / (3 * KNEE**2) + 4 / 29)
+    x, y, z = tf.unstack(f, axis=-1)
+    return tf.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def lab_to_rgb(lab):
+    """The inverse of `rgb_to_lab`; colours that sRGB does not have are clipped.
+
+    Args:
+        lab: (..., 3) float tensor.
+
+    Returns:
+        (..., 3) float32 tensor, RGB in 0..255.
+
+    Example:
+        >>> lab_to_rgb(tf.constant([100.0, 0.0, 0.0])).numpy().round().tolist()
+        [255.0, 255.0, 255.0]
+    """
+    lightness, a, b = tf.unstack(tf.cast(lab, tf.float32), axis=-1)
+    y = (lightness + 16) / 116
+    f = tf.stack([y + a / 500, y, y - b / 200], axis=-1)
+    xyz = tf.where(f > KNEE, f**3, 3 * KNEE**2 * (f - 4 / 29))
+    linear = tf.tensordot(xyz, tf.constant(np.linalg.inv(TO_XYZ).T, tf.float32), 1)
+    linear = tf.clip_by_value(linear, 0, 1)
+    high = 1.055 * tf.maximum(linear, 0.003) ** (1 / 2.4) - 0.055
+    return 255 * tf.where(linear > 0.0031308, high, 12.92 * linear)
+
+
+@functools.cache
+def ab_bins():
+    """The centres of all bins of a and b, ten wide, into which some sRGB colour falls.
+
+    There are 262. The list of 313 that Zhang et al. published holds some further ones, which no sRGB
+    colour reaches.
+
+    Returns:
+        (262, 2) float32 array, sorted by a and then b.
+
+    Reference: Zhang, Isola & Efros, "Colorful Image Colorization", ECCV 2016, section 2.1.
+
+    Example:
+        >>> ab_bins().shape
+        (262, 2)
+    """
+    levels = np.linspace(0, 255, 128, dtype=np.float32)
+    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
+    with tf.init_scope():  # also where a network is built inside a graph
+        ab = np.concatenate([rgb_to_lab(part)[..., 1:].numpy().reshape(-1, 2) for part in cube])
+    return (BIN * np.unique(np.round(ab / BIN).astype(int), axis=0)).astype(np.float32)
+
+
+def distances(ab):
+    """Squared distances of colours to the centres of all bins.
+
+    Args:
+        ab: (..., 2) float tensor.
+
+    Returns:
+        (..., 262) float32 tensor.
+
+    Example:
+        >>> int(tf.argmin(distances(tf.constant([0.0, 0.0])))) == ab_bins().tolist().index([0, 0])
+        True
+    """
+    bins = tf.constant(ab_bins())
+    product = tf.tensordot(ab, tf.transpose(bins), 1)
+    return tf.reduce_sum(ab**2, -1, keepdims=True) - 2 * product + tf.reduce_sum(bins**2, -1)

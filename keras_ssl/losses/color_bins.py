@@ -1,0 +1,37 @@
+"""Cross-entropy over bins of colour."""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl import colors
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class ColorBins(keras.losses.Loss):
+    """Cross-entropy between a colour, spread over its nearest bins, and logits over all bins.
+
+    The colour becomes a distribution over its five nearest bins, with weights that fall off with the
+    distance like a Gaussian of standard deviation 5: a neighbouring bin is less wrong than a far one.
+
+    Shapes:
+        y_true: (..., 2) colours a and b. y_pred: (..., 262) logits, over `colors.ab_bins()`.
+        The loss: (...), in nats.
+
+    Reference: Zhang, Isola & Efros, "Colorful Image Colorization", ECCV 2016, section 2.1.
+
+    Example:
+        >>> round(float(ColorBins()([[0.0, 0.0]], [[0.0] * 262])), 3)               # log 262
+        5.568
+    """
+
+    nearest, deviation = 5, 5.0
+
+    def call(self, y_true, y_pred):
+        square = colors.distances(tf.cast(y_true, tf.float32))
+        farthest = -tf.math.top_k(-square, self.nearest).values[..., -1:]
+        # Relative to the nearest: the weights of a colour far outside the bins would all round to 0.
+        further = square - tf.reduce_min(square, axis=-1, keepdims=True)
+        weight = tf.exp(-further / (2 * self.deviation**2))
+        weight = tf.where(square <= farthest, weight, 0.0)
+        weight /= tf.reduce_sum(weight, axis=-1, keepdims=True)
+        return tf.nn.softmax_cross_entropy_with_logits(weight, tf.cast(y_pred, tf.float32))

@@ -1,0 +1,138 @@
+"""Super-resolution: what did the picture look like before it was made small?"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssl import adversarial as adversary
+from keras_ssl import encoders, images, layers, metrics, optimizers
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class SuperResolution(adversary.AdversarialModel):
+    """Gives a picture that was made smaller its pixels back.
+
+    Which edges were sharp and what the texture was depends on what the picture shows. The encoder sees the
+    small picture in its own size, not enlarged; a decoder with skip connections to every stage predicts
+    what is missing in the bicubically enlarged picture. Most of that is local: expect the earlier
+    stages to profit.
+
+    Pictures are moved by whole pixels and mirrored only: any interpolation would take away the very
+    details that are to be predicted.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) that averages over the picture, with
+            named stages: it is trained on pictures `scale` times smaller.
+        scale: 2 or 4.
+        adversarial: float in 0..1, weight of the adversarial loss (0.001 in the paper), 1 - adversarial
+            that of the absolute error; 0 for no discriminator.
+        filters: int, of the discriminator's first convolution.
+        **kwargs: of keras.Model.
+
+    Shapes:
+        x: (B, H/scale, W/scale, 3) float32 in 0..255. y and the prediction: (B, H, W, 3) float32 in about
+            -1..1.
+
+    Raises:
+        ValueError: another `scale`, or one that does not divide H and W; `adversarial` not in 0..1;
+            `filters` below 1; an encoder that cannot take small pictures, for other than 3 channels or
+            of variable size, or without named stages.
+
+    Reference: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial
+    Network", CVPR 2017; absolute errors and what is added to the enlarged picture: Lim et al. (EDSR), CVPRW
+    2017, and Kim et al. (VDSR), CVPR 2016.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
+        >>> task = kssl.tasks.SuperResolution(encoder)
+        >>> task.compile("adam")
+        >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
+    """
+
+    def __init__(self, encoder, scale=2, adversarial=0.0, filters=16, **kwargs):
+        super().__init__(encoder, adversarial, **kwargs)
+        if scale not in (2, 4):
+            raise ValueError(f"scale must be 2 or 4, got {scale!r}")
+        height, width = encoders.check_pictures(encoder)
+        if height % scale or width % scale:
+            raise ValueError(f"scale {scale} must divide the pictures' size, {height}x{width}")
+        self.scale, self.filters = scale, filters
+        small = height // scale, width // scale
+        encoders.check_patches(encoder, *small)
+        self.maps = encoders.maps(encoder)
+        outputs = self.maps.call(keras.Input((*small, 3)))
+        shapes = [m.shape[1:] for m in outputs.values()]
+        # Of several stages of one size the last; and the small picture itself, whose details no stage keeps
+        # behind a stem that halves it.
+        sizes = {shape[:2]: name for name, shape in zip(outputs, shapes, strict=True)}
+        self.skips = [name for name in reversed(list(outputs)) if name in sizes.values()][1:]
+        skips = [outputs[name].shape[1:] for name in self.skips] + [(*small, 3)]
+        half = height // 2, width // 2
+        self.decoder = layers.Decoder(shapes[-1], half, skips)
+        little = keras.initializers.RandomNormal(stddev=0.01)  # the first guess is the bicubic one
+        self.head = keras.layers.Conv2DTranspose(
+            3, 4, 2, "same", kernel_initializer=little, dtype="float32", name="head"
+        )
+        self.decoder.build()
+        self.head.build((None, *half, self.decoder.filters))
+        if adversarial:
+            self.discriminator = adversary.discriminator(height, width, filters=filters)
+
+    def pretext(self, batch, seed):
+        image = images.random_shift(batch["image"], seed, share=0.125, flip=True)
+        return self.degrade(image, seed)
+
+    def degrade(self, image, seed):
+        """The picture made smaller, and as it was: (x, y) without augmentation."""
+        image = tf.cast(image, tf.float32)
+        x = tf.nn.avg_pool2d(image, self.scale, self.scale, "VALID")
+        return tf.round(x), image / 127.5 - 1  # a small picture has eight bits too
+
+    def call(self, x, training=False):
+        # `call`: Keras would refuse another size than that of the encoder's pictures.
+        outputs = self.maps.call(x, training=training)
+        *_, deepest = outputs.values()
+        skips = [outputs[name] for name in self.skips] + [x / 127.5 - 1]
+        size = x.shape[1] * self.scale, x.shape[2] * self.scale
+        half = size[0] // 2, size[1] // 2
+        missing = self.head(self.decoder(deepest, size=half, skips=skips, training=training))
+        return tf.image.resize(x, size, "bicubic") / 127.5 - 1 + missing
+
+    def compare(self, x, y, y_pred):
+        return [y], [y_pred]
+
+    def restore(self, x, y, y_pred):
+        """The enlarged pictures, (B, H, W, 3) float32 in 0..255."""
+        return tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
+
+    def trivial(self, x, y):
+        """The bicubically enlarged picture: what can be had without a network."""
+        size = x.shape[1] * self.scale, x.shape[2] * self.scale
+        return tf.clip_by_value(tf.image.resize(x, size, "bicubic"), 0, 255)
+
+    def prediction(self, images):
+        """The whole picture, `scale` times as large as it was given."""
+        x = tf.cast(images, tf.float32)
+        picture = self.restore(x, None, self.call(x))
+        return {"picture": tf.cast(tf.round(picture), tf.uint8)}
+
+    def preview(self, x, y, y_pred=None):
+        bicubic, target = self.trivial(x, y), 127.5 * (y + 1)
+        columns = [(x, "input"), (bicubic, "bicubic"), (target, "target")]
+        if y_pred is not None:
+            columns.append((self.restore(x, y, y_pred), "prediction"))
+        return [[(np.asarray(p[i]), caption) for p, caption in columns] for i in range(len(x))]
+
+    def default_loss(self):
+        return keras.losses.MeanAbsoluteError()
+
+    def default_metrics(self):
+        return [metrics.PSNR()]
+
+    def default_optimizer(self, steps, learning_rate=1e-3):
+        return optimizers.adam_cosine(learning_rate, steps)
+
+    def get_config(self):
+        names = ("scale", "adversarial", "filters")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

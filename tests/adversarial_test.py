@@ -1,0 +1,235 @@
+"""The step of two networks against an oracle with two losses, and what must survive saving."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl import adversarial
+from keras_ssl.tasks import GAN, Inpainting, SuperResolution
+
+RATE = 0.05
+
+
+def make(task, optimizer=None, **arguments):
+    keras.utils.set_random_seed(3)
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
+    task = task(encoder, filters=4, **arguments)
+    optimizer = optimizer or keras.optimizers.SGD(RATE)
+    task.compile(
+        optimizer, discriminator_optimizer=type(optimizer).from_config(optimizer.get_config())
+    )
+    return task
+
+
+@pytest.fixture(scope="module")
+def images():
+    """24 pictures in colour, not symmetric."""
+    ramp = np.linspace(0, 1, 32)
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0, 1, (24, 3, 3))
+    planes = np.stack([ramp[:, None] * np.ones(32), ramp * np.ones((32, 1)), np.ones((32, 32))], -1)
+    pictures = planes @ weights[:, None] / 3 * 255 + rng.uniform(0, 40, (24, 32, 32, 3))
+    return kssl.data.from_array(np.clip(pictures, 0, 255).astype(np.uint8))
+
+
+CASES = [
+    (Inpainting, {"adversarial": 0.3}),
+    (SuperResolution, {"adversarial": 0.5}),
+    (GAN, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments"), CASES)
+def test_a_step_is_that_of_two_losses_with_tapes_of_their_own(kind, arguments, images):
+    x, y = next(iter(make(kind, **arguments).dataset(images, 8)))
+    stepped, oracle = make(kind, **arguments), make(kind, **arguments)
+    logs = stepped.train_on_batch(x, y, return_dict=True)
+
+    with tf.GradientTape(persistent=True) as tape:
+        y_pred = oracle(x, training=True)
+        own = oracle.compute_loss(x, y, y_pred)
+        real, fake = oracle.compare(x, y, y_pred)
+        both = [tf.concat(pair, 0) for pair in zip(real, fake, strict=True)]
+        is_real, is_fake = tf.split(oracle.discriminator(both, training=True), 2)
+        critic = keras.losses.BinaryCrossentropy(from_logits=True)
+        ones, zeros = tf.ones_like(is_real), tf.zeros_like(is_real)
+        d_loss = critic(ones, is_real) + critic(zeros, is_fake)
+        g_loss = critic(ones, is_fake)
+        if kind is GAN:
+            g_loss += critic(zeros, is_real)  # the encoder wants its codes to look generated
+        share = oracle.adversarial
+        total = (1 - share) * own + share * g_loss
+    discriminator = oracle.discriminator.trainable_variables
+    others = oracle.generator_variables()
+    for variables, loss in ((discriminator, d_loss), (others, total)):
+        gradients = tape.gradient(loss, variables)
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.assign_sub(RATE * gradient)
+
+    assert len(discriminator) + len(others) == len(oracle.trainable_variables)
+    for a, b in zip(stepped.weights, oracle.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5, err_msg=a.path)
+    assert logs["discriminator_loss"] == pytest.approx(float(d_loss), rel=1e-5)
+    assert logs["generator_loss"] == pytest.approx(float(g_loss), rel=1e-5)
+    assert logs["loss"] == pytest.approx(float(total), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), CASES)
+def test_both_optimizers_go_on_where_they_were(kind, arguments, images, tmp_path):
+    def adam():
+        return keras.optimizers.Adam(1e-3, beta_1=0.5)
+
+    whole = make(kind, adam(), **arguments)
+    whole.fit(whole.dataset(images, 8, epochs=3), epochs=3, verbose=0)
+
+    first = make(kind, adam(), **arguments)
+    first.fit(first.dataset(images, 8, epochs=2), epochs=2, verbose=0)
+    first.save(tmp_path / "task.keras")
+    rest = keras.models.load_model(tmp_path / "task.keras")
+    for name in ("optimizer", "discriminator_optimizer"):
+        saved, loaded = getattr(first, name), getattr(rest, name)
+        assert loaded.beta_1 == 0.5
+        assert int(loaded.iterations) == 6
+        for a, b in zip(saved.variables, loaded.variables, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=a.path)
+    # No slot of either optimiser is for the other's variables.
+    slots = len(first.optimizer.variables) + len(first.discriminator_optimizer.variables)
+    assert slots == 2 * (2 + len(first.trainable_variables))
+
+    rest.fit(rest.dataset(images, 8, epochs=3, first_epoch=2), epochs=3, initial_epoch=2, verbose=0)
+    for a, b in zip(whole.weights, rest.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=a.path)
+
+
+def test_another_optimizer_for_the_discriminator(images, tmp_path):
+    task = make(Inpainting)
+    task.compile("adam", discriminator_optimizer=keras.optimizers.SGD(0.5))
+    task.fit(task.dataset(images, 8), verbose=0)
+    task.save(tmp_path / "task.keras")
+    copy = keras.models.load_model(tmp_path / "task.keras")
+    assert isinstance(copy.optimizer, keras.optimizers.Adam)
+    assert isinstance(copy.discriminator_optimizer, keras.optimizers.SGD)
+    assert float(copy.discriminator_optimizer.learning_rate) == 0.5
+
+
+def test_the_discriminator_is_slower_by_default(images, tmp_path):
+    task = make(Inpainting)
+    task.compile("adam")
+    assert isinstance(task.discriminator_optimizer, keras.optimizers.Adam)
+    assert float(task.discriminator_optimizer.learning_rate) == pytest.approx(2e-4)
+    task.compile(task.default_optimizer(100))  # a schedule
+    task.save(tmp_path / "task.keras")
+    for one in (task, keras.models.load_model(tmp_path / "task.keras")):
+        for step in (0, 5, 30, 99):
+            schedules = (
+                o.get_config()["learning_rate"]
+                for o in (one.optimizer, one.discriminator_optimizer)
+            )
+            own, other = (float(keras.optimizers.schedules.deserialize(s)(step)) for s in schedules)
+            assert other == pytest.approx(0.2 * own)
+    assert own > 0
+
+
+def test_each_network_runs_once_in_a_step(images, monkeypatch):
+    task = make(GAN)
+    x, y = next(iter(task.dataset(images, 8)))
+    seen = []
+    for name in ("encoder", "decoder", "discriminator"):
+        network = getattr(task, name)
+        original = network.call
+
+        def call(*args, original=original, name=name, **kwargs):
+            seen.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(network, "call", call)
+    task.train_step((x, y))
+    assert sorted(seen) == ["decoder", "discriminator", "encoder"]
+
+
+def test_evaluate_reports_both_losses_and_changes_nothing(images):
+    task = make(Inpainting, adversarial=0.5)
+    before = [w.copy() for w in task.get_weights()]
+    found = task.evaluate(task.dataset(images, 8), verbose=0, return_dict=True)
+    assert set(found) == {"loss", "discriminator_loss", "generator_loss", "psnr"}
+    assert found["discriminator_loss"] > 0.1
+    for a, b in zip(before, task.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_without_a_discriminator_it_is_a_task_like_any_other(images):
+    task = make(Inpainting, adversarial=0.0)
+    history = task.fit(task.dataset(images, 8), verbose=0).history
+    assert set(history) == {"loss", "psnr"}
+    assert task.discriminator is None
+
+
+def test_the_discriminator_is_not_exported(images, tmp_path):
+    task = make(Inpainting)
+    path = kssl.export(task, tmp_path / "inpainting")
+    written = tf.train.load_checkpoint(f"{path}/variables/variables").get_variable_to_shape_map()
+    shapes = [tuple(shape) for shape in written.values()]
+    kernels = [v.shape for v in task.discriminator.trainable_variables if len(v.shape) == 4]
+    of_others = [v.shape for v in task.generator_variables()]
+    kernels = [k for k in kernels if k not in of_others]
+    assert kernels
+    assert not [k for k in kernels if k in shapes]
+
+
+def test_logits_do_not_depend_on_the_batch():
+    """What the factor between the two losses rests on."""
+    network = adversarial.discriminator(32, 32, filters=4, code=5)
+    pictures, codes = tf.random.normal((6, 32, 32, 3)), tf.random.normal((6, 5))
+    network([pictures, codes], training=True)
+    whole = network([pictures, codes])
+    np.testing.assert_allclose(network([pictures[:2], codes[:2]]), whole[:2], rtol=1e-4, atol=1e-5)
+    # Spectral normalisation: no kernel stretches anything by more than about one, once its power
+    # iteration has settled.
+    for _ in range(30):
+        network([pictures, codes], training=True)
+    for v in network.trainable_variables:
+        if len(v.shape) > 1:
+            largest = np.linalg.svd(v.numpy().reshape(-1, v.shape[-1]))[1][0]
+            assert largest == pytest.approx(1, abs=0.01)
+
+
+def test_refuses(images):
+    with pytest.raises(ValueError, match=r"adversarial must be in 0..1, got 2"):
+        make(Inpainting, adversarial=2)
+    with pytest.raises(ValueError, match="filters must be at least 1, got 0"):
+        adversarial.discriminator(32, 32, filters=0)
+    task = make(Inpainting)
+    with pytest.raises(ValueError, match="mixed_float16 scales one loss"):
+        task.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+
+
+def plain(value):
+    pictures = np.empty((16, 32, 32, 3), np.uint8)
+    pictures[:] = value
+    return kssl.data.from_array(pictures)
+
+
+@pytest.mark.parametrize("kind", [kssl.tasks.Colorization, Inpainting, SuperResolution, GAN])
+def test_stays_finite_or_names_the_step(kind):
+    """Learning rates ten times too large, and pictures without any variance."""
+    keras.utils.set_random_seed(0)
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
+    arguments = {} if kind is kssl.tasks.Colorization else {"filters": 4}
+    if kind is SuperResolution:
+        arguments["adversarial"] = 0.5
+    task = kind(encoder, **arguments)
+    usual = float(task.default_optimizer(1).learning_rate)
+    task.compile(keras.optimizers.Adam(10 * usual, beta_1=0.5))
+    message = ""
+    for value in (0, 255, (200, 30, 90)):
+        try:
+            task.fit(task.dataset(plain(value), 4, epochs=3), epochs=3, verbose=0)
+        except FloatingPointError as error:
+            message = str(error)
+            break
+    finite = all(np.isfinite(w).all() for w in task.get_weights())
+    assert finite or re.search(r"became (nan|inf) in step \d+ of epoch \d+", message)

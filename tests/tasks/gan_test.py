@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.tasks import GAN
+
+
+def make(shape=(32, 32, 3), **arguments):
+    encoder = kssl.encoders.resnet(shape, width=2, blocks=(1, 1))
+    return GAN(encoder, **{"filters": 4, "codes": 6, **arguments})
+
+
+def seeds(number, epoch=0):
+    return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
+
+
+def test_noise_is_standard_normal_and_new_for_each_picture_and_epoch(noise):
+    task = make(codes=50)
+    x, y = task.pretext({"image": noise}, seeds(40))
+    drawn = x["noise"].numpy()
+    assert drawn.mean() == pytest.approx(0, abs=0.06)
+    assert drawn.std() == pytest.approx(1, abs=0.05)
+    assert len(np.unique(drawn[:, 0])) == 40
+    later = task.pretext({"image": noise}, seeds(40, epoch=1))[0]["noise"].numpy()
+    assert (drawn != later).all()
+    np.testing.assert_allclose(y, x["image"] / 127.5 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (21, 34, 3), (4, 4, 3)])
+def test_generated_pictures_have_the_size_of_the_real_ones(shape):
+    task = make(shape)
+    pictures = task.generate(tf.random.normal((5, 6)))
+    assert pictures.shape == (5, *shape)
+    assert np.abs(pictures).max() <= 1
+    again = task.prediction(tf.zeros((2, *shape)))["picture"]
+    assert again.shape == (2, *shape)
+    assert again.dtype == np.uint8
+
+
+def test_the_discriminator_sees_picture_and_code_of_either_side(noise):
+    task = make()
+    x, y = task.pretext({"image": noise}, seeds(40))
+    y_pred = task(x)
+    real, fake = task.compare(x, y, y_pred)
+    for found, expected in zip(
+        real + fake, [y, y_pred["code"], y_pred["picture"], x["noise"]], strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    # Both parts count.
+    plain = task.discriminator(real)
+    for part in range(2):
+        changed = [r + (i == part) for i, r in enumerate(real)]
+        assert np.abs(task.discriminator(changed) - plain).max() > 1e-4
+
+
+def test_diversity_is_the_spread_of_the_samples_relative_to_the_pictures(noise):
+    task = make()
+    task.compile("adam")
+    x, y = task.pretext({"image": noise}, seeds(40))
+    for factor in (0.5, 1.0):
+        fake = tf.reduce_mean(y, 0) + factor * (y - tf.reduce_mean(y, 0))
+        task.diversity.reset_state()
+        task.compute_metrics(x, y, {"code": None, "picture": fake})
+        assert float(task.diversity.result()) == pytest.approx(factor, rel=1e-4)
+    # By definition: the root of the mean squared distance over all pairs.
+    fake = task(x)["picture"].numpy()
+
+    def spread(pictures):
+        p = np.asarray(pictures).reshape(40, -1)
+        return np.sqrt(((p[:, None] - p) ** 2).sum(-1).mean())
+
+    task.diversity.reset_state()
+    task.compute_metrics(x, y, {"code": None, "picture": fake})
+    assert float(task.diversity.result()) == pytest.approx(spread(fake) / spread(y), rel=1e-3)
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="codes must be at least 1, got 0"):
+        make(codes=0)
+    with pytest.raises(ValueError, match="filters must be at least 1, got 0"):
+        make(filters=0)
+    with pytest.raises(ValueError, match="encoder must take pictures"):
+        make((32, 32, 1))
