@@ -3,14 +3,12 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import optimizers
 from keras_ssl.pretext import PretextModel
 
-SLOWER = 0.2  # the discriminator's learning rate; in Pathak et al. a tenth of the others'
 MOST = 60.0  # logits beyond: exp(60) is still a float32, and such a gradient is zero anyway
 
 
-def discriminator(height, width, channels=3, filters=32, code=0):
+def discriminator(height, width, channels=3, filters=16, code=0):
     """The network that tells real pictures from made ones, with spectral normalisation.
 
     DCGAN's discriminator, 4x4 convolutions with stride 2 until 4x4 pixels are left, but with spectral
@@ -62,10 +60,10 @@ class AdversarialModel(PretextModel):
     """A pretext model that is also trained to deceive a discriminator, with an optimiser of its own.
 
     A task sets `self.discriminator`, or leaves it None to be trained as any other, and defines
-    `compare(x, y, y_pred)`. In one step the discriminator goes up and the other networks go down the
-    same loss: the non-saturating one of Goodfellow et al. Encoder, decoder and discriminator each run
-    forward once and backward once, although there are two losses: they differ in what reaches the
-    logit of a picture, and all gradients behind that logit differ by the same factor.
+    `compare(x, y, y_pred)`. The discriminator minimises its cross-entropy, the other networks the
+    non-saturating loss of Goodfellow et al. (2014), both in one step. Every network runs forward once and
+    backward once in it: the slopes of the two losses at a picture's logit differ by a factor, and so do
+    all gradients behind that logit.
 
     Args:
         encoder: of PretextModel.
@@ -112,8 +110,7 @@ class AdversarialModel(PretextModel):
         Args:
             optimizer: as in Keras, for all networks but the discriminator.
             *args, **kwargs: as `PretextModel.compile`.
-            discriminator_optimizer: as in Keras; "auto" for one like `optimizer`, with a fifth of its
-                learning rate: at the same rate the discriminator soon knows every generated picture.
+            discriminator_optimizer: as in Keras; "auto" for one like `optimizer`.
 
         Raises:
             ValueError: the networks compute in float16, whose loss scaling knows one loss only.
@@ -126,7 +123,8 @@ class AdversarialModel(PretextModel):
                 "mixed_float16 scales one loss, but a task with a discriminator has two: use mixed_bfloat16"
             )
         if discriminator_optimizer == "auto":
-            discriminator_optimizer = optimizers.slower(self.optimizer, SLOWER)
+            optimizer = keras.optimizers.serialize(self.optimizer)
+            discriminator_optimizer = keras.optimizers.deserialize(optimizer)
         self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
         with self.distribute_strategy.scope():
             self.discriminator_optimizer.build(self.discriminator.trainable_variables)

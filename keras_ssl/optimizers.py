@@ -49,60 +49,6 @@ def adam_cosine(learning_rate, steps, beta_1=0.9):
     return keras.optimizers.Adam(_cosine(learning_rate, steps), beta_1=beta_1)
 
 
-@keras.saving.register_keras_serializable(package="keras_ssl")
-class Scaled(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule times a constant.
-
-    Args:
-        schedule: keras.optimizers.schedules.LearningRateSchedule.
-        factor: float.
-
-    Example:
-        >>> cosine = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=10)
-        >>> round(float(Scaled(cosine, 0.5)(0)), 3)
-        0.05
-    """
-
-    def __init__(self, schedule, factor):
-        self.schedule, self.factor = schedule, factor
-
-    def __call__(self, step):
-        return self.factor * self.schedule(step)
-
-    def get_config(self):
-        schedule = keras.saving.serialize_keras_object(self.schedule)
-        return {"schedule": schedule, "factor": self.factor}
-
-    @classmethod
-    def from_config(cls, config):
-        schedule = keras.saving.deserialize_keras_object(config["schedule"])
-        return cls(schedule, config["factor"])
-
-
-def slower(optimizer, factor):
-    """An optimizer of the same kind with a smaller learning rate, without state.
-
-    Args:
-        optimizer: keras.optimizers.Optimizer.
-        factor: float, times its learning rate or schedule.
-
-    Returns:
-        keras.optimizers.Optimizer.
-
-    Example:
-        >>> round(float(slower(keras.optimizers.SGD(0.1), 0.2).learning_rate), 3)
-        0.02
-    """
-    config = optimizer.get_config()
-    rate = config["learning_rate"]
-    if isinstance(rate, dict):
-        rate = Scaled(keras.optimizers.schedules.deserialize(rate), factor)
-        config["learning_rate"] = keras.optimizers.schedules.serialize(rate)
-    else:
-        config["learning_rate"] = factor * rate
-    return type(optimizer).from_config(config)
-
-
 def _cosine(learning_rate, steps):
     if not learning_rate > 0 or steps < 1:
         raise ValueError(f"learning_rate and steps must be positive, got {learning_rate}, {steps}")

@@ -9,9 +9,11 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow.core.util import event_pb2
 
 import keras_ssl as kssl
-from keras_ssl.callbacks import Relabel, extract
+from keras_ssl.callbacks import Pictures, Relabel, extract
 
 IMAGES = 40
 
@@ -193,3 +195,39 @@ def test_teachers_that_cannot_be(images):
     task = kssl.tasks.SiftClusters(encoder, num_images=IMAGES, num_clusters=3)
     with pytest.raises(ValueError, match="SiftClusters clusters descriptors, not features"):
         extract(task, images, teacher=encoder)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(images):
+    """Pictures that become huge in the second epoch, on the way to the network."""
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    task = kssl.tasks.Rotation(encoder)
+    task.compile("sgd")
+    x, y = next(iter(task.dataset(images, 8)))
+    data = tf.data.Dataset.from_tensor_slices([1.0, 1.0, 1.0, np.inf, 1.0])
+    data = data.map(lambda factor: (tf.cast(x, tf.float32) * factor, y))
+    with pytest.raises(
+        FloatingPointError, match="loss became nan in step 2 of epoch 2: train anew"
+    ):
+        task.fit(data.repeat(), epochs=4, steps_per_epoch=2, verbose=0)
+
+
+def test_pictures_for_tensorboard_after_each_epoch(images, tmp_path):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    task = kssl.tasks.Inpainting(encoder, filters=2)
+    task.compile("adam")
+    drawn = Pictures(tmp_path, images, number=4)
+    task.fit(task.dataset(images, 20, epochs=2), epochs=2, callbacks=[drawn], verbose=0)
+    (file,) = tmp_path.rglob("events*")
+    seen = []
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = event_pb2.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            width, height, encoded = value.tensor.string_val
+            picture = tf.io.decode_png(encoded).numpy()
+            assert picture.shape[:2] == (int(height), int(width))
+            seen.append((value.tag, event.step, picture))
+    assert [(tag, step) for tag, step, _ in seen] == [("predictions", 0), ("predictions", 1)]
+    assert seen[0][2].std() > 10
+    assert (seen[0][2] != seen[1][2]).any()  # what it predicts has changed
+    with pytest.raises(ValueError, match="number must be at least 1, got 0"):
+        Pictures(tmp_path, images, number=0)

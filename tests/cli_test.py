@@ -64,6 +64,12 @@ def test_from_pictures_to_features(command, photos, tmp_path):
     assert code == 0
     assert "20 images, 3 steps an epoch" in out
     assert list((tmp_path / "logs").rglob("events*"))
+    assert list((tmp_path / "logs" / "pictures").glob("events*"))
+    code, out, _ = command(
+        "preview", "rotation_photos.keras", "--data", photos, "--out", "said.png"
+    )
+    assert code == 0
+    assert Image.open("said.png").size[0] > 300
 
     code, out, _ = command("evaluate", "rotation_photos.keras", "--data", photos)
     assert code == 0
@@ -114,8 +120,12 @@ def test_from_pictures_to_features(command, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "task", ["relative_patch", "jigsaw", "jigsaw_plus", "exemplar", "exemplar_triplet"]
-)
+    "task",
+    [
+        "relative_patch", "jigsaw", "jigsaw_plus", "exemplar", "exemplar_triplet", "colorization",
+        "inpainting", "super_resolution", "gan",
+    ],
+)  # fmt: skip
 def test_pretrains_on_pictures_of_all_sizes(command, tmp_path, task):
     rng = np.random.default_rng(0)
     (tmp_path / "album").mkdir()
@@ -136,6 +146,18 @@ def test_pretrains_on_pictures_of_all_sizes(command, tmp_path, task):
     assert command("preview", task, "--data", "album", "--size", 96, *few)[0] == 0
 
 
+def test_evaluate_says_how_well_pictures_are_given_back(command, photos):
+    small = ("--width", 2, "--blocks", "1,1", "--size", 16, "--epochs", 1, "--batch-size", 8)
+    assert command("pretrain", "super_resolution", "--data", photos, *small)[0] == 0
+    code, out, _ = command("evaluate", "super_resolution_photos.keras", "--data", photos)
+    assert code == 0
+    *_, names, figures = out.splitlines()
+    assert names.split() == ["psnr", "ssim", "trivial_psnr", "trivial_ssim"]
+    psnr, ssim, trivial, _ = (float(figure) for figure in figures.split())
+    assert psnr == pytest.approx(trivial, abs=2)  # one epoch is hardly more than bicubic
+    assert ssim <= 1
+
+
 WRONG = {
     "grid": (("pretrain", "jigsaw", "--set", "grid=4"), "grid must be 2 or 3, got 4"),
     "permutations": (
@@ -145,6 +167,23 @@ WRONG = {
     "strangers": (
         ("preview", "jigsaw_plus", "--set", "max_replaced=9"),
         "max_replaced must be in 0..8",
+    ),
+    "trained with another size": (
+        ("preview", "one.keras", "--size", 96),
+        "one.keras has its --size and --set from its training",
+    ),
+    "no such trained task": (("preview", "one.keras"), "there is no file 'one.keras'"),
+    "target": (("preview", "colorization", "--set", "target=lab"), 'must be "rgb" or "ab_bins"'),
+    "mask": (("preview", "inpainting", "--set", "mask=left"), "mask must be one of centre"),
+    "scale": (("preview", "super_resolution", "--set", "scale=3"), "scale must be 2 or 4, got 3"),
+    "oblique scale": (
+        ("preview", "super_resolution", "--data", "one", "--size", 31),
+        "scale 2 must divide the pictures' size, 31x31",
+    ),
+    "codes": (("preview", "gan", "--set", "codes=0"), "codes must be at least 1, got 0"),
+    "learning rate": (
+        ("pretrain", "gan", "--learning-rate", 0),
+        "--learning-rate must be positive, got 0.0",
     ),
     "gap": (("preview", "relative_patch", "--set", "gap=20"), "need 45 pixels"),
     "unknown task": (

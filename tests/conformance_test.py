@@ -146,3 +146,10 @@ def test_preview_can_be_drawn(row, images):
     assert len(rows) == 3
     assert all(caption for line in rows for _, caption in line)
     assert isinstance(pictures.grid(rows), Figure)
+    if hasattr(task, "relabel"):
+        task.relabel(kssl.callbacks.extract(task, images))
+    predicted = kssl.callbacks.predicted(task, x, y)
+    # What the network says is in a picture or in a caption of its own.
+    assert len(predicted) == 3
+    assert [[c for _, c in line] for line in predicted] != [[c for _, c in line] for line in rows]
+    assert isinstance(pictures.grid(predicted), Figure)

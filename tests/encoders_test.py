@@ -88,3 +88,19 @@ def test_from_keras_refuses(noise):
         encoders.from_keras(functional, stages=["nope"])
     with pytest.raises(ValueError, match="stage1"):
         encoders.stages(functional)
+
+
+def test_maps_are_the_stages_before_the_mean():
+    encoder = encoders.resnet((32, 48, 3), width=4, blocks=(1, 1))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    maps, stages = encoders.maps(encoder)(pictures), encoders.stages(encoder)(pictures)
+    assert list(maps) == ["stage1", "stage2"]
+    assert maps["stage2"].shape == (2, 16, 24, 8)
+    for name, values in maps.items():
+        np.testing.assert_allclose(np.mean(values, axis=(1, 2)), stages[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (None, None, 3)])
+def test_check_pictures_refuses(shape):
+    with pytest.raises(ValueError, match=r"encoder must take pictures \(H, W, 3\) of fixed size"):
+        encoders.check_pictures(encoders.resnet(shape, width=2, blocks=(1,)))

@@ -7,7 +7,10 @@ from keras_ssl import pictures
 
 def test_grid_draws_every_picture_in_its_place():
     colours = np.array(
-        [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 255, 255], [9, 9, 9]]]
+        [
+            [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 0, 255]],
+            [[255, 255, 0], [0, 255, 255], [9, 9, 9], [99, 9, 9]],
+        ]
     )
     rows = [
         [(np.tile(colour, (4, 6, 1)).astype("uint8"), "caption") for colour in line]
@@ -22,10 +25,10 @@ def test_grid_draws_every_picture_in_its_place():
     axes = figure.axes[0]
     boxes = [image.get_extent() for image in axes.images]  # left, right, bottom, top
     assert boxes[1][0] > boxes[0][1]  # the second lies right of the first
-    assert boxes[3][3] > boxes[0][2]  # the second row below the first
+    assert boxes[4][3] > boxes[0][2]  # the second row below the first
     widths = {round((b[1] - b[0]) / (b[2] - b[3]), 6) for b in boxes}
     assert widths == {1.5}  # 4 x 6 pixels stay oblong
-    assert len(axes.texts) == 6
+    assert len(axes.texts) == 8
 
 
 def test_grid_takes_gray_and_refuses_nothing():
@@ -46,8 +49,9 @@ def test_single_pictures_stand_side_by_side():
     assert [text.get_position()[0] for text in texts] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 0.5, 1.5]
 
 
-def test_pairs_stand_side_by_side_too():
-    rows = [[(np.zeros((8, 8, 3)), f"{i}{side}") for side in "ab"] for i in range(4)]
+@pytest.mark.parametrize("sides", ["ab", "abc"])
+def test_short_rows_stand_side_by_side_too(sides):
+    rows = [[(np.zeros((8, 8, 3)), f"{i}{side}") for side in sides] for i in range(4)]
     texts = pictures.grid(rows).axes[0].texts
-    assert [t.get_text() for t in texts] == ["0a", "0b", "1a", "1b", "2a", "2b", "3a", "3b"]
-    assert [t.get_position()[0] for t in texts] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 0.5, 1.5]
+    assert [t.get_text() for t in texts] == [f"{i}{side}" for i in range(4) for side in sides]
+    assert [t.get_position()[0] for t in texts] == [k % 6 + 0.5 for k in range(4 * len(sides))]

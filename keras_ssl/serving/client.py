@@ -70,16 +70,42 @@ class FeatureClient:
             signature, name = "serving_default", "images"
             items = (self._pixels(p) for p in pictures)
 
-        vectors, batch, size = [], [], 0
+        return self._ask(signature, name, items, output="features")["features"]
+
+    def pretext(self, pictures):
+        """What the task predicts for pictures: colours, the filled hole, rotation logits, ...
+
+        Args:
+            pictures: (N, H, W, 3) uint8 array of the model's size, or a sequence of such (H, W, 3) arrays.
+
+        Returns:
+            dict of arrays with the picture on axis 0, as the task's `prediction` gives them: `picture`
+            (N, H, W, 3) uint8 for generation tasks.
+
+        Raises:
+            ValueError, ConnectionError, TimeoutError: as `features`; also where the task has no such
+                signature.
+
+        Example:
+            >>> client = FeatureClient("localhost:8500", "colorization_photos")
+            >>> colours = client.pretext(gray_pictures)["picture"]      # doctest: +SKIP
+        """
+        if not len(pictures):
+            raise ValueError("pictures must hold at least one picture, got none")
+        return self._ask("pretext", "images", (self._pixels(p) for p in pictures))
+
+    def _ask(self, signature, name, items, output=None):
+        """Dict of the outputs for all items, asked in requests that are not too large."""
+        parts, batch, size = [], [], 0
         for item in items:
             length = len(item) if signature == "encoded" else item.nbytes
             if batch and (len(batch) == self.batch_size or size + length > MAX_BYTES):
-                vectors.append(self._request(signature, name, batch))
+                parts.append(self._request(signature, name, batch, output))
                 batch, size = [], 0
             batch.append(item)
             size += length
-        vectors.append(self._request(signature, name, batch))
-        return np.concatenate(vectors)
+        parts.append(self._request(signature, name, batch, output))
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def close(self):
         """Closes the connection."""
@@ -95,23 +121,24 @@ class FeatureClient:
             )
         return picture
 
-    def _request(self, signature, name, batch):
+    def _request(self, signature, name, batch, output):
         request = predict_pb2.PredictRequest()
         request.model_spec.name = self.model
         request.model_spec.signature_name = signature
         if self.version is not None:
             request.model_spec.version.value = self.version
-        if signature == "serving_default":
+        if signature != "encoded":
             if len({picture.shape for picture in batch}) > 1:
                 raise ValueError("pictures must all have one shape; files and bytes need not")
             batch = np.stack(batch)
         request.inputs[name].CopyFrom(tf.make_tensor_proto(batch))
-        request.output_filter.append("features")
+        if output is not None:
+            request.output_filter.append(output)
         try:
             response = self._stub.Predict(request, timeout=self.timeout)
         except grpc.RpcError as error:
             raise self._error(error) from None
-        return tf.make_ndarray(response.outputs["features"])
+        return {key: tf.make_ndarray(value) for key, value in response.outputs.items()}
 
     def _error(self, error):
         code, words = error.code(), error.details()

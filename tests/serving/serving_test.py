@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -250,3 +251,34 @@ def test_serve_becomes_tensorflow_model_server_where_there_is_one(exported, tmp_
     (model,) = config.model_config_list.config
     assert (model.name, model.base_path) == ("rotation_digits", str(exported))
     os.remove(config_file)
+
+
+def test_the_task_itself_can_be_asked(noise, tmp_path):
+    """The `pretext` signature over gRPC: small pictures in, large ones out."""
+    keras.utils.set_random_seed(0)
+    small = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
+    task = kssl.tasks.SuperResolution(small)
+    kssl.export(task, tmp_path / "enlarge")
+    with serving.Server(tmp_path) as server:
+        client = kssl.FeatureClient(f"localhost:{server.port}", "enlarge", batch_size=16)
+        answer = client.pretext(noise)
+        with pytest.raises(ValueError, match="pictures must hold at least one picture"):
+            client.pretext([])
+        with pytest.raises(ValueError, match="must be"):
+            client.pretext(noise.astype(np.float32))
+        client.close()
+    assert set(answer) == {"picture"}
+    expected = task.prediction(noise)["picture"].numpy()
+    assert expected.shape == (40, 64, 64, 3)
+    # Rounded to whole gray levels: a hair may decide between two.
+    assert np.abs(answer["picture"].astype(int) - expected).max() <= 1
+    assert (answer["picture"] == expected).mean() > 0.999
+
+
+def test_other_tasks_answer_with_what_they_predict(client, task, noise):
+    answer = client.pretext(noise)
+    assert set(answer) == {"rotation"}
+    expected = task.prediction(noise.astype(np.float32))["rotation"]
+    np.testing.assert_allclose(answer["rotation"], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="pictures must all have one shape"):
+        client.pretext([noise[0], noise[1][:16]])
