@@ -271,3 +271,33 @@ def mosaic(tiles, border=1):
         row, column = step * (k // grid), step * (k % grid)
         whole[row : row + size, column : column + size] = tile
     return whole
+
+
+def puzzles(x, y, permutations, y_pred=None):
+    """Puzzles for people: unsolved, solved, and as the network would solve them.
+
+    Args:
+        x: (B, N, h, w, C) array of tiles.
+        y: (B,) array, the number of the permutation that each puzzle is in.
+        permutations: (P, N) integer array.
+        y_pred: (B, P) array of logits, or None.
+
+    Returns:
+        list with one entry per puzzle: a list of (picture, caption).
+
+    Example:
+        >>> rows = puzzles(np.zeros((1, 4, 8, 8, 3)), [1], np.array([[0, 1, 2, 3], [3, 2, 1, 0]]))
+        >>> [caption for _, caption in rows[0]]
+        ['permutation 1', 'solved']
+    """
+    rows = []
+    for i, tiles in enumerate(x):
+        row = [
+            (mosaic(tiles), f"permutation {y[i]}"),
+            (mosaic(solve(tiles, permutations[y[i]])), "solved"),
+        ]
+        if y_pred is not None:
+            said = y_pred[i].argmax()
+            row.append((mosaic(solve(tiles, permutations[said])), f"says {said}"))
+        rows.append(row)
+    return rows

@@ -106,17 +106,7 @@ class Jigsaw(PretextModel):
         return self.head(self.compare(together))
 
     def preview(self, x, y, y_pred=None):
-        def solved(tiles, number):
-            return patches.mosaic(patches.solve(tiles, self.permutations[number]))
-
-        rows = [
-            [(patches.mosaic(tiles), f"permutation {label}"), (solved(tiles, label), "solved")]
-            for tiles, label in zip(x, y, strict=True)
-        ]
-        if y_pred is not None:
-            for row, tiles, said in zip(rows, x, y_pred.argmax(axis=-1), strict=True):
-                row.append((solved(tiles, said), f"says {said}"))
-        return rows
+        return patches.puzzles(x, y, self.permutations, y_pred)
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -88,17 +88,14 @@ class Rotation(PretextModel):
         return {"rotation": self.head(self.encoder(images, training=False))}
 
     def preview(self, x, y, y_pred=None):
-        captions = [[f"{k}: {self.angles[k]}\N{DEGREE SIGN}" for k in row] for row in y]
-        if y_pred is not None:
-            said = [
-                [f", says {self.angles[k]}\N{DEGREE SIGN}" for k in row.argmax(-1)]
-                for row in y_pred
-            ]
-            captions = [
-                [a + b for a, b in zip(*pair, strict=True)]
-                for pair in zip(captions, said, strict=True)
-            ]
-        return [list(zip(*pair, strict=True)) for pair in zip(x, captions, strict=True)]
+        rows = []
+        for i, pictures in enumerate(x):
+            captions = [f"{k}: {self.angles[k]}\N{DEGREE SIGN}" for k in y[i]]
+            if y_pred is not None:
+                for k, said in enumerate(y_pred[i].argmax(axis=-1)):
+                    captions[k] += f", says {self.angles[said]}\N{DEGREE SIGN}"
+            rows.append(list(zip(pictures, captions, strict=True)))
+        return rows
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
