@@ -36,7 +36,13 @@ def step(layer, x, target):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"center": False}, {"scale": False}, {"epsilon": 0.1, "momentum": 0.5}],
+    [
+        {},
+        {"center": False},
+        {"scale": False},
+        {"epsilon": 0.1, "momentum": 0.5},
+        {"synchronized": True},  # with one replica as any other
+    ],
 )
 def test_equals_keras_in_training_and_inference(arguments):
     ours, theirs = pair((None, 5, 4, 3), **arguments)
@@ -91,7 +97,7 @@ def test_equals_keras_in_mixed_precision(policy):
 
 @pytest.mark.parametrize(
     ("shape", "arguments"),
-    [((6, 3), {}), ((6, 4, 3), {}), ((6, 3, 4, 5), {"axis": 1}), ((6, 4, 5, 3), {"synchronized": True}),
+    [((6, 3), {}), ((6, 4, 3), {}), ((6, 3, 4, 5), {"axis": 1}),
      ((6, 4, 5, 3), {"renorm": True}), ((6, 4, 5, 3), {"dtype": "float64"})],
 )  # fmt: skip
 def test_the_rest_is_keras(shape, arguments):
