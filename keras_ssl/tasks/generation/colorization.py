@@ -91,6 +91,7 @@ class Colorization(PretextModel):
         return self.degrade(images.random_shift(batch["image"], seed, share=0.125, flip=True), seed)
 
     def degrade(self, image, seed):
+        """The picture without its colours, and the colours: (x, y) without augmentation."""
         if self.target == "rgb":
             image = tf.cast(image, tf.float32)
             gray, y = tf.reduce_mean(image, axis=-1, keepdims=True), image / 127.5 - 1
