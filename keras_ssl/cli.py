@@ -89,7 +89,7 @@ def preview(task, data, out, number, size, settings, seed):
         raise ValueError(f"--number must be at least 1, got {number}")
     _check_parent("--out", out)
     if task.endswith(".keras"):
-        if settings or size:
+        if settings or size is not None:
             raise ValueError(f"{task} has its --size and --set from its training: leave them out")
         if not Path(task).is_file():
             raise ValueError(f"there is no file {task!r}: train one by keras-ssl pretrain")
@@ -101,7 +101,7 @@ def preview(task, data, out, number, size, settings, seed):
             model, *next(iter(model.dataset(dataset, number, seed=seed)))
         )
     else:
-        size = size or 32
+        size = 32 if size is None else size
         dataset, _ = named(data, size, reader=_row(task).task.reader)
         encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
         model = _task(task, encoder, settings, dataset)
@@ -147,7 +147,7 @@ def pretrain(
     except ValueError:
         raise ValueError(f"--blocks must be numbers such as 2,2,2,2, got {blocks!r}") from None
     keras.utils.set_random_seed(seed)
-    size = size or 32
+    size = 32 if size is None else size
     dataset, _ = named(data, size, reader=_row(task).task.reader)
     preprocessing = kssl.layers.Sobel() if sobel else None
     encoder = kssl.encoders.resnet(
