@@ -11,8 +11,8 @@ def reconstruction(task, images, batch_size=100, verbose=0):
     """Judges a generation task on whole pictures, beside the answer that needs no network.
 
     Args:
-        task: PretextModel with the methods `degrade(image, seed)`, `restore(x, y, y_pred)` and `trivial(x,
-            y)`: Colorization, Inpainting, SuperResolution.
+        task: PretextModel with the methods `degrade(image, seed)`, `restore(x, y, y_pred)` and
+            `trivial(x, y)`: Colorization, Inpainting, SuperResolution.
         images: tf.data.Dataset of dicts with `image` and `id`, not those it was trained on.
         batch_size: int, images at a time.
         verbose: 1 shows progress.
@@ -24,9 +24,8 @@ def reconstruction(task, images, batch_size=100, verbose=0):
     Raises:
         ValueError: `task` gives no picture back.
 
-    Reference: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE
-        TIP
-    2004 (SSIM).
+    Reference: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity",
+    IEEE TIP 2004 (SSIM).
 
     Example:
         >>> import keras_ssl as kssl

@@ -30,9 +30,8 @@ class GAN(adversary.AdversarialModel):
 
     Shapes:
         x: dict of `image` (B, H, W, 3) in 0..255 and `noise` (B, codes) float32, standard normal. y: the
-            picture,
-        (B, H, W, 3) float32 in -1..1. Prediction: dict of `code` (B, codes) of the pictures and `picture`
-        (B, H, W, 3) in -1..1, generated of the noise.
+        picture, (B, H, W, 3) float32 in -1..1. Prediction: dict of `code` (B, codes) of the pictures and
+        `picture` (B, H, W, 3) in -1..1, generated of the noise.
 
     Metrics: beside those of `AdversarialModel` `diversity`, how far the generated pictures of a batch lie
         apart (root mean square over pairs) as a share of the real ones: 0 where the generator has

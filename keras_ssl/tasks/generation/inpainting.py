@@ -36,10 +36,9 @@ class Inpainting(adversary.AdversarialModel):
         **kwargs: of keras.Model.
 
     Shapes:
-        x: (B, H, W, 3) float32 in 0..255, with the hole. y: (B, H, W, 4) float32, the picture in -1..1 and
-            the
-        mask, 1 in the hole. Prediction: (B, H, W, 3) float32, about -1..1, which counts in the hole and
-        the band.
+        x: (B, H, W, 3) float32 in 0..255, with the hole. y: (B, H, W, 4) float32, the picture in -1..1
+        and the mask, 1 in the hole. Prediction: (B, H, W, 3) float32, about -1..1, which counts in the
+        hole and the band.
 
     Raises:
         ValueError: another `mask`; `adversarial` not in 0..1; `overlap` below 0; `filters` below 1; an

@@ -30,8 +30,8 @@ class SuperResolution(adversary.AdversarialModel):
         **kwargs: of keras.Model.
 
     Shapes:
-        x: (B, H/scale, W/scale, 3) float32 in 0..255. y and the prediction: (B, H, W, 3) float32 in about
-            -1..1.
+        x: (B, H/scale, W/scale, 3) float32 in 0..255. y and the prediction: (B, H, W, 3) float32 in
+        about -1..1.
 
     Raises:
         ValueError: another `scale`, or one that does not divide H and W; `adversarial` not in 0..1;
@@ -94,10 +94,13 @@ class SuperResolution(adversary.AdversarialModel):
         outputs = self.maps.call(x, training=training)
         *_, deepest = outputs.values()
         skips = [outputs[name] for name in self.skips] + [x / 127.5 - 1]
-        size = x.shape[1] * self.scale, x.shape[2] * self.scale
-        half = size[0] // 2, size[1] // 2
+        half = x.shape[1] * self.scale // 2, x.shape[2] * self.scale // 2
         missing = self.head(self.decoder(deepest, size=half, skips=skips, training=training))
-        return tf.image.resize(x, size, "bicubic") / 127.5 - 1 + missing
+        return self._bicubic(x) / 127.5 - 1 + missing
+
+    def _bicubic(self, x):
+        size = x.shape[1] * self.scale, x.shape[2] * self.scale
+        return tf.image.resize(x, size, "bicubic")
 
     def compare(self, x, y, y_pred):
         return [y], [y_pred]
@@ -108,8 +111,7 @@ class SuperResolution(adversary.AdversarialModel):
 
     def trivial(self, x, y):
         """The bicubically enlarged picture: what can be had without a network."""
-        size = x.shape[1] * self.scale, x.shape[2] * self.scale
-        return tf.clip_by_value(tf.image.resize(x, size, "bicubic"), 0, 255)
+        return tf.clip_by_value(self._bicubic(x), 0, 255)
 
     def prediction(self, images):
         """The whole picture, `scale` times as large as it was given."""
