@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from keras_ssl import encoders, images
-from keras_ssl.serving.servable import Servable, versions
+from keras_ssl.serving.servable import CHECKSUMS, WARMUP, Servable, checksums, versions
 from keras_ssl.tasks import TASKS
 
 TOLERANCE = 1e-5
@@ -74,9 +74,10 @@ def export(task, path, card=None):
         _check(task, draft, inputs)
         extra = draft / "assets.extra"
         extra.mkdir()
-        _write_warmup(extra / "tf_serving_warmup_requests", path.name, inputs)
+        _write_warmup(extra / WARMUP, path.name, inputs)
         (extra / "encoder.json").write_text(task.encoder.to_json(indent=1))
         (extra / "card.json").write_text(json.dumps(_card(task, signatures, card), indent=1))
+        (extra / CHECKSUMS).write_text(json.dumps(checksums(draft), indent=1))
         draft.chmod(0o755)  # mkdtemp's 0700 would keep the server's user out
         while True:
             version = path / str(max(versions(path), default=0) + 1)
@@ -107,8 +108,8 @@ def load(path):
         >>> model = keras.Sequential([encoder, keras.layers.Dense(10)])
     """
     directory = Path(path)
-    if versions(directory):
-        directory = directory / str(versions(directory)[-1])
+    if found := versions(directory):
+        directory = found[max(found)]
     architecture = directory / "assets.extra" / "encoder.json"
     if not architecture.is_file():
         raise ValueError(
