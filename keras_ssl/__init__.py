@@ -23,10 +23,11 @@ from keras_ssl import (
 )
 from keras_ssl.export import export, load
 from keras_ssl.pretext import PretextModel
-from keras_ssl.serving import FeatureClient
+from keras_ssl.serving import AsyncFeatureClient, FeatureClient
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncFeatureClient",
     "FeatureClient",
     "PretextModel",
     "adversarial",

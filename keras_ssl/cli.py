@@ -16,6 +16,7 @@ import tensorflow as tf
 import keras_ssl as kssl
 from keras_ssl import pictures, serving
 from keras_ssl.data.named import named
+from keras_ssl.serving import command
 from keras_ssl.tasks import TASKS
 
 DATA_HELP = "A folder of pictures, or digits, or cifar10 (downloaded by Keras)."
@@ -212,50 +213,49 @@ def export(model, out, card):
     click.echo(f"wrote {version}; next: keras-ssl serve {Path(version).parent}")
 
 
-@cli.command()
-@click.argument("directory", default="saved_models")
-@click.option("--port", default=8500, show_default=True, help="gRPC port; 0 for a free one.")
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address of the embedded server."
-)
-def serve(directory, port, host):
-    """Serves the models in DIRECTORY over gRPC, by tensorflow_model_server where it is installed."""
-    serving.serve(directory, port, host)
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments):
+    """Serves the models in a folder over gRPC and REST; takes tensorflow_model_server's flags."""
+    command.main(list(arguments))
 
 
 @cli.command()
 @click.argument("folder")
 @click.option("--out", default="features.npz", show_default=True)
-@click.option(
-    "--model", help="An export, run in this process; or, with --server, the model's name there."
-)
+@click.option("--model", help="An export, run here; or, with --server, the model's name there.")
 @click.option("--server", metavar="HOST:PORT", help="Ask this server over gRPC.")
 @click.option("--batch-size", default=64, show_default=True)
-def extract(folder, out, model, server, batch_size):
-    """Features of every picture in FOLDER, to an .npz with ids, paths and features."""
+@click.option("--retries", default=5, show_default=True, help="While the server is away.")
+@click.option("--ca", metavar="FILE", help="TLS: PEM of the authority that vouches for the server.")
+@click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of who this client is.")
+@click.option("--key", metavar="FILE", help="Mutual TLS: PEM of the certificate's private key.")
+def extract(folder, out, model, server, batch_size, retries, ca, certificate, key):
+    """Features of every picture in FOLDER, to an .npz; with --server it resumes what was stopped."""
     if not model:
         raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
     _check_parent("--out", out)
+    tls = serving.credentials(ca, certificate, key) if ca or certificate or key else None
+    if tls and not server:
+        raise ValueError("--ca, --certificate and --key need --server")
     if server:
-        paths = kssl.data.from_folder(folder, size=32).paths
-        client = kssl.FeatureClient(server, model, batch_size=batch_size)
-        starts = range(0, len(paths), batch_size)
-        chunks = (client.features(paths[i : i + batch_size]) for i in starts)
-    else:
-        _, encoder = _load(model)
-        dataset = kssl.data.from_folder(folder, encoder.input_shape[1:3])
-        paths = dataset.paths
-        batches = dataset.batch(batch_size).prefetch(2)
-        chunks = (encoder.predict_on_batch(batch["image"]) for batch in batches)
-    parts = []
+        with kssl.FeatureClient(
+            server, model, batch_size=batch_size, retries=retries, credentials=tls
+        ) as client:
+            paths = kssl.data.folder.pictures_in(folder)
+            shape = serving.extract(client, paths, out, progress=True)
+        click.echo("wrote {}: {} x {}".format(out, *shape))
+        return
+    _, encoder = _load(model)
+    dataset = kssl.data.from_folder(folder, encoder.input_shape[1:3])
+    paths, parts = dataset.paths, []
     with click.progressbar(length=len(paths), label="features") as bar:
-        for part in chunks:
-            parts.append(part)
-            bar.update(len(part))
-    draft = f"{out}.part"
-    with open(draft, "wb") as file:
+        for batch in dataset.batch(batch_size).prefetch(2):
+            parts.append(encoder.predict_on_batch(batch["image"]))
+            bar.update(len(parts[-1]))
+    with open(f"{out}.new", "wb") as file:
         np.savez(file, id=np.arange(len(paths)), path=paths, features=np.concatenate(parts))
-    os.replace(draft, out)
+    os.replace(file.name, out)
     click.echo(f"wrote {out}: {len(paths)} x {parts[0].shape[1]}")
 
 

@@ -214,7 +214,10 @@ WRONG = {
     "nothing to export": (("export", "nowhere.keras"), "does not exist"),
     "no models to serve": (("serve", "empty"), "no model in 'empty'"),
     "model missing": (("extract", "one"), "--model is missing"),
-    "no server": (("extract", "one", "--model", "m", "--server", "localhost:1"), "no server at"),
+    "no server": (
+        ("extract", "one", "--model", "m", "--server", "localhost:1", "--retries", "0"),
+        "no server at",
+    ),
 }
 
 
