@@ -122,7 +122,7 @@ def models_in(directory):
     if not path.is_dir():
         raise ValueError(f"directory must exist, there is no folder {str(directory)!r}")
     candidates = [path] if versions(path) else sorted(path.iterdir())
-    models = {p.name: p for p in candidates if versions(p)}
+    models = {p.name: p for p in candidates if versions(p) and not p.name.startswith(".")}
     if not models:
         raise ValueError(
             f"no model in {str(directory)!r}: expected <model>/<version>/ as keras_ssl.export writes"

@@ -1,9 +1,8 @@
 """TensorFlow Serving's REST interface: the same answers as over gRPC, in JSON."""
 
-import base64
-import binascii
 import http.server
 import json
+import logging
 import re
 import socket
 import threading
@@ -11,8 +10,6 @@ import time
 import urllib.parse
 
 import grpc
-import numpy as np
-import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -21,15 +18,17 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from keras_ssl.serving import services
-from keras_ssl.serving.requests import Refusal, check_shape, invalid
+from keras_ssl.serving import json_tensors, services
+from keras_ssl.serving.requests import Refusal, invalid
 
+log = logging.getLogger("keras_ssl.serving")
 MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
 MAX_BODY = 2**26  # bytes
 CONNECTIONS = 512  # each has a thread
 IDLE_SECONDS = 30.0
+SENDING_SECONDS = 1.0  # for answers that are under way when the server stops
 
 Code = grpc.StatusCode
 HTTP_STATUS = {
@@ -68,7 +67,10 @@ class RestServer:
         self._thread.start()
 
     def close(self):
-        """Takes no more connections, and frees the port."""
+        """Takes no more connections, frees the port, and lets answers that are under way be sent."""
+        end = time.monotonic() + SENDING_SECONDS
+        while self._server.answering and time.monotonic() < end:
+            time.sleep(0.01)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -81,6 +83,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, *args):
         self._places = threading.BoundedSemaphore(CONNECTIONS)
+        self.answering = set()  # threads
         super().__init__(*args)
 
     def process_request(self, request, client_address):
@@ -165,13 +168,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         request.model_spec.signature_name = name
         deadline = time.monotonic() + self.seconds
         rows = "instances" in body
+        read = json_tensors.from_rows if rows else json_tensors.from_columns
         _, _, outputs = self.predictor.predict(
             request,
-            lambda _, declared: (_from_rows if rows else _from_columns)(body, declared),
+            lambda _, declared: read(body, declared),
             "REST",
             lambda: time.monotonic() < deadline,
         )
-        values = {name: _values(name, array) for name, array in outputs.items()}
+        values = {name: json_tensors.values(name, array) for name, array in outputs.items()}
         if not rows:
             return {"outputs": values if len(values) > 1 else next(iter(values.values()))}
         if len({len(value) if isinstance(value, list) else -1 for value in values.values()}) > 1:
@@ -196,11 +200,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(length)
 
     def _answer(self, function):
+        thread = threading.get_ident()
+        self.server.answering.add(thread)
         try:
-            status, answer = 200, function()
-        except Refusal as refusal:
-            status, answer = HTTP_STATUS.get(refusal.code, 500), {"error": refusal.words}
-        self._send(status, json.dumps(answer, indent=1).encode(), "application/json")
+            try:
+                status, answer = 200, function()
+            except Refusal as refusal:
+                status, answer = HTTP_STATUS.get(refusal.code, 500), {"error": refusal.words}
+            except Exception:
+                log.exception("a request failed")
+                status, answer = 500, {"error": "internal error: see the server's log"}
+            self._send(status, json.dumps(answer, indent=1).encode(), "application/json")
+        finally:
+            self.server.answering.discard(thread)
 
     def _send(self, status, body, kind):
         self.send_response(status)
@@ -226,94 +238,3 @@ def _spec(match):
     elif match[3]:
         spec.version_label = urllib.parse.unquote(match[3])
     return spec
-
-
-def _from_rows(body, declared):
-    """Arrays of {"instances": [...]}: one entry a picture, plain or by input name."""
-    rows = body["instances"]
-    if not isinstance(rows, list) or not rows:
-        raise invalid("Expecting 'instances' to be a list with at least one entry")
-    names = sorted(declared)
-    if all(isinstance(row, dict) and set(row) != {"b64"} for row in rows):
-        for i, row in enumerate(rows):
-            if sorted(row) != names:
-                raise invalid(
-                    f"Failed to process element: {i} of 'instances' list: keys must be equal to: "
-                    f"{','.join(names)}"
-                )
-        columns = {name: [row[name] for row in rows] for name in names}
-    elif len(names) == 1:
-        columns = {names[0]: rows}
-    else:
-        raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple input tensors "
-            f"required: {','.join(names)}"
-        )
-    return {name: _array(name, columns[name], declared[name]) for name in names}
-
-
-def _from_columns(body, declared):
-    """Arrays of {"inputs": ...}: a whole tensor, or one by input name."""
-    columns, names = body["inputs"], sorted(declared)
-    if not isinstance(columns, dict) or set(columns) == {"b64"}:
-        if len(names) > 1:
-            raise invalid(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors "
-                f"required: {','.join(names)}"
-            )
-        columns = {names[0]: columns}
-    for name in names:
-        if name not in columns:
-            raise invalid(f"Missing named input: {name} in 'inputs' object.")
-    return {name: _array(name, columns[name], declared[name]) for name in names}
-
-
-def _array(name, value, declared):
-    """Array of nested lists, of the type and shape that an input has."""
-    dtype = tf.as_dtype(declared.type)
-    wrong = invalid(f"JSON Value of input {name} is not of expected type: {dtype.name}")
-    if dtype == tf.string:
-        array = np.array(_bytes(value, name), dtype=object)
-    else:
-        try:
-            given = np.array(value)
-        except (ValueError, OverflowError, RecursionError):
-            raise invalid(f"JSON Value of input {name} has lists of different sizes") from None
-        kinds = "b" if dtype.is_bool else "iuf" if dtype.is_floating else "iu"
-        if given.dtype.kind not in kinds and given.size:
-            raise wrong
-        array = given.astype(dtype.as_numpy_dtype)
-        if dtype.is_integer and not np.array_equal(array, given):
-            raise wrong  # 300 is no uint8
-    check_shape(name, array.shape, declared)
-    return array
-
-
-def _bytes(value, name):
-    if isinstance(value, list):
-        parts = [_bytes(one, name) for one in value]
-        if len({len(p) if isinstance(p, list) else -1 for p in parts}) > 1:
-            raise invalid(f"JSON Value of input {name} has lists of different sizes")
-        return parts
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
-        try:
-            return base64.b64decode(value["b64"], validate=True)
-        except binascii.Error:
-            raise invalid("Unable to base64 decode") from None
-    raise invalid(f"JSON Value of input {name} is not of expected type: string")
-
-
-def _values(name, array):
-    """Nested lists for JSON; float32 with no more digits than it has."""
-    if array.dtype == object:
-        encode = (
-            (lambda b: {"b64": base64.b64encode(b).decode()})
-            if name.endswith("_bytes")
-            else (lambda b: b.decode(errors="replace"))
-        )
-        return np.vectorize(encode, otypes=[object])(array).tolist()
-    if array.dtype == np.float32:
-        return array.astype("U32").astype(np.float64).tolist()
-    return array.tolist()

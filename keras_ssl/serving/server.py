@@ -162,7 +162,7 @@ class Server:
         if self._rest is not None:
             self._rest.close()
         self._server.stop(1.0 if finished else None).wait()
-        self._poller.join(seconds)
+        self._poller.join(1.0)  # it may be loading a model: nobody waits for that now
         if finished:
             if self._predictor.batcher is not None:
                 self._predictor.batcher.close()

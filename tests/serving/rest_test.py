@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl.serving import Server, configs, rest
+from keras_ssl.serving import Server, configs, json_tensors
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,13 @@ def test_encoded_pictures_and_several_outputs(server, task, noise):
 def test_numbers_are_short(server):
     _, answer = ask(server, "/v1/models/counter:predict", {"instances": [[0.1], [2]]})
     assert answer == {"predictions": [[3.1], [5.0]]}  # and not 3.0999999046
-    assert rest._values("y", np.array([np.nan, -np.inf, 1e20], np.float32))[1:] == [-np.inf, 1e20]
-    assert rest._values("a_bytes", np.array([b"\0"], object)) == [{"b64": "AA=="}]
-    assert rest._values("a", np.array([[b"x"], [b"y"]], object)) == [["x"], ["y"]]
-    assert rest._values("n", np.array([200, 7], np.uint8)) == [200, 7]
+    assert json_tensors.values("y", np.array([np.nan, -np.inf, 1e20], np.float32))[1:] == [
+        -np.inf,
+        1e20,
+    ]
+    assert json_tensors.values("a_bytes", np.array([b"\0"], object)) == [{"b64": "AA=="}]
+    assert json_tensors.values("a", np.array([[b"x"], [b"y"]], object)) == [["x"], ["y"]]
+    assert json_tensors.values("n", np.array([200, 7], np.uint8)) == [200, 7]
 
 
 def test_status_and_metadata(server):
