@@ -77,7 +77,10 @@ def _bytes(value, name):
             raise invalid(f"JSON Value of input {name} has lists of different sizes")
         return parts
     if isinstance(value, str):
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError:  # half a surrogate pair
+            raise invalid(f"JSON Value of input {name} must be valid Unicode") from None
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
         try:
             return base64.b64decode(value["b64"], validate=True)

@@ -26,6 +26,10 @@ MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
 MAX_BODY = 2**26  # bytes
+LARGE_BODY, LARGE_BODIES = (
+    2**20,
+    8,
+)  # of more bytes than this, so many at a time: JSON grows tenfold
 CONNECTIONS = 512  # each has a thread
 IDLE_SECONDS = 30.0
 SENDING_SECONDS = 1.0  # for answers that are under way when the server stops
@@ -83,6 +87,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, *args):
         self._places = threading.BoundedSemaphore(CONNECTIONS)
+        self.large_bodies = threading.BoundedSemaphore(LARGE_BODIES)
         self.answering = set()  # threads
         super().__init__(*args)
 
@@ -147,13 +152,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return _json(self.predictor.models.status(request.model_spec))
 
     def _post(self, path):
-        body = self._body()
+        try:
+            length = int(self.headers["Content-Length"])
+        except (TypeError, ValueError):
+            self.close_connection = True
+            raise invalid("a POST needs a Content-Length") from None
+        if not 0 <= length <= MAX_BODY:
+            self.close_connection = True  # what it sends is not read
+            raise invalid(f"the body must have at most {MAX_BODY} bytes, got {length}")
+        if length <= LARGE_BODY:
+            return self._predict(path, self.rfile.read(length))
+        with self.server.large_bodies:
+            return self._predict(path, self.rfile.read(length))
+
+    def _predict(self, path, body):
         match = POST.fullmatch(path)
         if not match or not match[1]:
             raise invalid(f"Malformed request: POST {path}")
         if match[4].lower() != "predict":
             raise Refusal(Code.UNIMPLEMENTED, "the models of keras_ssl answer :predict")
         try:
+            body.decode()  # JSON is UTF-8; json.loads would guess
             body = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise invalid(f"JSON Parse error: {error}") from None
@@ -165,7 +184,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if ("instances" in body) == ("inputs" in body):
             raise invalid("Expecting one of 'instances' and 'inputs', and not both")
         request = predict_pb2.PredictRequest(model_spec=_spec(match))
-        request.model_spec.signature_name = name
+        try:
+            request.model_spec.signature_name = name
+        except ValueError:  # half a surrogate pair
+            raise invalid("'signature_name' must be valid Unicode") from None
         deadline = time.monotonic() + self.seconds
         rows = "instances" in body
         read = json_tensors.from_rows if rows else json_tensors.from_columns
@@ -187,17 +209,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)
             ]
         }
-
-    def _body(self):
-        try:
-            length = int(self.headers["Content-Length"])
-        except (TypeError, ValueError):
-            self.close_connection = True
-            raise invalid("a POST needs a Content-Length") from None
-        if not 0 <= length <= MAX_BODY:
-            self.close_connection = True  # what it sends is not read
-            raise invalid(f"the body must have at most {MAX_BODY} bytes, got {length}")
-        return self.rfile.read(length)
 
     def _answer(self, function):
         thread = threading.get_ident()
