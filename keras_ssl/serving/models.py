@@ -158,6 +158,10 @@ class Models:
         with self._lock:
             return sorted(name for name, served in self._served.items() if served)
 
+    def serves(self, name):
+        """Whether a model has a version that answers."""
+        return bool(self._served.get(name))
+
     def versions(self, name):
         """Versions of a model that answer, ascending."""
         with self._lock:

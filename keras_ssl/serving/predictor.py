@@ -91,7 +91,7 @@ class Predictor:
             raise Refusal(status, "internal error: see the server's log") from None
         finally:
             # Names that are not served are one series together: a client could invent millions.
-            self.metrics.count(name if self.models.versions(name) else "", status)
+            self.metrics.count(name if self.models.serves(name) else "", status)
 
     def _predict(self, request, inputs_for, alive):
         spec = request.model_spec
