@@ -125,7 +125,7 @@ def main():
     parser.add_argument("--model", default="saved_models/rotation_cifar10")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--timeout", type=int, default=2000, help="batch_timeout_micros")
+    parser.add_argument("--timeout", type=int, default=0, help="batch_timeout_micros")
     parser.add_argument("--threads", type=int, default=1, help="num_batch_threads")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
