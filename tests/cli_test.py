@@ -1,25 +1,9 @@
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
 import keras_ssl as kssl
 from keras_ssl import cli, serving
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; gives its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["keras-ssl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Two logical CPUs for tf.distribute, and small shared models, made once."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ tf.config.set_logical_device_configuration(
 )
 
 import keras_ssl as kssl  # noqa: E402
+from keras_ssl import cli  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +61,17 @@ def exported(task, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved_models") / "rotation_digits"
     kssl.export(task, path, card={"data": "digits"})
     return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; gives its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["keras-ssl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run

@@ -27,6 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 import keras_ssl as kssl
+from keras_ssl.serving.command import free_port
 
 BATCHING = """max_batch_size { value: 32 }
 batch_timeout_micros { value: 1000 }
@@ -45,7 +46,7 @@ class Served:
         batching.write_text(BATCHING)
         monitoring.write_text(MONITORING)
         program = "from keras_ssl.serving import command; import sys; command.main(sys.argv[1:])"
-        self.rest_port = _free_port()
+        self.rest_port = free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, str(folder), "--port=0", "--enable_batching",
              f"--rest_api_port={self.rest_port}", f"--batching_parameters_file={batching}",
@@ -76,14 +77,6 @@ class Served:
         """A connection of its own."""
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         return grpc.insecure_channel(f"localhost:{self.port}", options=options)
-
-
-def _free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def request(model, **arrays):

@@ -169,13 +169,16 @@ def _become(binary, args):
     models = configs.models_in(args.directory)
     with tempfile.NamedTemporaryFile("w", suffix=".config", delete=False) as file:
         file.write(text_format.MessageToString(configs.config_of(models)))
-    port = args.port
-    if not port:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    port = args.port or free_port()
     print(f"{binary} serves {', '.join(models)} on port {port}", flush=True)
     os.execv(binary, [binary, f"--port={port}", f"--model_config_file={file.name}"])
+
+
+def free_port():
+    """A port that the system has free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _channel_arguments(text):

@@ -26,10 +26,8 @@ MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
 MAX_BODY = 2**26  # bytes
-LARGE_BODY, LARGE_BODIES = (
-    2**20,
-    8,
-)  # of more bytes than this, so many at a time: JSON grows tenfold
+LARGE_BODY = 2**20  # bytes, from which on
+LARGE_BODIES = 8  # are read at a time: JSON grows tenfold in memory
 CONNECTIONS = 512  # each has a thread
 IDLE_SECONDS = 30.0
 SENDING_SECONDS = 1.0  # for answers that are under way when the server stops

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 import keras_ssl as kssl
-from keras_ssl import cli, serving
+from keras_ssl import serving
 from keras_ssl.serving import extraction, protocol
 
 Code = grpc.StatusCode
@@ -581,17 +581,6 @@ def test_tls(certificates, kind):
                 features(kind, address, encoded(1), credentials=wrong, retries=0)
     with pytest.raises(ValueError, match="certificate and key belong together"):
         serving.credentials(certificates / "ca.crt", certificates / "client.crt")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["keras-ssl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def numbered(folder, number):
