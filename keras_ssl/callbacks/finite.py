@@ -1,0 +1,32 @@
+"""Stops a training that is lost."""
+
+import math
+
+import keras
+
+
+class Finite(keras.callbacks.Callback):
+    """Stops a training whose loss or metrics are no longer finite, with an error that names the step.
+
+    `PretextModel.fit` adds it, unless a `keras.callbacks.TerminateOnNaN` is given.
+
+    Raises:
+        FloatingPointError: in `fit`; the weights are then useless.
+
+    Example:
+        >>> Finite().on_train_batch_end(4, {"loss": 0.5})
+    """
+
+    async_safe = True  # the step need not wait for it
+    epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        for name, value in (logs or {}).items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} became {value} in step {batch + 1} of epoch {self.epoch + 1}: train anew "
+                    "with a smaller learning rate, or look for pictures that are not in 0..255"
+                )
