@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_ssl import data
+from keras_ssl.data.arrays import subset
 
 
 @pytest.fixture
@@ -69,6 +71,31 @@ def test_unreadable_files_are_named_in_one_warning(folder):
     for name in ("cat/cut.jpg", "dog/text.jpg", "dog/empty.png"):
         assert name in str(record[0].message)
     assert data.to_arrays(dataset)["id"].tolist() == list(range(8))
+
+
+def test_without_check_unreadable_files_fail_when_they_are_loaded(folder):
+    (folder / "dog/a.jpg").write_text("hello")
+    dataset = data.from_folder(folder, size=8, check=False)
+    assert int(dataset.cardinality()) == len(dataset.paths) == 9
+    bad = dataset.paths.index(str(folder / "dog/a.jpg"))
+    loaded = data.to_arrays(dataset.ignore_errors())
+    assert loaded["id"].tolist() == [i for i in range(9) if i != bad]
+    assert dataset.columns["label"].numpy().tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        dataset.load_row({name: column[bad] for name, column in dataset.columns.items()})
+
+
+def test_a_part_loads_only_its_own(folder):
+    dataset = data.from_folder(folder, size=8, check=False)
+    for name in dataset.paths[::2]:
+        open(name, "w").close()  # whoever loads these fails
+    part = subset(dataset, range(1, 8, 2))
+    assert data.to_arrays(part)["id"].tolist() == [1, 3, 5, 7]
+    assert part.class_names == ["cat", "dog", "eel"]
+    assert data.to_arrays(subset(part, [0, 3]))["id"].tolist() == [1, 7]
+    stream = subset(data.from_array(np.zeros((5, 4, 4))).map(dict), [0, 4])
+    assert int(stream.cardinality()) == 2
+    assert data.to_arrays(stream)["id"].tolist() == [0, 4]
 
 
 def test_from_folder_refuses(tmp_path):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssl.data.columns import addressable
 from keras_ssl.data.folder import from_folder
 
 
@@ -47,7 +48,7 @@ def from_array(images, labels=None):
         if labels.shape != (len(images),):
             raise ValueError(f"labels must be ({len(images)},), one per image, got {labels.shape}")
         columns["label"] = labels.astype(np.int64)
-    return tf.data.Dataset.from_tensor_slices(columns)
+    return addressable(columns)
 
 
 def to_arrays(dataset):
@@ -65,6 +66,36 @@ def to_arrays(dataset):
     """
     batches = list(dataset.batch(256).as_numpy_iterator())
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def subset(dataset, places):
+    """Some elements of a dataset, in their order.
+
+    Args:
+        dataset: tf.data.Dataset of known length. Of an addressable one, as the readers make it, the others
+            are not loaded, and the part is addressable too.
+        places: (n,) increasing int array.
+
+    Returns:
+        tf.data.Dataset of length n, with the attribute `class_names` if `dataset` has it.
+
+    Example:
+        >>> subset(from_array(np.zeros((5, 8, 8, 3))), [1, 3]).columns["id"].numpy().tolist()
+        [1, 3]
+    """
+    if hasattr(dataset, "columns"):
+        with tf.device("CPU:0"):
+            columns = {name: tf.gather(column, places) for name, column in dataset.columns.items()}
+        part = addressable(columns, dataset.load_row)
+    else:
+        chosen = np.zeros(int(dataset.cardinality()), bool)
+        chosen[places] = True
+        part = dataset.enumerate().filter(lambda place, _: tf.gather(chosen, place))
+        part = part.map(lambda _, element: element)
+        part = part.apply(tf.data.experimental.assert_cardinality(len(places)))
+    if hasattr(dataset, "class_names"):
+        part.class_names = dataset.class_names
+    return part
 
 
 def digits(split="train"):

@@ -7,25 +7,32 @@ from pathlib import Path
 import tensorflow as tf
 
 from keras_ssl import images
+from keras_ssl.data.columns import addressable
+
+SOME = 100  # files that are decoded where not all are, to notice a folder of something else
 
 
-def from_folder(path, size):
+def from_folder(path, size, check=True):
     """Dataset from the pictures in a folder and the folders below it.
 
     Every file is decoded once at the start, in parallel, to find the unreadable ones; they are
-    skipped. From then on files are read, decoded and resized in parallel as they are needed.
-    Pictures are resized so that the shorter side fits, and cropped in the middle.
+    skipped. With `check=False` the files are only listed (a hundred are looked at): a training on a
+    million starts at once, and skips what it cannot read. From then on files are read, decoded and
+    resized in parallel as they are needed. Pictures are resized so that the shorter side fits, and
+    cropped in the middle.
 
     Args:
         path: folder with JPEG, PNG, BMP and GIF files, by their suffix and in any letter case.
             Where all of them lie in folders below it, the first of these is the class: the labels
             number the classes in alphabetical order.
         size: int, height and width in pixels, or (height, width).
+        check: bool, decode every file at the start.
 
     Returns:
         tf.data.Dataset of dicts with `image` (height, width, 3) uint8, `id` (int64, place in the
-        sorted list of readable files) and `label` where there are classes; with the attributes
-        `paths` (list of str, indexed by id) and `class_names` (list of str, or None).
+        sorted list of readable files; without `check`, of all files) and `label` where there are
+        classes; with the attributes `paths` (list of str, indexed by id) and `class_names` (list of
+        str, or None).
 
     Raises:
         ValueError: no such folder, no readable picture in it, or a `size` that is not positive.
@@ -40,15 +47,16 @@ def from_folder(path, size):
     if height < 1 or width < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size!r}")
     folder, found = Path(path), pictures_in(path)
-    readable = _readable(found)
-    paths = [name for name, good in zip(found, readable, strict=True) if good]
-    bad = [name for name, good in zip(found, readable, strict=True) if not good]
-    if not paths:
+    looked_at = found if check else found[:: -(-len(found) // SOME)]
+    readable = _readable(looked_at)
+    bad = [name for name, good in zip(looked_at, readable, strict=True) if not good]
+    paths = sorted(set(found) - set(bad)) if check else found
+    if len(bad) == len(looked_at):
         raise ValueError(
-            f"none of the {len(found)} files in {str(path)!r} is a readable picture: they are no "
+            f"none of the {len(looked_at)} files in {str(path)!r} is a readable picture: they are no "
             f"JPEG, PNG, BMP or GIF, or are damaged (first: {bad[0]!r})"
         )
-    if bad:
+    if check and bad:
         names = ", ".join(os.path.relpath(name, folder) for name in bad[:10])
         more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
         warnings.warn(
@@ -57,18 +65,18 @@ def from_folder(path, size):
         )
 
     columns = {"path": paths, "id": tf.range(len(paths), dtype=tf.int64)}
-    classes = [Path(name).relative_to(folder).parts[:-1] for name in paths]
-    class_names = sorted({parts[0] for parts in classes}) if all(classes) else None
+    start = len(os.path.join(folder, ""))
+    classes = [name[start:].split(os.sep, 1)[0] for name in paths if os.sep in name[start:]]
+    class_names = sorted(set(classes)) if len(classes) == len(paths) else None
     if class_names:
         number = {name: i for i, name in enumerate(class_names)}
-        columns["label"] = tf.constant([number[parts[0]] for parts in classes], tf.int64)
+        columns["label"] = tf.constant([number[name] for name in classes], tf.int64)
 
-    def load(element):
-        path = element.pop("path")
-        image = images.resize(images.decode(tf.io.read_file(path)), height, width)
-        return {"image": image, **element}
+    def load(row):
+        image = images.resize(images.decode(tf.io.read_file(row["path"])), height, width)
+        return {"image": image, **{name: row[name] for name in row if name != "path"}}
 
-    dataset = tf.data.Dataset.from_tensor_slices(columns).map(load, tf.data.AUTOTUNE)
+    dataset = addressable(columns, load)
     dataset.paths, dataset.class_names = paths, class_names
     return dataset
 

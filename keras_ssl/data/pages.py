@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl import images
+from keras_ssl.data.columns import addressable
 from keras_ssl.data.folder import pictures_in
 
 PATCH = 32
@@ -75,7 +76,7 @@ def from_pages(path, size=PATCH):
     patches, descriptors, pages = map(np.concatenate, zip(*columns, strict=True))
     class_names = sorted(set(names))
     writers = np.array([class_names.index(name) for name in names], np.int64)
-    dataset = tf.data.Dataset.from_tensor_slices(
+    dataset = addressable(
         {
             "image": patches,
             "id": np.arange(len(patches), dtype=np.int64),

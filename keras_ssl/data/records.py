@@ -1,0 +1,172 @@
+"""TFRecord files as a table of records: where each one is, and how to read one alone."""
+
+import os
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+FILES = re.compile(r"(?!\.)(.+\.tfrecords?(-\d{5}-of-\d{5})?|[^.]+-\d{5}-of-\d{5})")
+
+
+def record_files(path):
+    """The TFRecord files in a folder by their names, sorted: list of str."""
+    names = os.listdir(path) if os.path.isdir(path) else []
+    return sorted(os.path.join(path, name) for name in names if FILES.fullmatch(name))
+
+
+def scan(file):
+    """Where the records of a TFRecord file are: framing only, the data are skipped.
+
+    Args:
+        file: path of an uncompressed TFRecord file.
+
+    Returns:
+        (offsets, lengths, damaged): (N,) int64 arrays, the byte at which each record's header begins and the
+        bytes of its data; a list of (first, last + 1) bytes that belong to no whole record.
+    """
+    # A record is its length (uint64), a masked CRC32C of these 8 bytes, the data, and one of the data.
+    offsets, lengths, damaged = [], [], []
+    position, size = 0, os.path.getsize(file)
+    with open(file, "rb") as bytes_of:
+        while position < size:
+            starts, headers, place, fits = [], [], position, True
+            # Checked some thousands at a time: a length that is wrong leads astray.
+            while place + 16 <= size and len(starts) < 4096:
+                bytes_of.seek(place)
+                header = bytes_of.read(12)
+                end = place + 16 + int.from_bytes(header[:8], "little")
+                if end > size:
+                    fits = False
+                    break
+                starts.append(place)
+                headers.append(header)
+                place = end
+            # The checksums of all at once are much faster than one by one.
+            headers = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, 12)
+            bad = np.flatnonzero(~_valid(headers))
+            number, place = (bad[0], starts[bad[0]]) if len(bad) else (len(starts), place)
+            offsets.append(np.array(starts[:number], np.int64))
+            lengths.append(headers[:number, :8].copy().view("<i8")[:, 0])
+            position = place
+            if len(bad) or not fits or size - 16 < place < size:
+                position = _next_header(bytes_of, place + 1, size)
+                damaged.append((place, position))
+    return (
+        np.concatenate([*offsets, np.empty(0, int)]),
+        np.concatenate([*lengths, np.empty(0, int)]),
+        damaged,
+    )
+
+
+def _valid(headers):
+    """Do the checksums of (n, 12) bytes, lengths of records, fit? (n,) bool."""
+    # A CRC is linear: that of eight bytes is the exclusive or of one table entry for each.
+    crc = np.bitwise_xor.reduce(TABLES[np.arange(8), headers[:, :8]], axis=1) ^ ZEROS
+    masked = (crc >> 15 | crc << 17) + np.uint32(0xA282EAD8)
+    return masked == headers[:, 8:].copy().view("<u4")[:, 0]
+
+
+def _tables():
+    """CRC32C (Castagnoli) of eight bytes: the share of each byte value at each place, and of zeros."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = table >> 1 ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
+    tables = [table]
+    for _ in range(7):
+        tables.append(tables[-1] >> 8 ^ table[tables[-1] & 255])
+    tables = np.array(tables[::-1])
+    # The four bytes that CRC32C begins with are inverted, and so is the result.
+    zeros = np.bitwise_xor.reduce(tables[:4, 255]) ^ np.uint32(0xFFFFFFFF)
+    return tables, zeros
+
+
+TABLES, ZEROS = _tables()
+
+
+def _next_header(file, start, size):
+    """The next place at which a record can be whole; `size` where there is none."""
+    while start + 16 <= size:
+        file.seek(start)
+        block = np.frombuffer(file.read(2**20), np.uint8)
+        windows = np.lib.stride_tricks.sliding_window_view(block, 12)
+        # No file has 2**48 bytes: where the upper bytes are not zero there is no length. Long runs of zeros,
+        # as a crash of the machine leaves them, are passed over: their checksum is not zero.
+        checksum = block[8:-3] | block[9:-2] | block[10:-1] | block[11:]
+        places = np.flatnonzero((block[6:-5] == 0) & (block[7:-4] == 0) & (checksum != 0))
+        places = places[_valid(windows[places])]
+        for place in places.tolist():
+            length = int.from_bytes(block[place : place + 8].tobytes(), "little")
+            if start + place + 16 + length <= size:
+                return start + place
+        start += len(windows)
+    return size
+
+
+def index(path, files):
+    """Where the records of many files are, by reading 12 bytes of each.
+
+    Args:
+        path: folder, for the messages.
+        files: list of str, as `record_files` gives them.
+
+    Returns:
+        dict of (N,) arrays, a row for each whole record: `file` (int32, place in `files`), `offset` and
+        `length` as of `scan`, and `id` (int64, its place).
+
+    Raises:
+        ValueError: no file holds a whole record.
+
+    Warns:
+        UserWarning: what is damaged.
+    """
+    # Files on a network are slow to answer: ask for several at a time.
+    with ThreadPoolExecutor(8) as pool:
+        scans = list(pool.map(scan, files))
+    lost = [(file, *span) for file, (_, _, d) in zip(files, scans, strict=True) for span in d]
+    number = sum(len(offsets) for offsets, _, _ in scans)
+    if not number:
+        raise ValueError(
+            f"none of the {len(files)} TFRecord files in {str(path)!r} holds a whole record: they are "
+            "empty, damaged or compressed (then decompress them)"
+        )
+    if lost:
+        text = (f"{os.path.basename(f)} ({b - a} bytes at {a})" for f, a, b in lost[:10])
+        more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+        warnings.warn(
+            f"skipped {len(lost)} damaged parts of TFRecord files in {str(path)!r}, one record each or more: "
+            f"{', '.join(text)}{more}",
+            stacklevel=3,
+        )
+    counts = [len(offsets) for offsets, _, _ in scans]
+    return {
+        "file": np.repeat(np.arange(len(files), dtype=np.int32), counts),
+        "offset": np.concatenate([offsets for offsets, _, _ in scans]),
+        "length": np.concatenate([lengths for _, lengths, _ in scans]),
+        "id": np.arange(number, dtype=np.int64),
+    }
+
+
+def read(file, offset, length):
+    """One record, by TensorFlow operations only.
+
+    Args:
+        file: () string tensor.
+        offset, length: () int64 tensors, as of `scan`.
+
+    Returns:
+        () string tensor.
+
+    Raises:
+        tf.errors.DataLossError: the checksum of the header or of the data does not fit.
+    """
+    # tf.data.TFRecordDataset cannot begin in the middle, and FixedLengthRecordDataset reads all that lies
+    # before its header_bytes. This operation seeks and checks the data too. The buffer makes it one read.
+    records = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[file], compression_type="", buffer_size=length + 16, byte_offsets=[offset]
+    )
+    kind = {"output_types": [tf.string], "output_shapes": [[]]}
+    one = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **kind)
+    return tf.raw_ops.DatasetToSingleElement(dataset=one, **kind)[0]
