@@ -3,12 +3,13 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl import optimizers
 from keras_ssl.pretext import PretextModel
 
 MOST = 60.0  # logits beyond: exp(60) is still a float32, and such a gradient is zero anyway
 
 
-def discriminator(height, width, channels=3, filters=16, code=0):
+def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
     """The network that tells real pictures from made ones, with spectral normalisation.
 
     DCGAN's discriminator, 4x4 convolutions with stride 2 until 4x4 pixels are left, but with spectral
@@ -20,6 +21,7 @@ def discriminator(height, width, channels=3, filters=16, code=0):
         height, width, channels: int, of the pictures, whose values are in -1..1.
         filters: int, of the first convolution; doubled by each further one.
         code: int, the length of a vector that is judged together with the picture, or 0.
+        dtype: policy of the layers, as in Keras; by default the global one. The logits are float32.
 
     Returns:
         keras.Model from a list of (B, height, width, channels) and, where `code` is not 0, (B, code)
@@ -39,20 +41,24 @@ def discriminator(height, width, channels=3, filters=16, code=0):
         raise ValueError(f"filters must be at least 1, got {filters!r}")
 
     def normalized(layer, x):
-        return keras.layers.SpectralNormalization(layer)(x)
+        # In float32, since it normalises the weights themselves: in mixed precision it would round them to 8
+        # or 11 bits in every step. `layer` still gets x as it is.
+        return keras.layers.SpectralNormalization(layer, dtype="float32", autocast=False)(x)
 
     inputs = [keras.Input((height, width, channels), name="picture")]
     x = inputs[0]
     while max(x.shape[1:3]) > 4:
-        x = normalized(keras.layers.Conv2D(filters, 4, 2, "same"), x)
-        x = keras.layers.LeakyReLU(0.2)(x)
+        x = normalized(keras.layers.Conv2D(filters, 4, 2, "same", dtype=dtype), x)
+        x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
         filters *= 2
-    x = keras.layers.Flatten()(x)
+    x = keras.layers.Flatten(dtype=dtype)(x)
     if code:
         inputs.append(keras.Input((code,), name="code"))
-        x = keras.layers.Concatenate()([x, inputs[1]])
-        x = keras.layers.LeakyReLU(0.2)(normalized(keras.layers.Dense(filters), x))
-    x = keras.layers.SpectralNormalization(keras.layers.Dense(1), dtype="float32")(x)
+        x = keras.layers.Concatenate(dtype=dtype)([x, inputs[1]])
+        x = normalized(keras.layers.Dense(filters, dtype=dtype), x)
+        x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
+    last = keras.layers.Dense(1, dtype="float32")
+    x = keras.layers.SpectralNormalization(last, dtype="float32")(x)
     return keras.Model(inputs, x, name="discriminator")
 
 
@@ -64,6 +70,10 @@ class AdversarialModel(PretextModel):
     non-saturating loss of Goodfellow et al. (2014), both in one step. Every network runs forward once and
     backward once in it: the slopes of the two losses at a picture's logit differ by a factor, and so do
     all gradients behind that logit.
+
+    With `mixed_float16` each optimiser scales the loss of its side by a dynamic scale of its own, and leaves
+    out a step where its gradients overflow, whatever the other does. The discriminator then runs backward
+    twice, once for each side: float16 does not have the range for the factor (a gradient of e^-16 is 0).
 
     Args:
         encoder: of PretextModel.
@@ -110,22 +120,20 @@ class AdversarialModel(PretextModel):
         Args:
             optimizer: as in Keras, for all networks but the discriminator.
             *args, **kwargs: as `PretextModel.compile`.
-            discriminator_optimizer: as in Keras; "auto" for one like `optimizer`.
-
-        Raises:
-            ValueError: the networks compute in float16, whose loss scaling knows one loss only.
+            discriminator_optimizer: as in Keras; "auto" for one like `optimizer`. Where that scales its loss
+                (with `mixed_float16`), this one does too.
         """
         super().compile(optimizer, *args, **kwargs)
         if self.discriminator is None:
             return
-        if hasattr(self.optimizer, "inner_optimizer"):
-            raise ValueError(
-                "mixed_float16 scales one loss, but a task with a discriminator has two: use mixed_bfloat16"
-            )
         if discriminator_optimizer == "auto":
             optimizer = keras.optimizers.serialize(self.optimizer)
             discriminator_optimizer = keras.optimizers.deserialize(optimizer)
-        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
+        other = keras.optimizers.get(discriminator_optimizer)
+        scaled = keras.optimizers.LossScaleOptimizer
+        if isinstance(self.optimizer, scaled) and not isinstance(other, scaled):
+            other = optimizers.LossScale(other)
+        self.discriminator_optimizer = other
         with self.distribute_strategy.scope():
             self.discriminator_optimizer.build(self.discriminator.trainable_variables)
             # Else Keras would build it for the discriminator's variables too.
@@ -136,12 +144,23 @@ class AdversarialModel(PretextModel):
         others = {id(v) for v in self.discriminator.trainable_variables}
         return [v for v in self.trainable_variables if id(v) not in others]
 
+    def state(self):
+        if self.discriminator is None:
+            return super().state()
+        return [*super().state(), *self.discriminator_optimizer.variables]
+
     def get_compile_config(self):
         config = super().get_compile_config()
         if self.discriminator is not None:
             optimizer = keras.saving.serialize_keras_object(self.discriminator_optimizer)
             config = {**config, "discriminator_optimizer": optimizer}
         return config
+
+    def compile_from_config(self, config):
+        if self.discriminator is None:
+            super().compile_from_config(config)
+        else:  # `compile` builds the optimisers; a second time one that scales would have two scales
+            self.compile(**keras.saving.deserialize_keras_object(config))
 
     def judge(self, real, fake, training=False):
         """Runs the discriminator once, for the losses of both sides and in training their gradients.
@@ -154,31 +173,40 @@ class AdversarialModel(PretextModel):
             (losses, gradients, pairs): `losses` the discriminator's and the generator's, means over the
             pictures. In training also the gradients of the discriminator's variables by its loss,
             and pairs of a tensor of `fake` or `real` and the generator's gradient by it; both as shares
-            of the sum over the replicas.
+            of the sum over the replicas, scaled as the optimiser of their side scales its loss.
         """
         shown = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
-        with tf.GradientTape(watch_accessed_variables=training) as tape:
+        with tf.GradientTape(persistent=True, watch_accessed_variables=training) as tape:
             tape.watch(shown if training else [])
             logits = self.discriminator(shown, training=training)
             is_real, is_fake = tf.split(logits, 2)
             loss = tf.reduce_mean(tf.nn.softplus(-is_real) + tf.nn.softplus(is_fake))
-            share = loss / self.distribute_strategy.num_replicas_in_sync
-        deceived = tf.nn.softplus(-is_fake)
-        if self.makes_real:
-            deceived += tf.nn.softplus(is_real)
-        losses = loss, tf.reduce_mean(deceived)
-        if not training:
-            return losses, None, None
-        gradients, by_shown = tape.gradient(share, (self.discriminator.trainable_variables, shown))
-        # Of a fake picture the discriminator has softplus(l), the generator softplus(-l). Their slopes at
-        # the logit l differ by -exp(-l), and so do all gradients behind it, which depend on no other
-        # picture. Of a real one the sign of l is the other.
-        factor = tf.concat([is_real, -is_fake], axis=0)[:, 0]
-        factor = -tf.exp(tf.clip_by_value(factor, -MOST, MOST))
+            deceived = tf.nn.softplus(-is_fake)
+            if self.makes_real:
+                deceived += tf.nn.softplus(is_real)
+            losses = loss, tf.reduce_mean(deceived)
+            if not training:
+                return losses, None, None
+            shares = [one / self.distribute_strategy.num_replicas_in_sync for one in losses]
+            sides = self.discriminator_optimizer, self.optimizer
+            scaled = [o.scale_loss(one) for o, one in zip(sides, shares, strict=True)]
+        variables = self.discriminator.trainable_variables
+        if any(a is not b for a, b in zip(scaled, shares, strict=True)):
+            gradients, by_shown = (
+                tape.gradient(scaled[0], variables),
+                tape.gradient(scaled[1], shown),
+            )
+        else:
+            gradients, by_shown = tape.gradient(shares[0], (variables, shown))
+            # Of a fake picture the discriminator has softplus(l), the generator softplus(-l). Their slopes
+            # at the logit l differ by -exp(-l), and so do all gradients behind it, which depend on no other
+            # picture. Of a real one the sign of l is the other.
+            factor = tf.concat([is_real, -is_fake], axis=0)[:, 0]
+            factor = -tf.exp(tf.clip_by_value(factor, -MOST, MOST))
+            by_shown = [g * tf.reshape(factor, [-1] + [1] * (len(g.shape) - 1)) for g in by_shown]
         pairs = []
         for r, f, gradient in zip(real, fake, by_shown, strict=True):
-            each = tf.reshape(factor, [-1] + [1] * (len(gradient.shape) - 1))
-            of_real, of_fake = tf.split(gradient * tf.cast(each, gradient.dtype), 2)
+            of_real, of_fake = tf.split(gradient, 2)
             pairs += [(f, of_fake)] + ([(r, of_real)] if self.makes_real else [])
         return losses, gradients, pairs
 
@@ -189,7 +217,7 @@ class AdversarialModel(PretextModel):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             own = self.compute_loss(x, y, y_pred, sample_weight)
-            own_share = (1 - self.adversarial) * own
+            own_share = self.optimizer.scale_loss((1 - self.adversarial) * own)
             real, fake = self.compare(x, y, y_pred)
         losses, gradients, pairs = self.judge(real, fake, training=True)
         made = [tensor for tensor, _ in pairs]

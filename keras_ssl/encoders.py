@@ -31,8 +31,8 @@ def resnet(
 
     Returns:
         keras.Model from (B, H, W, C) pixels in 0..255, uint8 or float, to (B, D) features with
-        D = width * 2 ** (len(blocks) - 1); the layers `stage1`, `stage2`, ... put out the
-        (B, h, w, c) feature maps at the end of each stage.
+        D = width * 2 ** (len(blocks) - 1), float32 also in mixed precision; the layers `stage1`,
+        `stage2`, ... put out the (B, h, w, c) feature maps at the end of each stage.
 
     Raises:
         ValueError: `input_shape`, `width`, `blocks` or `stem` is not of the form above.
@@ -57,7 +57,7 @@ def resnet(
         return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
 
     inputs = keras.Input(input_shape, name="images")
-    x = (preprocessing or layers.Rescaling(1 / 127.5, offset=-1))(inputs)
+    x = (preprocessing or _to_unit())(inputs)
     if stem == "small":
         x = layers.ReLU()(convolution(x, width, 3))
     elif stem == "imagenet":
@@ -77,7 +77,7 @@ def resnet(
             x = layers.Add()([convolution(x, filters, 3), shortcut])
             x = layers.ReLU(name=f"{STAGE}{stage + 1}" if block == number - 1 else None)(x)
 
-    features = layers.GlobalAveragePooling2D(name="features")(x)
+    features = layers.GlobalAveragePooling2D(name="features", dtype="float32")(x)
     return keras.Model(inputs, features, name="resnet")
 
 
@@ -132,7 +132,7 @@ def from_keras(model, stages=None, preprocessing=None):
 
     outputs = {}
     inputs = keras.Input(shape[1:], name="images")
-    pixels = (preprocessing or layers.Rescaling(1 / 127.5, offset=-1))(inputs)
+    pixels = (preprocessing or _to_unit())(inputs)
     clone = keras.models.clone_model(
         model, input_tensors=pixels, clone_function=renamed, call_function=call
     )
@@ -140,8 +140,13 @@ def from_keras(model, stages=None, preprocessing=None):
     last = model.output_names[0]
     features = outputs[names.get(last, last)]
     if len(features.shape) == 4:
-        features = layers.GlobalAveragePooling2D(name="features")(features)
+        features = layers.GlobalAveragePooling2D(name="features", dtype="float32")(features)
     return keras.Model(inputs, features, name=model.name)
+
+
+def _to_unit():
+    """Pixels to -1..1, in float32 also in mixed precision: 8 bits are too few for what is then shifted."""
+    return layers.Rescaling(1 / 127.5, offset=-1, dtype="float32")
 
 
 def _ends_of_stages(model):
@@ -210,7 +215,7 @@ def stages(encoder):
         >>> list(stages(resnet((32, 32, 3), width=4, blocks=(1, 1))).output)
         ['stage1', 'stage2', 'features']
     """
-    pool = layers.GlobalAveragePooling2D()
+    pool = layers.GlobalAveragePooling2D(dtype="float32")
     outputs = {name: pool(output) for name, output in maps(encoder).output.items()}
     return keras.Model(encoder.input, {**outputs, "features": encoder.output})
 

@@ -22,6 +22,7 @@ def psnr(y_true, y_pred):
         >>> psnr(tf.zeros((1, 4, 4, 3)), tf.fill((1, 4, 4, 3), 0.2)).numpy().round(3).tolist()
         [20.0]
     """
+    y_true, y_pred = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
     channels = y_pred.shape[-1]
     square = (y_true[..., :channels] - tf.clip_by_value(y_pred, -1, 1)) ** 2
     counts = y_true[..., channels:] if y_true.shape[-1] > channels else tf.ones_like(square)

@@ -1,6 +1,7 @@
 """The optimisers that the command line and the zoo train with."""
 
 import keras
+import tensorflow as tf
 
 
 def sgd_cosine(learning_rate, steps):
@@ -47,6 +48,33 @@ def adam_cosine(learning_rate, steps, beta_1=0.9):
         0.0
     """
     return keras.optimizers.Adam(_cosine(learning_rate, steps), beta_1=beta_1)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class LossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras' dynamic loss scaling, which leaves out a step that overflows on any replica.
+
+    Keras looks at the gradients before they are summed over the replicas, and at those of the first
+    replica only: an infinite one of another replica would end up in all weights.
+
+    Args:
+        *args, **kwargs: as `keras.optimizers.LossScaleOptimizer`.
+
+    Reference: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
+
+    Example:
+        >>> optimizer = LossScale(keras.optimizers.SGD(0.1), initial_scale=4.0)
+        >>> float(optimizer.scale_loss(0.5))
+        2.0
+    """
+
+    def check_finite(self, grads):
+        finite = super().check_finite(grads)
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return finite
+        overflows = tf.cast(tf.logical_not(finite), tf.float32)
+        return tf.equal(context.all_reduce(tf.distribute.ReduceOp.SUM, overflows), 0.0)
 
 
 def _cosine(learning_rate, steps):

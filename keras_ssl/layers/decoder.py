@@ -56,12 +56,21 @@ class Decoder(keras.layers.Layer):
         halved = [max(channels >> (k + 1), least) for k in range(self.doublings)]
         self.enlarge = [
             keras.layers.Conv2DTranspose(
-                filters, 4, 2, "same", use_bias=False, kernel_initializer="he_normal"
+                filters,
+                4,
+                2,
+                "same",
+                use_bias=False,
+                kernel_initializer="he_normal",
+                dtype=self.dtype_policy,
             )
             for filters in halved
         ]
         self.normalize = [
-            BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True) for _ in halved
+            BatchNormalization(
+                momentum=0.9, epsilon=1e-5, synchronized=True, dtype=self.dtype_policy
+            )
+            for _ in halved
         ]
         # Which skips are joined after how many doublings.
         sizes = [self.shape[:2], *(self._after(k, self.size) for k in range(1, self.doublings + 1))]

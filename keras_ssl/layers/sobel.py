@@ -11,6 +11,9 @@ class Sobel(keras.layers.Layer):
     For clustering tasks: without it the colour of a picture alone decides its cluster (Bojanowski &
     Joulin 2017; DeepCluster, section 3.4).
 
+    It computes in float32 also in mixed precision, where the small differences would be lost, and rounds
+    the gradients.
+
     Args:
         **kwargs: of keras.layers.Layer.
 
@@ -26,9 +29,13 @@ class Sobel(keras.layers.Layer):
         [0.0, 1.0]
     """
 
+    def __init__(self, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})
+
     def call(self, images):
-        gray = tf.reduce_mean(tf.cast(images, self.compute_dtype), axis=-1, keepdims=True)
-        return tf.image.sobel_edges(gray)[:, :, :, 0] / (8 * 127.5)
+        gray = tf.reduce_mean(tf.cast(images, tf.float32), axis=-1, keepdims=True)
+        edges = tf.image.sobel_edges(gray)[:, :, :, 0] / (8 * 127.5)
+        return tf.cast(edges, self.compute_dtype)
 
     def compute_output_shape(self, shape):
         return (*shape[:-1], 2)

@@ -84,7 +84,9 @@ class Jigsaw(PretextModel):
         self.permutations = check_permutations(permutations, grid * grid)
         self.grid, self.tile, self.jitter = grid, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
-        self.compare = keras.layers.Dense(hidden, activation="relu", name="compare")
+        self.compare = keras.layers.Dense(
+            hidden, activation="relu", dtype=self.dtype_policy, name="compare"
+        )
         self.head = keras.layers.Dense(len(self.permutations), dtype="float32", name="head")
 
     def pretext(self, batch, seed):

@@ -68,6 +68,8 @@ class JigsawPlus(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
+    whole_batches = True  # strangers come from the batch
+
     def __init__(
         self, encoder, grid=3, num_permutations=None, max_replaced=None, tile=None, jitter=None,
         normalize=True, gray=0.7, permutations=None, crop=0.5, hidden=512, **kwargs,
@@ -96,7 +98,9 @@ class JigsawPlus(PretextModel):
         images.check_crop(crop)
         self.grid, self.max_replaced, self.tile, self.jitter = grid, max_replaced, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
-        self.compare = keras.layers.Dense(hidden, activation="relu", name="compare")
+        self.compare = keras.layers.Dense(
+            hidden, activation="relu", dtype=self.dtype_policy, name="compare"
+        )
         self.head = keras.layers.Dense(len(self.permutations), dtype="float32", name="head")
 
     def pretext(self, batch, seed):

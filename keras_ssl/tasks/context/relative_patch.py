@@ -128,7 +128,9 @@ class RelativePatch(PretextModel):
                 if other != centre:
                     self.pairs.append((centre, other, SIDES.index(side)))
         self.crop, self.hidden = crop, hidden
-        self.compare = keras.layers.Dense(hidden, activation="relu", name="compare")
+        self.compare = keras.layers.Dense(
+            hidden, activation="relu", dtype=self.dtype_policy, name="compare"
+        )
         self.head = keras.layers.Dense(8, dtype="float32", name="head")
 
     def pretext(self, batch, seed):

@@ -67,7 +67,7 @@ class Colorization(PretextModel):
             for side, least in zip((height, width), shape, strict=False)
         )
         channels = 3 if target == "rgb" else len(colors.ab_bins())
-        self.decoder = layers.Decoder(shape, self.coarse)
+        self.decoder = layers.Decoder(shape, self.coarse, dtype=self.dtype_policy)
         # Near zero: the first guess is the gray picture, or every bin alike.
         small = keras.initializers.RandomNormal(stddev=0.01)
         self.head = keras.layers.Conv2D(

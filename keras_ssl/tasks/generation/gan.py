@@ -59,7 +59,9 @@ class GAN(adversary.AdversarialModel):
             raise ValueError(f"codes must be at least 1, got {codes!r}")
         height, width = encoders.check_pictures(encoder)
         self.codes, self.filters = codes, filters
-        self.discriminator = adversary.discriminator(height, width, 3, filters, codes)
+        self.discriminator = adversary.discriminator(
+            height, width, 3, filters, codes, dtype=self.dtype_policy
+        )
         # Mean 0 and variance 1, as those of the noise: else the discriminator would tell the pairs by the
         # size of the codes, and never need to look at the pictures.
         self.code = keras.layers.Dense(codes, use_bias=False, dtype="float32", name="code")
@@ -71,9 +73,11 @@ class GAN(adversary.AdversarialModel):
         while max(height, width) > 4 << doublings:
             doublings += 1
         shape = -(-height >> doublings), -(-width >> doublings), filters << doublings
-        self.start = keras.layers.Dense(int(np.prod(shape)), activation="relu", name="start")
+        self.start = keras.layers.Dense(
+            int(np.prod(shape)), activation="relu", dtype=self.dtype_policy, name="start"
+        )
         half = -(-height // 2), -(-width // 2)
-        self.decoder = layers.Decoder(shape, half, least=filters)
+        self.decoder = layers.Decoder(shape, half, least=filters, dtype=self.dtype_policy)
         self.head = keras.layers.Conv2DTranspose(
             3, 4, 2, "same", activation="tanh", dtype="float32", name="head"
         )

@@ -72,12 +72,14 @@ class Inpainting(adversary.AdversarialModel):
         self.narrow = []
         half = -(-height // 2), -(-width // 2)
         while max(shape[:2]) > LARGEST or shape[0] > half[0] or shape[1] > half[1]:
-            layer = keras.layers.Conv2D(2 * shape[-1], 4, 2, "same", activation="relu")
+            layer = keras.layers.Conv2D(
+                2 * shape[-1], 4, 2, "same", activation="relu", dtype=self.dtype_policy
+            )
             layer.build((None, *shape))
             self.narrow.append(layer)
             shape = layer.compute_output_shape((None, *shape))[1:]
-        self.connect = layers.ChannelwiseDense()
-        self.decoder = layers.Decoder(shape, half)
+        self.connect = layers.ChannelwiseDense(dtype=self.dtype_policy)
+        self.decoder = layers.Decoder(shape, half, dtype=self.dtype_policy)
         small = keras.initializers.RandomNormal(stddev=0.01)  # from gray, not from noise
         self.head = keras.layers.Conv2DTranspose(
             3, 4, 2, "same", kernel_initializer=small, dtype="float32", name="head"
@@ -86,7 +88,9 @@ class Inpainting(adversary.AdversarialModel):
         self.decoder.build()
         self.head.build((None, *half, self.decoder.filters))
         if adversarial:
-            self.discriminator = adversary.discriminator(height, width, filters=filters)
+            self.discriminator = adversary.discriminator(
+                height, width, filters=filters, dtype=self.dtype_policy
+            )
 
     def pretext(self, batch, seed):
         image = images.random_shift(batch["image"], seed, share=0.125, flip=True)

@@ -69,7 +69,7 @@ class SuperResolution(adversary.AdversarialModel):
         self.skips = [name for name in reversed(list(outputs)) if name in sizes.values()][1:]
         skips = [outputs[name].shape[1:] for name in self.skips] + [(*small, 3)]
         half = height // 2, width // 2
-        self.decoder = layers.Decoder(shapes[-1], half, skips)
+        self.decoder = layers.Decoder(shapes[-1], half, skips, dtype=self.dtype_policy)
         little = keras.initializers.RandomNormal(stddev=0.01)  # the first guess is the bicubic one
         self.head = keras.layers.Conv2DTranspose(
             3, 4, 2, "same", kernel_initializer=little, dtype="float32", name="head"
@@ -77,7 +77,9 @@ class SuperResolution(adversary.AdversarialModel):
         self.decoder.build()
         self.head.build((None, *half, self.decoder.filters))
         if adversarial:
-            self.discriminator = adversary.discriminator(height, width, filters=filters)
+            self.discriminator = adversary.discriminator(
+                height, width, filters=filters, dtype=self.dtype_policy
+            )
 
     def pretext(self, batch, seed):
         image = images.random_shift(batch["image"], seed, share=0.125, flip=True)
