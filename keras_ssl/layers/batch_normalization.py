@@ -14,8 +14,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
     TensorFlow can fold only the fused operation into the convolution before it when serving.
 
     The kernel takes a 4-D tensor normalised over its last axis, in float32, bfloat16 or float16.
-    Everything else (another rank or axis, float64, a mask, `renorm`, `synchronized=True` with more than
-    one replica) is computed by Keras.
+    Everything else (another rank or axis, float64, a mask, `renorm`) is computed by Keras.
+
+    With `synchronized=True` a training step on several replicas normalises tensors of any rank over the
+    batch of all of them, so that they compute what one would. Each sends the count, the mean and the sum
+    of squared deviations of its own part, once; replicas with more images weigh more. Keras averages
+    squares, which loses the variance of channels whose mean is large, and takes all parts for equal.
 
     Args:
         *args, **kwargs: as `keras.layers.BatchNormalization`.
@@ -28,7 +32,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype.
 
-    Reference: Ioffe & Szegedy, "Batch Normalization", ICML 2015.
+    Reference: Ioffe & Szegedy, "Batch Normalization", ICML 2015; Chan, Golub & LeVeque, "Algorithms for
+    Computing the Sample Variance", The American Statistician 1983 (variances of parts combined).
 
     Example:
         >>> BatchNormalization()(tf.ones((2, 8, 8, 3)), training=True).shape
@@ -36,16 +41,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        fused = (
-            len(inputs.shape) == 4
-            and self.axis in (-1, 3)
+        learns = training and self.trainable
+        plain = (
+            self.axis in (-1, len(inputs.shape) - 1)
             and inputs.dtype in ("float32", "bfloat16", "float16")
             and mask is None
             and not self.renorm
-            and not (self.synchronized and replicas > 1)
         )
-        if not fused:
+        # None where Keras builds a model under a strategy: no replica runs there.
+        context = tf.distribute.get_replica_context()
+        several = context is not None and context.num_replicas_in_sync > 1
+        if self.synchronized and several and learns and plain:
+            return self._over_replicas(inputs, context)
+        if not plain or len(inputs.shape) != 4:
             return super().call(inputs, training=training, mask=mask)
 
         channels = inputs.shape[-1]
@@ -55,11 +63,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             offset=tf.convert_to_tensor(self.beta) if self.center else tf.zeros(channels),
             epsilon=self.epsilon,
         )
-        moving_mean = tf.convert_to_tensor(self.moving_mean)
-        moving_variance = tf.convert_to_tensor(self.moving_variance)
-        if not (training and self.trainable):
+        if not learns:
             outputs = tf.raw_ops.FusedBatchNormV3(
-                mean=moving_mean, variance=moving_variance, is_training=False, **arguments
+                mean=tf.convert_to_tensor(self.moving_mean),
+                variance=tf.convert_to_tensor(self.moving_variance),
+                is_training=False,
+                **arguments,
             )
             return tf.cast(outputs.y, self.compute_dtype)
 
@@ -70,11 +79,39 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # The kernel reports the unbiased variance (divided by n - 1), Keras keeps the biased one.
         n = tf.cast(tf.size(inputs) // channels, tf.float32)
         variance = outputs.batch_variance * (n - 1) / tf.maximum(n, 1)
+        self._move(n, outputs.batch_mean, variance)
+        return tf.cast(outputs.y, self.compute_dtype)
+
+    def _over_replicas(self, inputs, context):
+        x, axes = tf.cast(inputs, tf.float32), list(range(len(inputs.shape) - 1))
+        n = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+        mean = tf.reduce_sum(x, axes) / tf.maximum(n, 1)
+        squares = tf.reduce_sum(tf.math.squared_difference(x, mean), axes)
+
+        row = tf.concat([n[None], mean, squares], axis=0)[None]
+        rows = context.all_gather(row, axis=0)
+        sizes, means, squares = tf.split(rows, [1, x.shape[-1], x.shape[-1]], axis=1)
+        n = tf.reduce_sum(sizes)
+        # Away from the first mean: nothing is rounded where the replicas agree.
+        steps = tf.reduce_sum(sizes * (means - means[0]), 0)
+        mean = means[0] + steps / tf.maximum(n, 1)
+        between = sizes * tf.math.squared_difference(means, mean)
+        variance = tf.reduce_sum(squares + between, 0) / tf.maximum(n, 1)
+        self._move(n, mean, variance)
+
+        factor = tf.math.rsqrt(variance + self.epsilon)
+        if self.scale:
+            factor *= tf.convert_to_tensor(self.gamma)
+        # The mean is taken off first: it may be large.
+        y = (x - mean) * factor
+        if self.center:
+            y += tf.convert_to_tensor(self.beta)
+        return tf.cast(y, self.compute_dtype)
+
+    def _move(self, n, mean, variance):
+        """Lets the moving statistics follow those of a batch with `n` values a channel."""
         # A replica may get no image of the last batch: no statistics then, so no update.
         rate = tf.where(n > 0, 1 - self.momentum, 0.0)
-        for moving, old, new in (
-            (self.moving_mean, moving_mean, outputs.batch_mean),
-            (self.moving_variance, moving_variance, variance),
-        ):
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            old = tf.convert_to_tensor(moving)
             moving.assign(old + rate * (tf.where(n > 0, new, old) - old))
-        return tf.cast(outputs.y, self.compute_dtype)

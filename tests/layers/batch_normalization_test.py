@@ -144,6 +144,83 @@ def test_on_two_replicas(synchronized, two_replicas):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def on_replicas(strategy, layer, x, target, sizes):
+    """A step with the batch shared out, the gradients of weights summed as an optimiser does."""
+    parts = [np.split(a, np.cumsum(sizes)[:-1]) for a in (x, target)]
+
+    def part(k):
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.cast(
+                parts[k][context.replica_id_in_sync_group], [layer.compute_dtype, "float32"][k]
+            )
+        )
+
+    @tf.function(reduce_retracing=True)
+    def run(x, target):
+        return strategy.run(lambda x, target: step(layer, x, target), (x, target))
+
+    y, (by_x, *by_weights) = run(part(0), part(1))
+    y, by_x = (tf.concat(strategy.experimental_local_results(v), 0) for v in (y, by_x))
+    return y, [by_x, *(strategy.reduce("SUM", g, axis=None) for g in by_weights)]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 2), (2, 3), (5, 0)])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "mean", "deviation"),
+    [
+        ((6, 4, 3), "float32", 1, 2),
+        ((6, 4, 3), "float32", 100, 0.1),
+        ((6, 4, 3), "mixed_bfloat16", 1, 2),
+        ((3,), "float32", 1, 2),
+    ],
+)
+def test_replicas_together_compute_what_one_does(
+    shape, dtype, mean, deviation, sizes, two_replicas
+):
+    rng = np.random.default_rng(sum(sizes) + len(shape))
+    batch = (sum(sizes), *shape)
+    # Every image has a mean of its own: so have the replicas.
+    x = rng.normal(size=batch) + rng.normal(size=(batch[0], *[1] * len(shape)))
+    x = tf.constant(mean * np.array([1, -2, 0.5]) + deviation * x, "float32")
+    target = tf.constant(rng.normal(size=batch), "float32")
+    if dtype != "float32":
+        x, target = (tf.cast(tf.cast(a, "bfloat16"), "float32") for a in (x, target))
+
+    arguments = {"momentum": 0.25, "epsilon": 1e-5}
+    exact = keras.layers.BatchNormalization(dtype="float64", **arguments)
+    with two_replicas.scope():
+        layer = BatchNormalization(synchronized=True, dtype=dtype, **arguments)
+        layer.build(batch)
+    exact.build(batch)
+    weights = [rng.uniform(0.5, 2, 3).astype("float32") for _ in range(4)]
+    layer.set_weights(weights)
+    exact.set_weights(weights)
+    with tf.GradientTape() as tape:
+        inputs = tf.cast(x, "float64")
+        tape.watch(inputs)
+        expected = exact(inputs, training=True)
+        loss = tf.reduce_sum(expected * tf.cast(target, "float64"))
+    expected_gradients = tape.gradient(loss, [inputs, *exact.trainable_weights])
+    y, gradients = on_replicas(two_replicas, layer, x.numpy(), target.numpy(), sizes)
+
+    # The sum of a hundred values is off by a few times 2^-24 of it, and so is the mean: that in units of
+    # the deviation is what no formula can know better.
+    close = 1e-6 + 8 * 2**-23 * mean / deviation
+    assert y.dtype == gradients[0].dtype == layer.compute_dtype
+    # The gradients of gamma and beta are sums in which much cancels: their terms have this norm.
+    norm = np.sqrt(np.sum(np.square(target), axis=tuple(range(len(shape)))).max())
+    expected = [np.asarray(v) for v in (expected, *expected_gradients)]
+    sizes = [np.abs(expected[0]).max(), np.abs(expected[1]).max(), norm, norm]
+    rounding = [0 if dtype == "float32" else 2**-8] * 2 + [0] * 2
+    for a, b, size, share in zip([y, *gradients], expected, sizes, rounding, strict=True):
+        np.testing.assert_allclose(tf.cast(a, "float64"), b, rtol=share, atol=close * size)
+    for a, b in zip(layer.weights, exact.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=close if "variance" in a.path else 1e-6)
+    for moving in (layer.moving_mean, layer.moving_variance):
+        first, second = two_replicas.experimental_local_results(moving.value)
+        np.testing.assert_array_equal(first, second)
+
+
 def test_config_round_trip_through_keras():
     layer = BatchNormalization(momentum=0.7, epsilon=0.01, synchronized=True, name="bn")
     assert (
