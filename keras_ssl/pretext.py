@@ -3,12 +3,9 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import data, optimizers
-from keras_ssl.callbacks import Finite
-
-SHUFFLE_BYTES = (
-    2**30
-)  # the shuffle buffer holds decoded pictures; more would not fit small machines
+from keras_ssl import data, distribute, optimizers, pipeline
+from keras_ssl.callbacks import Checkpoint, Finite
+from keras_ssl.callbacks.checkpoint import Resumed
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -35,9 +32,13 @@ class PretextModel(keras.Model):
     """
 
     reader = staticmethod(data.from_folder)  # what the command reads a folder with
+    whole_batches = False  # whether `pretext` mixes the pictures of a batch
 
     def __init__(self, encoder, **kwargs):
         super().__init__(**kwargs)
+        self.autocast = (
+            False  # 16 bits would round pixels, which the layers rescale in float32 first
+        )
         shape = getattr(encoder, "input_shape", None)
         if not isinstance(shape, tuple) or len(shape) != 4 or len(encoder.output_shape) != 2:
             raise ValueError(
@@ -141,11 +142,14 @@ class PretextModel(keras.Model):
         """
         raise NotImplementedError(f"{type(self).__name__} must define preview(x, y)")
 
-    def dataset(self, images, batch_size, epochs=1, first_epoch=0, shuffle=True, seed=0):
+    def dataset(
+        self, images, batch_size, epochs=1, first_epoch=0, shuffle=True, seed=0, service=None
+    ):
         """Training data for `fit`: all epochs in one dataset, labels made on the way.
 
         Every random number follows from (seed, epoch, image id), so a job resumed with
-        `first_epoch=k` sees bit for bit what the uninterrupted one would have seen.
+        `first_epoch=k` sees bit for bit what the uninterrupted one would have seen. Under a strategy
+        with several workers each gets its share of every batch: all of them together what one would get.
 
         Args:
             images: tf.data.Dataset of dicts with `image` (H, W, C) and `id`, of known length, as
@@ -155,6 +159,9 @@ class PretextModel(keras.Model):
             first_epoch: int, the epoch to start with, as in `fit(initial_epoch=...)`.
             shuffle: bool, a new order every epoch.
             seed: int.
+            service: address such as "grpc://host:port" of a tf.data service (`keras-ssl data-service`)
+                whose workers load the pictures and make the labels, the same ones in the same order; or
+                None.
 
         Returns:
             tf.data.Dataset of (x, y), with the attribute `steps_per_epoch` that `fit` reads.
@@ -162,64 +169,29 @@ class PretextModel(keras.Model):
         Raises:
             ValueError: `images` has no `image` and `id`, no known length, no picture or pictures of
                 another size than the encoder's; `batch_size` is less than 1 or cannot be shared
-                among the replicas of the strategy; `first_epoch` is not before `epochs`.
+                among the replicas of the strategy; `first_epoch` is not before `epochs`; a `service`
+                that is no address, or for pictures that cannot be asked for by their place.
         """
-        spec = images.element_spec
-        if not isinstance(spec, dict) or not {"image", "id"} <= set(spec):
-            raise ValueError(f"images must yield dicts with `image` and `id`, got {spec}")
-        number = int(images.cardinality())
-        if number <= 0:
-            raise ValueError(
-                "images must have a known length of at least 1, got cardinality "
-                f"{number}; use a reader of keras_ssl.data, or tf.data.experimental.assert_cardinality"
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        # Keras builds the model from a batch that all replicas share evenly, and TensorFlow's
-        # convolutions give wrong shapes for a replica that gets no image at all.
-        if min(batch_size, number) % replicas or 0 < number % batch_size < replicas:
-            raise ValueError(
-                f"batch_size {batch_size} cannot share {number} images among {replicas} replicas: "
-                f"the first batch must be a multiple of {replicas}, the last have at least that many"
-            )
-        if not 0 <= first_epoch < epochs:
-            raise ValueError(f"first_epoch must be in 0..epochs-1, got {first_epoch} of {epochs}")
-        shape = spec["image"].shape
-        expected = tf.TensorShape(self.encoder.input_shape[1:])
-        if not expected.is_compatible_with(shape):
-            raise ValueError(f"images are {shape}, but the encoder takes {expected}")
+        strategy = self.distribute_strategy
+        pipeline.check(images, self.encoder, batch_size, epochs, first_epoch, strategy, service)
 
-        image_bytes = (shape.num_elements() or SHUFFLE_BYTES) * spec["image"].dtype.size
-        buffer = min(number, max(batch_size, SHUFFLE_BYTES // image_bytes))
+        def from_step(step):
+            return pipeline.batches(
+                images, self.pretext, batch_size, epochs, step, shuffle, seed,
+                distribute.worker(strategy), self.whole_batches, service,
+            )  # fmt: skip
 
-        def one_epoch(epoch):
-            epoch_seed = tf.random.stateless_uniform(
-                (), tf.stack([tf.cast(seed, tf.int64), epoch]), None, None, tf.int64
-            )
-
-            def label(batch):
-                ids = tf.cast(batch["id"], tf.int64)
-                return self.pretext(batch, tf.stack([tf.fill(tf.shape(ids), epoch_seed), ids], 1))
-
-            # Of this function's graph: the order must not follow from the global seed as well.
-            tf.compat.v1.set_random_seed(1)
-            data = images.shuffle(buffer, seed=epoch_seed) if shuffle else images
-            return data.batch(batch_size).map(label, tf.data.AUTOTUNE)
-
-        steps = -(-number // batch_size)
-        data = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
-        data = data.apply(
-            tf.data.experimental.assert_cardinality(steps * (epochs - first_epoch))
-        ).prefetch(tf.data.AUTOTUNE)
-        data.steps_per_epoch = steps
-        return data
+        steps = -(-int(images.cardinality()) // batch_size)
+        length = tf.data.experimental.assert_cardinality(steps * (epochs - first_epoch))
+        batches = from_step(first_epoch * steps).apply(length)
+        batches.steps_per_epoch, batches.from_step = steps, from_step
+        return batches
 
     def compile(self, optimizer="adam", loss="auto", metrics="auto", jit_compile="auto", **kwargs):
         """Keras' compile; "auto" takes the task's own loss and metrics.
 
         Args:
-            optimizer: as in Keras.
+            optimizer: as in Keras; with `mixed_float16` it gets an `optimizers.LossScale` around it.
             loss: as in Keras, or "auto" for `default_loss()`.
             metrics: as in Keras, or "auto" for `default_metrics()`.
             jit_compile: as in Keras; "auto" compiles with XLA unless there is only a CPU, where it
@@ -228,6 +200,11 @@ class PretextModel(keras.Model):
         """
         if jit_compile == "auto" and not tf.config.list_physical_devices("GPU"):
             jit_compile = False
+        if self.dtype_policy.name == "mixed_float16" and kwargs.get("auto_scale_loss", True):
+            optimizer = keras.optimizers.get(optimizer)
+            if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+                # Under Keras' name, so that variables keep their paths.
+                optimizer = optimizers.LossScale(optimizer, name="loss_scale_optimizer")
         super().compile(
             optimizer,
             loss=self.default_loss() if loss == "auto" else loss,
@@ -237,34 +214,31 @@ class PretextModel(keras.Model):
         )
 
     def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        *args,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        **kwargs,
-    ):
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args,
+        initial_epoch=0, steps_per_epoch=None, **kwargs,
+    ):  # fmt: skip
         """Keras' fit; a dataset made by `dataset` knows how many steps its epochs have.
+
+        With a `callbacks.Checkpoint` it goes on where the newest checkpoint was saved, be it in the middle
+        of an epoch.
 
         Raises:
             ValueError: the dataset was made for another number of epochs, or a clustering task has no
-                `callbacks.Relabel`.
+                `callbacks.Relabel`; the checkpoint does not fit the task or the steps of an execution.
             FloatingPointError: the loss or a metric is no longer finite; the message names the step.
+            RuntimeError: another worker is gone.
         """
         if hasattr(self, "relabel") and not any(hasattr(c, "relabel") for c in callbacks or []):
             raise ValueError(
                 f"callbacks must hold a Relabel, or {type(self).__name__} has no labels: add "
                 "callbacks=[keras_ssl.callbacks.Relabel(images)] with the images of the dataset"
             )
+        checkpoint = None
         if callbacks is None or isinstance(callbacks, list | tuple):
             callbacks = list(callbacks or [])
+            checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
             if not any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks):
-                callbacks.append(Finite())
+                callbacks.append(Finite(checkpoint))
         if isinstance(x, tf.data.Dataset):
             kwargs["shuffle"] = False  # it is shuffled already; Keras would warn
         if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
@@ -275,8 +249,48 @@ class PretextModel(keras.Model):
                     f"fit(epochs={epochs}, initial_epoch={initial_epoch}) runs {asked} epochs, but "
                     f"the dataset holds {made}: give dataset() and fit() the same epochs"
                 )
+            executed = self.steps_per_execution
+            if steps_per_epoch % executed:
+                raise ValueError(
+                    f"steps_per_execution {executed} must divide the {steps_per_epoch} steps of an epoch"
+                )
+            if checkpoint is not None:
+                step = max(checkpoint.restore(self, x), initial_epoch * steps_per_epoch)
+                if step == epochs * steps_per_epoch:
+                    return keras.callbacks.History()  # it is done
+                if step > initial_epoch * steps_per_epoch:
+                    callbacks = Resumed(self, callbacks, step, epochs, steps_per_epoch, verbose)
+                    x, initial_epoch = x.from_step(step), step // steps_per_epoch
+            x = distribute.share(self.distribute_strategy, x)
         kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        with distribute.lost_worker(self.distribute_strategy, checkpoint):
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        """Keras' evaluate; with several workers of a dataset made by `dataset`, over all of them."""
+        if hasattr(x, "from_step"):
+            x = distribute.share(self.distribute_strategy, x)
+        with distribute.lost_worker(self.distribute_strategy):
+            return super().evaluate(x, *args, **kwargs)
+
+    def state(self):
+        """Every variable that a training changes, but those of the metrics.
+
+        Returns:
+            list of keras.Variable.
+        """
+        return [*self.variables, *self.optimizer.variables]
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras would build from the mean of the replicas' first batches, which fails where these differ in
+        # size, as at the end of an epoch, where a training may be resumed.
+        strategy = self.distribute_strategy
+        if iterator is None or strategy.num_replicas_in_sync == 1:
+            return super()._maybe_symbolic_build(iterator, data_batch)
+        batch = next(next(iter(iterator))[2])
+        first = tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
+        with strategy.scope():
+            self._symbolic_build(data_batch=first)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y, weight = self.late_labels(x, y, y_pred)

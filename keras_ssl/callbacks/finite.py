@@ -10,6 +10,9 @@ class Finite(keras.callbacks.Callback):
 
     `PretextModel.fit` adds it, unless a `keras.callbacks.TerminateOnNaN` is given.
 
+    Args:
+        checkpoint: callbacks.Checkpoint whose last good checkpoint the error names, or None.
+
     Raises:
         FloatingPointError: in `fit`; the weights are then useless.
 
@@ -20,13 +23,19 @@ class Finite(keras.callbacks.Callback):
     async_safe = True  # the step need not wait for it
     epoch = 0
 
+    def __init__(self, checkpoint=None):
+        super().__init__()
+        self.checkpoint = checkpoint
+
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
         for name, value in (logs or {}).items():
             if not math.isfinite(value):
+                last_good = self.checkpoint.last_good() if self.checkpoint else ""
                 raise FloatingPointError(
                     f"{name} became {value} in step {batch + 1} of epoch {self.epoch + 1}: train anew "
-                    "with a smaller learning rate, or look for pictures that are not in 0..255"
+                    "with a smaller learning rate, or look for pictures that are not in "
+                    f"0..255{last_good}"
                 )

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssl import distribute, pipeline
+
 
 class Relabel(keras.callbacks.Callback):
     """Lets a clustering task make its labels anew from the features of all images.
@@ -69,17 +71,18 @@ class Relabel(keras.callbacks.Callback):
             power = 1 if self.when[0] == "linear" else 2
             n = self.when[1]
             due = [int(epochs * self.steps * (i / n) ** power) for i in range(n)]
-        self.due, self.epoch = due, None
+        self.due, self.epoch, self.resumed = due, None, True
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.epoch is None:  # a resumed training has done what came before
-            self.due = [step for step in self.due if step >= epoch * self.steps]
-            if not (self.model.labels.numpy() >= 0).any():
-                self.due.insert(0, epoch * self.steps)
+        if self.epoch is None and not (self.model.labels.numpy() >= 0).any():
+            self.due.insert(0, epoch * self.steps)
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):
         step = self.epoch * self.steps + batch
+        if self.resumed:  # a training that goes on has done what came before its last execution
+            self.due = [due for due in self.due if due > step - self.model.steps_per_execution]
+            self.resumed = False
         if not self.due or self.due[0] > step:
             return
         self.due = [later for later in self.due if later > step]
@@ -89,10 +92,18 @@ class Relabel(keras.callbacks.Callback):
         """Relabels now, whatever the schedule."""
         from sklearn.metrics import normalized_mutual_info_score
 
-        task = self.model
+        task, strategy = self.model, self.model.distribute_strategy
         before = task.labels.numpy()
         verbose = self.params.get("verbose") == 1 if self.verbose == "auto" else self.verbose
-        task.relabel(extract(task, self.images, self.batch_size, int(verbose), self.teacher))
+        features = extract(task, self.images, self.batch_size, int(verbose), self.teacher)
+        # Once for all workers: two machines may round differently, and their labels would part.
+        if distribute.worker(strategy)[0] == 0:
+            task.relabel(features)
+        state = task.state()
+        made = distribute.from_chief(strategy, [v.numpy() for v in state])
+        if distribute.worker(strategy)[0] > 0:
+            for variable, value in zip(state, made, strict=True):
+                variable.assign(value)
         after = task.labels.numpy()
         sizes = np.concatenate([np.bincount(head[head >= 0]) for head in np.atleast_2d(after)])
         self.found = {
@@ -135,17 +146,24 @@ def extract(task, images, batch_size=256, verbose=0, teacher=None):
     features = tf.function(source, reduce_retracing=True)
     describe = getattr(task, "descriptors", lambda batch: features(batch["image"]))
     parts, ids = [], []
-    batches = images.batch(batch_size).prefetch(2)
-    bar = keras.utils.Progbar(int(batches.cardinality()), verbose=verbose, unit_name="batch")
+    strategy, number = task.distribute_strategy, int(images.cardinality())
+    worker = distribute.worker(strategy)
+    batches = pipeline.shard(images, worker).batch(batch_size).prefetch(2)
+    steps = -(-number // (batch_size * worker[1]))
+    bar = keras.utils.Progbar(steps, verbose=verbose, unit_name="batch")
     for batch in batches:
         parts.append(np.asarray(describe(batch), np.float32))
         ids.append(batch["id"].numpy())
         bar.add(1)
-    features, ids = np.concatenate(parts), np.concatenate(ids)
-    order = np.argsort(ids)
-    if not np.array_equal(ids[order], np.arange(task.num_images)):
+    features = distribute.gather(strategy, np.concatenate(parts))
+    ids = distribute.gather(strategy, np.concatenate(ids))
+    in_range = ids.min() >= 0 and ids.max() < task.num_images
+    if number != task.num_images or not in_range or len(set(ids.tolist())) < len(ids):
         raise ValueError(
             f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got "
             f"{len(ids)} images with ids {ids.min()} to {ids.max()}"
         )
-    return features[order]
+    # A picture that cannot be read gets a label like any other, which is never asked for.
+    found = np.repeat(features.mean(axis=0, keepdims=True), task.num_images, axis=0)
+    found[ids] = features
+    return found

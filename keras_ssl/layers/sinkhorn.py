@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl import distribute
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Sinkhorn(keras.layers.Layer):
@@ -70,14 +72,9 @@ class Sinkhorn(keras.layers.Layer):
     def call(self, scores, rows=None, columns=None):
         scores = tf.cast(scores, tf.float32)
         batch, number = tf.shape(scores)[0], tf.shape(scores)[1]
-        context = tf.distribute.get_replica_context()
-        together = context is not None and context.num_replicas_in_sync > 1
-        first = 0
-        if together:
-            sizes = context.all_gather(batch[None], axis=0)
-            first = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
-            scores = context.all_gather(scores, axis=0)
-            rows = None if rows is None else context.all_gather(rows, axis=0)
+        first = distribute.first_row(scores)
+        scores = distribute.all_gather(scores)
+        rows = None if rows is None else distribute.all_gather(rows)
         total = tf.shape(scores)[0]
         if rows is None:
             rows = tf.fill([total], 1 / tf.cast(total, tf.float32))
@@ -87,7 +84,7 @@ class Sinkhorn(keras.layers.Layer):
             scores, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), tf.constant(self.lam),
             tf.constant(self.tolerance), tf.constant(self.max_iterations),
         )  # fmt: skip
-        plan = plan[first : first + batch] if together else plan
+        plan = plan[first : first + batch]
         if not self.differentiable:
             plan = tf.stop_gradient(plan)
         if self.report:

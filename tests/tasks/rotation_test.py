@@ -62,7 +62,7 @@ def test_learns_to_tell_up_from_down():
     task = kssl.tasks.Rotation(encoder)
     task.compile(keras.optimizers.Adam(3e-3))
     task.fit(
-        task.dataset(kssl.data.from_array(x.astype("uint8")), 32, epochs=4), epochs=4, verbose=0
+        task.dataset(kssl.data.from_array(x.astype("uint8")), 32, epochs=8), epochs=8, verbose=0
     )
     held_out = np.zeros((1, 16, 16, 3), "uint8")
     held_out[:, :8] = 180

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders, exemplars, losses
+from keras_ssl import distribute, encoders, exemplars, losses
 from keras_ssl.pretext import PretextModel
 
 
@@ -67,20 +67,11 @@ class ExemplarTriplet(PretextModel):
     def call(self, x, training=False):
         embedding = self.head(encoders.on_patches(self.encoder, x, training))
         embedding = tf.math.l2_normalize(embedding, axis=-1)
-        others = embedding[:, 1]
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            others = context.all_gather(others, axis=0)
+        others = distribute.all_gather(embedding[:, 1])
         return tf.matmul(embedding[:, 0], others, transpose_b=True)
 
     def late_labels(self, x, y, y_pred):
-        number = tf.shape(y_pred)[0]
-        places = tf.range(number)
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            sizes = context.all_gather(number[None], axis=0)
-            places += tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
-        return places, None
+        return distribute.first_row(y_pred) + tf.range(tf.shape(y_pred)[0]), None
 
     def preview(self, x, y, y_pred=None):
         said = [""] * len(x)

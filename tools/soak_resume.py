@@ -1,0 +1,125 @@
+"""Trainings killed by SIGKILL at random steps, beside the same trainings left alone: equal bit for bit?
+
+    python tools/soak_resume.py [--kills 10] [--tasks rotation exemplar_triplet deep_cluster gan]
+
+One task a family by default. Every training runs in a process of its own, which kills itself after a
+random step and is started again with the same arguments, until it is through. Checkpoints come every
+other step, so that most kills lose one. At the end all variables are compared: weights, labels, centroids,
+the slots of all optimisers.
+"""
+
+import argparse
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+TASKS = ["rotation", "exemplar_triplet", "deep_cluster", "self_label", "inpainting", "gan"]
+IMAGES, BATCH, EPOCHS = 40, 8, 6
+STEPS = EPOCHS * IMAGES // BATCH
+
+
+def train(folder, names, kill_at):
+    """Trains the tasks one after the other; SIGKILL after `kill_at` steps of this process."""
+    import keras
+
+    import keras_ssl as kssl
+    from keras_ssl.tasks import TASKS as ROWS
+
+    class Kill(keras.callbacks.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            Kill.steps += 1
+            if Kill.steps == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    classes = {row.name: row.task for row in ROWS}
+    images = kssl.data.digits("test")
+    images = kssl.data.from_array(kssl.data.to_arrays(images)["image"][:IMAGES])
+    for name in names:
+        keras.utils.set_random_seed(0)
+        encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        known = inspect.signature(classes[name]).parameters
+        small = {
+            "num_images": IMAGES,
+            "num_clusters": 5,
+            "num_heads": 2,
+            "relabellings": 4,
+            "filters": 4,
+        }
+        task = classes[name](encoder, **{k: v for k, v in small.items() if k in known})
+        task.compile(keras.optimizers.Adam(1e-3))
+        # The kill comes first: it may hit a step that is about to be saved.
+        watching = [*task.default_callbacks(images), Kill()]
+        watching.append(kssl.callbacks.Checkpoint(folder / name, every_steps=2))
+        data = task.dataset(images, BATCH, epochs=EPOCHS, seed=3)
+        task.fit(data, epochs=EPOCHS, callbacks=watching, verbose=0)
+        np.savez(folder / f"{name}.npz", *[v.numpy() for v in task.state()])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "STEP"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return train(Path(options.child[0]), options.tasks, int(options.child[1]))
+
+    def run(folder, names, kill_at=0):
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            str(folder),
+            str(kill_at),
+            "--tasks",
+            *names,
+        ]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        if done.returncode not in (0, -signal.SIGKILL):
+            print(done.stderr, file=sys.stderr)
+        return done.returncode
+
+    random = np.random.default_rng(options.seed)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        alone, killed = Path(folder, "alone"), Path(folder, "killed")
+        alone.mkdir()
+        killed.mkdir()
+        assert run(alone, options.tasks) == 0
+        left = {name: options.kills for name in options.tasks}
+        for name in options.tasks:
+            places = []
+            while left[name]:
+                # Steps that are still to be done, by the newest checkpoint.
+                saved = sorted((killed / name).glob("step-*.npz"))
+                done = int(saved[-1].stem[5:]) if saved else 0
+                spread = max(1, (STEPS - done) // left[name])
+                at = int(random.integers(1, spread + 1))
+                code = run(killed, [name], at)
+                assert code == -signal.SIGKILL, f"{name}: exit code {code}"
+                places.append(done + at)
+                left[name] -= 1
+            assert run(killed, [name]) == 0
+            with np.load(alone / f"{name}.npz") as a, np.load(killed / f"{name}.npz") as b:
+                different = [key for key in a if not np.array_equal(a[key], b[key])]
+                wrong += bool(different)
+                print(
+                    f"{name}: killed after steps {places} of {STEPS}; {len(a.files)} variables, "
+                    f"{len(different)} differ",
+                    flush=True,
+                )
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
