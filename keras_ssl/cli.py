@@ -1,7 +1,5 @@
 """The keras-ssl command."""
 
-import ast
-import inspect
 import json
 import os
 import sys
@@ -15,11 +13,18 @@ import tensorflow as tf
 
 import keras_ssl as kssl
 from keras_ssl import pictures, serving
+from keras_ssl.data import service_command
 from keras_ssl.data.named import named
+from keras_ssl.pretraining import (
+    DATA_HELP,
+    check_parent,
+    encoder_options,
+    find_row,
+    make_task,
+    pretrain,
+)  # fmt: skip
 from keras_ssl.serving import command
 from keras_ssl.tasks import TASKS
-
-DATA_HELP = "A folder of pictures, or digits, or cifar10 (downloaded by Keras)."
 
 
 def main():
@@ -63,19 +68,6 @@ def tasks():
     )
 
 
-def encoder_options(command):
-    """The options that describe the encoder and the task, shared by preview and pretrain."""
-    for option in (
-        click.option("--size", type=int, help="Pixels, height and width; 32 by default."),
-        click.option(
-            "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."
-        ),
-        click.option("--seed", default=0, show_default=True),
-    ):
-        command = option(command)
-    return command
-
-
 @cli.command()
 @click.argument("task")
 @click.option("--data", default="digits", show_default=True, help=DATA_HELP)
@@ -88,7 +80,7 @@ def preview(task, data, out, number, size, settings, seed):
     """
     if number < 1:
         raise ValueError(f"--number must be at least 1, got {number}")
-    _check_parent("--out", out)
+    check_parent("--out", out)
     if task.endswith(".keras"):
         if settings or size is not None:
             raise ValueError(f"{task} has its --size and --set from its training: leave them out")
@@ -103,73 +95,15 @@ def preview(task, data, out, number, size, settings, seed):
         )
     else:
         size = 32 if size is None else size
-        dataset, _ = named(data, size, reader=_row(task).task.reader)
+        dataset, _ = named(data, size, reader=find_row(task).task.reader)
         encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
-        model = _task(task, encoder, settings, dataset)
+        model = make_task(task, encoder, settings, dataset)
         rows = model.preview(*next(model.dataset(dataset, number, seed=seed).as_numpy_iterator()))
     pictures.grid(rows, title=f"{task} on {data}").savefig(out)
     click.echo(f"wrote {out}")
 
 
-@cli.command()
-@click.argument("task")
-@click.option("--data", default="digits", show_default=True, help=DATA_HELP)
-@click.option("--out", help="Where the trained task goes; TASK_DATA.keras by default.")
-@click.option("--epochs", default=10, show_default=True)
-@click.option("--batch-size", default=64, show_default=True, help="Images per step.")
-@click.option("--learning-rate", type=float, help="Peak; the task's own by default, such as 0.1.")
-@click.option(
-    "--width", default=32, show_default=True, help="Channels of the encoder's first stage."
-)
-@click.option(
-    "--blocks", default="2,2,2,2", show_default=True, help="Residual blocks of each stage."
-)
-@click.option(
-    "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"])
-)
-@click.option("--sobel", is_flag=True, help="The encoder sees gray gradients, no colours.")
-@click.option("--tensorboard", metavar="DIR", help="Write scalars and pictures for TensorBoard.")
-@encoder_options
-def pretrain(
-    task, data, out, epochs, batch_size, learning_rate, width, blocks, stem, sobel, tensorboard,
-    size, settings, seed,
-):  # fmt: skip
-    """Trains an encoder on a pretext task, without labels."""
-    out = Path(out or f"{task}_{Path(data).resolve().name}.keras")
-    if out.suffix != ".keras":
-        raise ValueError(f"--out must end in .keras, got {str(out)!r}")
-    _check_parent("--out", out)
-    if epochs < 1:
-        raise ValueError(f"--epochs must be positive, got {epochs}")
-    if learning_rate is not None and not learning_rate > 0:
-        raise ValueError(f"--learning-rate must be positive, got {learning_rate}")
-    try:
-        depths = tuple(int(n) for n in blocks.split(","))
-    except ValueError:
-        raise ValueError(f"--blocks must be numbers such as 2,2,2,2, got {blocks!r}") from None
-    keras.utils.set_random_seed(seed)
-    size = 32 if size is None else size
-    dataset, _ = named(data, size, reader=_row(task).task.reader)
-    preprocessing = kssl.layers.Sobel() if sobel else None
-    encoder = kssl.encoders.resnet(
-        (size, size, 3), width, depths, stem, preprocessing=preprocessing
-    )
-    model = _task(task, encoder, settings, dataset)
-    training = model.dataset(dataset, batch_size, epochs=epochs, seed=seed)
-    rate = () if learning_rate is None else (learning_rate,)
-    model.compile(model.default_optimizer(epochs * training.steps_per_epoch, *rate))
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    click.echo(
-        f"{task} on {data}: {int(dataset.cardinality())} images, {training.steps_per_epoch} steps an "
-        f"epoch, {len(devices)} {devices[0].device_type}, {model.encoder.count_params():,} parameters"
-    )
-    callbacks = model.default_callbacks(dataset)
-    if tensorboard:
-        callbacks.append(keras.callbacks.TensorBoard(tensorboard))
-        callbacks.append(kssl.callbacks.Pictures(tensorboard, dataset))
-    model.fit(training, epochs=epochs, callbacks=callbacks, verbose=1 if sys.stdout.isatty() else 2)
-    model.save(out)
-    click.echo(f"wrote {out}; next: keras-ssl evaluate {out} --data {data}")
+cli.add_command(pretrain)
 
 
 @cli.command()
@@ -220,6 +154,13 @@ def serve(arguments):
     command.main(list(arguments))
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def data_service(arguments):
+    """A tf.data service: a dispatcher, or workers that make labels for trainings elsewhere."""
+    service_command.main(list(arguments))
+
+
 @cli.command()
 @click.argument("folder")
 @click.option("--out", default="features.npz", show_default=True)
@@ -234,7 +175,7 @@ def extract(folder, out, model, server, batch_size, retries, ca, certificate, ke
     """Features of every picture in FOLDER, to an .npz; with --server it resumes what was stopped."""
     if not model:
         raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
-    _check_parent("--out", out)
+    check_parent("--out", out)
     tls = serving.credentials(ca, certificate, key) if ca or certificate or key else None
     if tls and not server:
         raise ValueError("--ca, --certificate and --key need --server")
@@ -270,46 +211,10 @@ def quickstart(out):
     quickstart(Path(out))
 
 
-def _row(name):
-    for row in TASKS:
-        if row.name == name:
-            return row
-    known = ", ".join(row.name for row in TASKS)
-    raise ValueError(f"there is no task {name!r}: choose one of {known}")
-
-
-def _task(name, encoder, settings, dataset):
-    """The task of that name, with `--set name=value` as further arguments."""
-    row = _row(name)
-    known = [p for p in inspect.signature(row.task).parameters if p not in ("encoder", "kwargs")]
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in known:
-            raise ValueError(
-                f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}"
-            )
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = value
-    if "num_images" in known:
-        arguments.setdefault("num_images", int(dataset.cardinality()))
-    try:
-        return row.task(encoder, **arguments)
-    except TypeError as error:
-        raise ValueError(f"--set {' '.join(settings)}: {error}") from None
-
-
 def _load(path):
     """What lies in a .keras file or an export, and its encoder."""
     model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
     return model, getattr(model, "encoder", model)
-
-
-def _check_parent(option, path):
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{option}: there is no folder {str(Path(path).parent)!r}")
 
 
 def print_table(rows):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,10 +45,20 @@ def test_from_pictures_to_features(command, photos, tmp_path):
         "num_rotations=2",
     )
     code, out, _ = command(
-        "pretrain", "rotation", "--data", photos, *small, "--batch-size", 8, "--tensorboard", "logs"
-    )
+        "pretrain", "rotation", "--data", photos, *small, "--batch-size", 8, "--tensorboard", "logs",
+        "--log", "log.csv", "--checkpoint", "saved", "--checkpoint-every", 2,
+    )  # fmt: skip
     assert code == 0
-    assert "20 images, 3 steps an epoch" in out
+    assert "20 images, 3 steps an epoch, 1 epoch, 1 CPU, float32" in out
+    assert "checkpoints in saved" in out
+    assert " images/s" in out
+    assert [p.name for p in sorted(Path("saved").iterdir())] == [
+        "step-000000002.npz", "step-000000003.npz"
+    ]  # fmt: skip
+    assert (
+        Path("log.csv").read_text().startswith("epoch,accuracy,loss,feature_std,effective_rank\n0,")
+    )
+    assert (tmp_path / "logs" / "projector_config.pbtxt").exists()
     assert list((tmp_path / "logs").rglob("events*"))
     assert list((tmp_path / "logs" / "pictures").glob("events*"))
     code, out, _ = command(
@@ -170,6 +182,19 @@ WRONG = {
         "--learning-rate must be positive, got 0.0",
     ),
     "gap": (("preview", "relative_patch", "--set", "gap=20"), "need 45 pixels"),
+    "nowhere to save": (
+        ("pretrain", "rotation", "--checkpoint-every", 5),
+        "--checkpoint-every needs --checkpoint",
+    ),
+    "no workers": (
+        ("pretrain", "rotation", "--strategy", "multi_worker"),
+        "multi_worker finds no other worker: set TF_CONFIG",
+    ),
+    "precision": (("pretrain", "rotation", "--precision", "int8"), "'int8' is not one of"),
+    "service": (
+        ("pretrain", "rotation", "--service", "localhost"),
+        "service must be of the form grpc://host:port, got 'localhost'",
+    ),
     "unknown task": (
         ("pretrain", "rotatoin"),
         "there is no task 'rotatoin': choose one of rotation",
