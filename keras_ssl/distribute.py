@@ -6,12 +6,8 @@ import os
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
-# Seconds between two looks at the other workers. TensorFlow's 30 are also what a process that is done
-# waits for, at its exit.
-CollectiveAllReduceExtended._check_health_interval = 3
-CollectiveAllReduceExtended._check_health_timeout = 3
+LOOK = 3  # seconds between two looks at the other workers; a process that is done waits as long
 
 
 class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
@@ -37,6 +33,10 @@ class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         if resolver.task_type == "worker":
             chiefs = len(cluster.get("chief", []))
         self.worker = (resolver.task_id + chiefs, sum(len(tasks) for tasks in cluster.values()))
+        with contextlib.suppress(ImportError):  # private; without it they are TensorFlow's 30
+            from tensorflow.python.distribute import collective_all_reduce_strategy as private
+
+            private.CollectiveAllReduceExtended._check_health_interval = LOOK
         super().__init__(cluster_resolver=resolver)
 
     def reduce(self, reduce_op, value, axis=None):
