@@ -220,7 +220,7 @@ def test_a_sample_is_spread_where_places_are_known(images):
     task = linear()
     first = Sample(task, dataset, 10).elements
     np.testing.assert_array_equal(first["id"], range(10))
-    dataset.columns, dataset.load = columns, load  # as keras_ssl.data.columns has it
+    dataset.columns, dataset.load_row = columns, load  # as keras_ssl.data.columns has it
     spread = Sample(task, dataset, 10).elements
     np.testing.assert_array_equal(spread["label"], range(10))
     np.testing.assert_array_equal(spread["image"][:, 3, 5, 1], spread["id"])

@@ -83,13 +83,13 @@ class Exemplar(PretextModel):
             seed = tf.stack([tf.cast(number, tf.int64), ids], axis=1)
         return exemplars.transform(image, corners, seed, self.patch), ids
 
-    def dataset(self, images, batch_size, epochs=1, first_epoch=0, shuffle=True, seed=0):
+    def dataset(self, images, *args, **kwargs):
         number = int(images.cardinality())
         if number > self.num_images:
             raise ValueError(
                 f"images are {number}, more than the num_images={self.num_images} classes of the task"
             )
-        return super().dataset(images, batch_size, epochs, first_epoch, shuffle, seed)
+        return super().dataset(images, *args, **kwargs)
 
     def call(self, x, training=False):
         return self.head(encoders.on_patches(self.encoder, x[:, None], training)[:, 0])
