@@ -97,11 +97,12 @@ class Relabel(keras.callbacks.Callback):
         verbose = self.params.get("verbose") == 1 if self.verbose == "auto" else self.verbose
         features = extract(task, self.images, self.batch_size, int(verbose), self.teacher)
         # Once for all workers: two machines may round differently, and their labels would part.
-        if distribute.worker(strategy)[0] == 0:
+        worker, workers = distribute.worker(strategy)
+        if worker == 0:
             task.relabel(features)
-        state = task.state()
-        made = distribute.from_chief(strategy, [v.numpy() for v in state])
-        if distribute.worker(strategy)[0] > 0:
+        if workers > 1:
+            state = task.state()
+            made = distribute.from_chief(strategy, [v.numpy() for v in state])
             for variable, value in zip(state, made, strict=True):
                 variable.assign(value)
         after = task.labels.numpy()
