@@ -72,7 +72,9 @@ def resnet(
             strides = 2 if stage > 0 and block == 0 else 1
             shortcut = x
             if strides > 1:
-                shortcut = convolution(x, filters, 1, strides)
+                # Subsampled first: the filter gradient of a 1x1 convolution with stride 2 corrupts the
+                # heap on CPUs with AVX-512 (oneDNN, few channels, batches that the threads share unevenly).
+                shortcut = convolution(layers.MaxPooling2D(1, strides)(x), filters, 1)
             x = layers.ReLU()(convolution(x, filters, 3, strides))
             x = layers.Add()([convolution(x, filters, 3), shortcut])
             x = layers.ReLU(name=f"{STAGE}{stage + 1}" if block == number - 1 else None)(x)
