@@ -3,8 +3,8 @@
 import keras
 from keras import layers
 
-from keras_ssl import images
 from keras_ssl.layers import BatchNormalization
+from keras_ssl.ops import images
 
 STAGE = "stage"
 

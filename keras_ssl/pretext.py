@@ -3,9 +3,10 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import data, distribute, optimizers, pipeline
+from keras_ssl import data
 from keras_ssl.callbacks import Checkpoint, Finite
 from keras_ssl.callbacks.checkpoint import Resumed
+from keras_ssl.training import distribute, optimizers, pipeline
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

@@ -9,8 +9,8 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 import keras_ssl as kssl
-from keras_ssl import pictures
-from keras_ssl.serving.servable import Servable
+from keras_ssl import plotting
+from keras_ssl.serving.server.servable import Servable
 from keras_ssl.tasks import TASKS
 
 BATCH = 8
@@ -145,11 +145,11 @@ def test_preview_can_be_drawn(row, images):
     rows = task.preview(x, y)
     assert len(rows) == 3
     assert all(caption for line in rows for _, caption in line)
-    assert isinstance(pictures.grid(rows), Figure)
+    assert isinstance(plotting.grid(rows), Figure)
     if hasattr(task, "relabel"):
         task.relabel(kssl.callbacks.extract(task, images))
     predicted = kssl.callbacks.predicted(task, x, y)
     # What the network says is in a picture or in a caption of its own.
     assert len(predicted) == 3
     assert [[c for _, c in line] for line in predicted] != [[c for _, c in line] for line in rows]
-    assert isinstance(pictures.grid(predicted), Figure)
+    assert isinstance(plotting.grid(predicted), Figure)

@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from keras_ssl import distribute
 from keras_ssl.cli import cli
+from keras_ssl.training import distribute
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 README = (DEPLOY / "README.md").read_text()

@@ -10,9 +10,9 @@ import tensorflow as tf
 import keras_ssl as kssl
 from keras_ssl import encoders
 from keras_ssl.layers import Sinkhorn, Sobel
-from keras_ssl.optimizers import LossScale
 from keras_ssl.tasks import TASKS, DeepCluster, SelfLabel
 from keras_ssl.tasks.clustering import self_label
+from keras_ssl.training.optimizers import LossScale
 
 BATCH, STEPS = 8, 2
 POLICIES = ["mixed_bfloat16", "mixed_float16"]

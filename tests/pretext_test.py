@@ -16,7 +16,7 @@ class Brightness(kssl.PretextModel):
         self.head = keras.layers.Dense(1)
 
     def pretext(self, batch, seed):
-        noise = kssl.images.uniform(seed, 1)[:, :, None, None]
+        noise = kssl.ops.random.uniform(seed, 1)[:, :, None, None]
         return tf.cast(batch["image"], tf.float32) + noise, batch["id"]
 
     def call(self, x, training=False):

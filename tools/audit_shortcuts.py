@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import keras_ssl as kssl
 from keras_ssl.cli import print_table
-from keras_ssl.optimizers import sgd_cosine
+from keras_ssl.training.optimizers import sgd_cosine
 
 FRINGE = 0.04  # red is this much larger than green, blue this much smaller
 CLOSE = {d: kssl.permutations.permutations(100, distance=d) for d in ("middle", "low")}

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 import keras_ssl as kssl
-from keras_ssl.serving.servable import Servable
+from keras_ssl.serving.server.servable import Servable
 
 BATCH, CALLS = 32, 20
 

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 import keras_ssl as kssl
 from keras_ssl.cli import print_table
-from keras_ssl.optimizers import sgd_cosine
 from keras_ssl.tasks import TASKS
+from keras_ssl.training.optimizers import sgd_cosine
 
 BATCH, IMAGES, STEPS = 128, 2048, 6
 

@@ -87,8 +87,8 @@ def in_process(path, size, kind, core, seconds, connection):
     os.sched_setaffinity(0, {core})
     from tensorflow_serving.apis import predict_pb2
 
-    from keras_ssl.serving.requests import inputs_of
-    from keras_ssl.serving.servable import Servable
+    from keras_ssl.serving.server.requests import inputs_of
+    from keras_ssl.serving.server.servable import Servable
 
     servable = Servable(path)
     signature = "encoded" if kind == "jpeg" else "serving_default"
@@ -106,7 +106,7 @@ def in_process(path, size, kind, core, seconds, connection):
 
 def serve(path, core, batching):
     """(process, port) of an embedded server on a core."""
-    program = "from keras_ssl.serving import command; import sys; command.main(sys.argv[1:])"
+    program = "from keras_ssl.cli import serve; import sys; serve.main(sys.argv[1:])"
     command = [sys.executable, "-c", program, str(path.parent), "--port=0"]
     if batching:
         command += ["--enable_batching", f"--batching_parameters_file={batching}"]
@@ -134,7 +134,7 @@ def main():
     server_core, client_core = cores[:2]
     os.sched_setaffinity(0, {client_core})
 
-    from keras_ssl.serving.servable import Servable, versions
+    from keras_ssl.serving.server.servable import Servable, versions
 
     found = versions(args.model)
     version = found[max(found)]

@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.transport import BLOCK, sinkhorn
+from keras_ssl.solvers.transport import BLOCK, sinkhorn
 
 
 def blocks(n, k, scale=0.18, width=64):

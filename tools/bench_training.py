@@ -33,9 +33,9 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl import distribute
 from keras_ssl.cli import print_table
 from keras_ssl.tasks import TASKS
+from keras_ssl.training import distribute
 
 BATCH, STEPS, SKIPPED = 256, 12, 2
 

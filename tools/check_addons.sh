@@ -19,7 +19,7 @@ trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python}" - "$model" "$work/expected.npz" <<'EOF'
 import sys
 import numpy as np
-from keras_ssl.serving.servable import Servable
+from keras_ssl.serving.server.servable import Servable
 
 images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
 features = Servable(sys.argv[1]).run({"images": images})["features"]

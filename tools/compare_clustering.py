@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from sklearn.metrics import normalized_mutual_info_score
 
 import keras_ssl as kssl
-from keras_ssl import pictures
+from keras_ssl import plotting
 from keras_ssl.cli import print_table
-from keras_ssl.optimizers import sgd_cosine
+from keras_ssl.training.optimizers import sgd_cosine
 
 LABELS, CLUSTERS, TRIAL = 10_000, 128, 60
 TASKS = {
@@ -105,7 +105,7 @@ def members(images, labels, axes, title):
                 for j, i in enumerate(chosen)
             ]
         )
-    pictures.grid(rows, axes, title)
+    plotting.grid(rows, axes, title)
 
 
 def main():

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 import keras_ssl as kssl
-from keras_ssl import pictures
+from keras_ssl import plotting
 from keras_ssl.cli import print_table
 
 LABELS, TRIAL = 10_000, 40
@@ -126,7 +126,7 @@ def main():
         pretext = pretext_figure(task, found["logs"], test)
         if "accuracy" not in found["logs"]:  # a generation task
             drawn = kssl.callbacks.predicted(task, *next(iter(task.dataset(test, 8))))
-            pictures.grid(drawn, title=name).savefig(f"{path}.png")
+            plotting.grid(drawn, title=name).savefig(f"{path}.png")
         budget = f"{found['steps']:,}", f"{found['minutes']:.0f}"
         rows.append((name, pretext, best, *figures, *budget))
         task.save(f"{path}.keras")

@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 from matplotlib.figure import Figure
 
-from keras_ssl.transport import sinkhorn
+from keras_ssl.solvers.transport import sinkhorn
 
 DISTANCE = np.array([[1.0, 3.0], [2.0, 1.0]])  # km from warehouses A and B to shops 1 and 2
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_ssl.serving.servable import Servable, versions
+from keras_ssl.serving.server.servable import Servable, versions
 
 EXPORTS_FOREVER = """
 import sys

@@ -27,7 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 import keras_ssl as kssl
-from keras_ssl.serving.command import free_port
+from keras_ssl.cli.serve import free_port
 
 BATCHING = """max_batch_size { value: 32 }
 batch_timeout_micros { value: 1000 }
@@ -45,7 +45,7 @@ class Served:
         batching, monitoring = (Path(self.configs.name) / n for n in ("batching", "monitoring"))
         batching.write_text(BATCHING)
         monitoring.write_text(MONITORING)
-        program = "from keras_ssl.serving import command; import sys; command.main(sys.argv[1:])"
+        program = "from keras_ssl.cli import serve; import sys; serve.main(sys.argv[1:])"
         self.rest_port = free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, str(folder), "--port=0", "--enable_batching",

@@ -25,10 +25,10 @@ import numpy as np
 from PIL import Image
 
 import keras_ssl as kssl
-from keras_ssl import clustering
 from keras_ssl.callbacks import extract
 from keras_ssl.cli import print_table
-from keras_ssl.optimizers import sgd_cosine
+from keras_ssl.solvers import clustering
+from keras_ssl.training.optimizers import sgd_cosine
 
 PAGES, COLUMNS, BATCH, TRIAL = 4, 4, 64, 60
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ssl import distribute
+from keras_ssl.training import distribute
 
 
 class Checkpoint(keras.callbacks.Callback):

@@ -37,9 +37,9 @@ class Pictures(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(f"{self.log_dir}/pictures")
 
     def on_epoch_end(self, epoch, logs=None):
-        from keras_ssl import pictures  # matplotlib, only where something is drawn
+        from keras_ssl import plotting  # matplotlib, only where something is drawn
 
-        figure = pictures.grid(predicted(self.model, self.x, self.y))
+        figure = plotting.grid(predicted(self.model, self.x, self.y))
         encoded = io.BytesIO()
         figure.savefig(encoded, format="png")
         with self.writer.as_default():
@@ -59,7 +59,7 @@ def predicted(task, x, y):
         x, y: a batch as its `pretext` made it.
 
     Returns:
-        list of lists of (pixels, caption), for `pictures.grid`.
+        list of lists of (pixels, caption), for `plotting.grid`.
     """
     found = tf.nest.map_structure(np.asarray, (x, y, task(x, training=False)))
     return task.preview(*found)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import distribute, pipeline
+from keras_ssl.training import distribute, pipeline
 
 
 class Relabel(keras.callbacks.Callback):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from keras_ssl import images
 from keras_ssl.data.columns import addressable
+from keras_ssl.ops import decode, images
 
 SOME = 100  # files that are decoded where not all are, to notice a folder of something else
 
@@ -73,7 +73,7 @@ def from_folder(path, size, check=True):
         columns["label"] = tf.constant([number[name] for name in classes], tf.int64)
 
     def load(row):
-        image = images.resize(images.decode(tf.io.read_file(row["path"])), height, width)
+        image = images.resize(decode.decode(tf.io.read_file(row["path"])), height, width)
         return {"image": image, **{name: row[name] for name in row if name != "path"}}
 
     dataset = addressable(columns, load)
@@ -100,11 +100,11 @@ def pictures_in(path):
         os.path.join(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.lower().endswith(images.SUFFIXES)
+        if name.lower().endswith(decode.SUFFIXES)
     )
     if not found:
         raise ValueError(
-            f"no pictures in {str(path)!r}: expected files ending in {', '.join(images.SUFFIXES)}"
+            f"no pictures in {str(path)!r}: expected files ending in {', '.join(decode.SUFFIXES)}"
         )
     return found
 
@@ -114,7 +114,7 @@ def _readable(paths):
 
     def decode(path, index):
         # The shape goes out too: tf.data drops a decoding whose result nobody wants.
-        return index, tf.shape(images.decode(tf.io.read_file(path)))
+        return index, tf.shape(decode.decode(tf.io.read_file(path)))
 
     good = [False] * len(paths)
     files = tf.data.Dataset.from_tensor_slices((paths, tf.range(len(paths))))

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import images
 from keras_ssl.data.columns import addressable
 from keras_ssl.data.folder import pictures_in
+from keras_ssl.ops import decode
 
 PATCH = 32
 
@@ -51,7 +51,7 @@ def from_pages(path, size=PATCH):
     columns, paths, names, empty = [], [], [], []
     for file in found:
         try:
-            page = images.decode(tf.io.read_file(file)).numpy()
+            page = decode.decode(tf.io.read_file(file)).numpy()
         except tf.errors.InvalidArgumentError:
             empty.append(Path(file).name)
             continue

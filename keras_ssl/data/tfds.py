@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_ssl import images
+from keras_ssl.ops import decode, images
 
 
 def from_tfds(name, split="train", *, size, data_dir=None):
@@ -71,7 +71,7 @@ def from_tfds(name, split="train", *, size, data_dir=None):
     )
 
     def load(place, row):
-        image = images.resize(images.decode(row["image"]), height, width)
+        image = images.resize(decode.decode(row["image"]), height, width)
         label = {"label": tf.cast(row["label"], tf.int64)} if labelled else {}
         return {"image": image, "id": place, **label}
 

@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_ssl import images as pixels
 from keras_ssl.data.arrays import subset
 from keras_ssl.data.columns import addressable
 from keras_ssl.data.records import index, read, record_files
+from keras_ssl.ops import decode
+from keras_ssl.ops import images as pixels
 
 SHARD_BYTES = 100e6  # of pixels; PNG makes them somewhat smaller
 MANIFEST = "pictures.json"
@@ -197,7 +198,7 @@ def from_tfrecord(path, size=None, image="image", label="label"):
         for key, value in tf.io.parse_single_example(record, features).items():
             name = names.get(key, key)
             if name == "image" and is_png:
-                value = pixels.decode(value)
+                value = decode.decode(value)
                 if resized:
                     value = pixels.resize(value, height, width)
                 fits = tf.reduce_all(tf.shape(value)[:2] == [height, width])
@@ -222,7 +223,7 @@ def _columns(path, files, rows, image, label):
             features = tf.train.Example.FromString(record).features.feature
             if image not in features:
                 raise ValueError(_no_column("image", image, path, features))
-            shape = pixels.decode(features[image].bytes_list.value[0]).shape.as_list()
+            shape = decode.decode(features[image].bytes_list.value[0]).shape.as_list()
         except (tf.errors.OpError, DecodeError, IndexError):
             continue
         columns = {image: ["uint8", shape]}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_ssl import clustering
+from keras_ssl.solvers import clustering
 
 
 def vlad(descriptors, groups, centroids, power=0.5):

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import distribute
+from keras_ssl.training import distribute
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

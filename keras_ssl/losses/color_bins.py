@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import colors
+from keras_ssl.ops import lab
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -14,7 +14,7 @@ class ColorBins(keras.losses.Loss):
     distance like a Gaussian of standard deviation 5: a neighbouring bin is less wrong than a far one.
 
     Shapes:
-        y_true: (..., 2) colours a and b. y_pred: (..., 262) logits, over `colors.ab_bins()`.
+        y_true: (..., 2) colours a and b. y_pred: (..., 262) logits, over `lab.ab_bins()`.
         The loss: (...), in nats.
 
     Reference: Zhang, Isola & Efros, "Colorful Image Colorization", ECCV 2016, section 2.1.
@@ -27,7 +27,7 @@ class ColorBins(keras.losses.Loss):
     nearest, deviation = 5, 5.0
 
     def call(self, y_true, y_pred):
-        square = colors.distances(tf.cast(y_true, tf.float32))
+        square = lab.distances(tf.cast(y_true, tf.float32))
         farthest = -tf.math.top_k(-square, self.nearest).values[..., -1:]
         # Relative to the nearest: the weights of a colour far outside the bins would all round to 0.
         further = square - tf.reduce_min(square, axis=-1, keepdims=True)

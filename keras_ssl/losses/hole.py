@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import masks
+from keras_ssl.ops import masks
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_ssl.layers import Sinkhorn
-from keras_ssl.transport import sinkhorn
+from keras_ssl.solvers.transport import sinkhorn
 
 
 @pytest.fixture(scope="module")

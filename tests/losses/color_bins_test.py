@@ -2,13 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ssl import colors
 from keras_ssl.losses import ColorBins
+from keras_ssl.ops import lab
 
 
 def oracle(ab, logits):
     """One pixel: five nearest bins, Gaussian weights, cross-entropy."""
-    bins = colors.ab_bins()
+    bins = lab.ab_bins()
     square = ((bins - ab) ** 2).sum(1)
     nearest = np.argsort(square)[:5]
     weight = np.exp(-square[nearest] / 50)
@@ -38,7 +38,7 @@ def test_the_right_bin_costs_least():
         float(ColorBins()(colour, 10 * np.eye(262, dtype=np.float32)[i : i + 1]))
         for i in range(262)
     ]
-    assert colors.ab_bins()[np.argmin(costs)].tolist() == colour[0]
+    assert lab.ab_bins()[np.argmin(costs)].tolist() == colour[0]
 
 
 def test_serializes():

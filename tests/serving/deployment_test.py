@@ -20,9 +20,9 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 import keras_ssl as kssl
-from keras_ssl.serving import configs
-from keras_ssl.serving.metrics import Metrics
-from keras_ssl.serving.servable import versions
+from keras_ssl.serving.server import configs
+from keras_ssl.serving.server.metrics import Metrics
+from keras_ssl.serving.server.servable import versions
 
 ROOT = Path(__file__).parent.parent.parent
 SERVING = ROOT / "serving"

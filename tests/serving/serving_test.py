@@ -223,7 +223,7 @@ def test_the_newest_of_each_model_is_served(exported, tmp_path):
 
 
 def run_serve(directory, **environment):
-    code = f"from keras_ssl.serving import command; command.main([{str(directory)!r}, '--port=0'])"
+    code = f"from keras_ssl.cli import serve; serve.main([{str(directory)!r}, '--port=0'])"
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, **environment},

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import clustering, images
 from keras_ssl.callbacks import Relabel
+from keras_ssl.ops import augment
 from keras_ssl.pretext import PretextModel
+from keras_ssl.solvers import clustering
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -66,7 +67,7 @@ class DeepCluster(PretextModel):
         if num_clusters is None:
             num_clusters = min(128, num_images)
         clustering.check_number(num_clusters, num_images)
-        images.check_crop(crop)
+        augment.check_crop(crop)
         self.num_images, self.num_clusters = num_images, num_clusters
         self.dimensions, self.crop, self.seed = dimensions, crop, seed
         self.labels = self.add_weight(
@@ -83,8 +84,8 @@ class DeepCluster(PretextModel):
         self.head.build((None, encoder.output_shape[-1]))  # relabelled before it is first called
 
     def pretext(self, batch, seed):
-        image = images.random_crop(batch["image"], seed, self.crop)
-        return images.random_colors(image, seed), batch["id"]
+        image = augment.random_crop(batch["image"], seed, self.crop)
+        return augment.random_colors(image, seed), batch["id"]
 
     def call(self, x, training=False):
         return self.head(self.encoder(x, training=training))

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import clustering, images
 from keras_ssl.callbacks import Relabel
+from keras_ssl.ops import augment
 from keras_ssl.pretext import PretextModel
-from keras_ssl.transport import sinkhorn
+from keras_ssl.solvers import clustering
+from keras_ssl.solvers.transport import sinkhorn
 
 TIE = 0.01  # by what share of its mass a picture prefers the label that it has
 
@@ -83,7 +84,7 @@ class SelfLabel(PretextModel):
         ):  # fmt: skip
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")
-        images.check_crop(crop)
+        augment.check_crop(crop)
         self.num_images, self.num_clusters, self.num_heads = num_images, num_clusters, num_heads
         self.lam, self.tolerance, self.relabellings = lam, tolerance, relabellings
         self.crop, self.seed = crop, seed
@@ -103,8 +104,8 @@ class SelfLabel(PretextModel):
         )
 
     def pretext(self, batch, seed):
-        image = images.random_crop(batch["image"], seed, self.crop)
-        return images.random_colors(image, seed), batch["id"]
+        image = augment.random_crop(batch["image"], seed, self.crop)
+        return augment.random_colors(image, seed), batch["id"]
 
     def call(self, x, training=False):
         logits = self.heads(self.encoder(x, training=training))

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import clustering, data
+from keras_ssl import data
 from keras_ssl.callbacks import Relabel
 from keras_ssl.pretext import PretextModel
+from keras_ssl.solvers import clustering
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

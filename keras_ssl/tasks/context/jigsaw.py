@@ -3,10 +3,13 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders, images, patches
-from keras_ssl.permutations import check_permutations
-from keras_ssl.permutations import permutations as choose
+from keras_ssl import encoders
+from keras_ssl.ops import augment, patches
+from keras_ssl.ops.random import uniform
 from keras_ssl.pretext import PretextModel
+from keras_ssl.tasks.context import puzzles
+from keras_ssl.tasks.context.permutations import check_permutations
+from keras_ssl.tasks.context.permutations import permutations as choose
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -75,12 +78,12 @@ class Jigsaw(PretextModel):
         gray=0.3, permutations=None, crop=0.5, hidden=512, **kwargs,
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
-        tile, jitter = patches.check_tiles(encoder, grid, tile, jitter)
+        tile, jitter = puzzles.check_tiles(encoder, grid, tile, jitter)
         if permutations is None:
             number = {2: 24, 3: 100}[grid] if num_permutations is None else num_permutations
             permutations = choose(number, grid * grid)
-        patches.check_gray(encoder, gray)
-        images.check_crop(crop)
+        puzzles.check_gray(encoder, gray)
+        augment.check_crop(crop)
         self.permutations = check_permutations(permutations, grid * grid)
         self.grid, self.tile, self.jitter = grid, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
@@ -92,14 +95,14 @@ class Jigsaw(PretextModel):
     def pretext(self, batch, seed):
         image = batch["image"]
         if self.crop < 1:
-            image = images.random_crop(image, seed, self.crop)
+            image = augment.random_crop(image, seed, self.crop)
         x = patches.tiles(image, seed, self.grid, self.tile, self.jitter)
         # Other numbers than those of the tiles' places.
-        random = images.uniform(seed + tf.constant([0, 2**42], tf.int64), 2)
+        drawn = uniform(seed + tf.constant([0, 2**42], tf.int64), 2)
         if self.gray:
-            x = patches.gray(x, random[:, 0] < self.gray)
+            x = patches.gray(x, drawn[:, 0] < self.gray)
         x = patches.normalize(x) if self.normalize else tf.cast(x, tf.float32)
-        y = tf.cast(random[:, 1] * len(self.permutations), tf.int32)
+        y = tf.cast(drawn[:, 1] * len(self.permutations), tf.int32)
         return tf.gather(x, tf.gather(self.permutations, y), axis=1, batch_dims=1), y
 
     def call(self, x, training=False):
@@ -108,7 +111,7 @@ class Jigsaw(PretextModel):
         return self.head(self.compare(together))
 
     def preview(self, x, y, y_pred=None):
-        return patches.puzzles(x, y, self.permutations, y_pred)
+        return puzzles.puzzles(x, y, self.permutations, y_pred)
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -3,10 +3,13 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders, images, patches
-from keras_ssl.permutations import check_permutations, describe
-from keras_ssl.permutations import permutations as choose
+from keras_ssl import encoders
+from keras_ssl.ops import augment, patches
+from keras_ssl.ops.random import uniform
 from keras_ssl.pretext import PretextModel
+from keras_ssl.tasks.context import puzzles
+from keras_ssl.tasks.context.permutations import check_permutations, describe
+from keras_ssl.tasks.context.permutations import permutations as choose
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -75,7 +78,7 @@ class JigsawPlus(PretextModel):
         normalize=True, gray=0.7, permutations=None, crop=0.5, hidden=512, **kwargs,
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
-        tile, jitter = patches.check_tiles(encoder, grid, tile, jitter)
+        tile, jitter = puzzles.check_tiles(encoder, grid, tile, jitter)
         if max_replaced is None:
             max_replaced = {2: 1, 3: 2}[grid]
         if not 0 <= max_replaced < grid * grid:
@@ -94,8 +97,8 @@ class JigsawPlus(PretextModel):
                 f"{closest}, or the answer is not unique; got {max_replaced}: take fewer permutations "
                 f"than {len(self.permutations)}"
             )
-        patches.check_gray(encoder, gray)
-        images.check_crop(crop)
+        puzzles.check_gray(encoder, gray)
+        augment.check_crop(crop)
         self.grid, self.max_replaced, self.tile, self.jitter = grid, max_replaced, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
         self.compare = keras.layers.Dense(
@@ -106,18 +109,18 @@ class JigsawPlus(PretextModel):
     def pretext(self, batch, seed):
         image = batch["image"]
         if self.crop < 1:
-            image = images.random_crop(image, seed, self.crop)
+            image = augment.random_crop(image, seed, self.crop)
         x = patches.tiles(image, seed, self.grid, self.tile, self.jitter)
         tiles, batch_size = self.grid * self.grid, tf.shape(x)[0]
         # Other numbers than those of the tiles' places.
-        random = images.uniform(seed + tf.constant([0, 2**42], tf.int64), 4 + 2 * tiles)
-        is_gray, which, other, number = tf.unstack(random[:, :4], axis=1)
+        drawn = uniform(seed + tf.constant([0, 2**42], tf.int64), 4 + 2 * tiles)
+        is_gray, which, other, number = tf.unstack(drawn[:, :4], axis=1)
 
         step = 1 + tf.cast(other * tf.cast(batch_size - 1, tf.float32), tf.int32)
         stranger = tf.gather(x, (tf.range(batch_size) + step) % batch_size)
-        stranger = tf.gather(stranger, tf.argsort(random[:, 4 : 4 + tiles]), axis=1, batch_dims=1)
+        stranger = tf.gather(stranger, tf.argsort(drawn[:, 4 : 4 + tiles]), axis=1, batch_dims=1)
         number = tf.cast(number * (self.max_replaced + 1), tf.int32)
-        rank = tf.argsort(tf.argsort(random[:, 4 + tiles :]))  # a random order of the tiles
+        rank = tf.argsort(tf.argsort(drawn[:, 4 + tiles :]))  # a random order of the tiles
         replaced = (rank < number[:, None]) & (batch_size > 1)
         x = tf.where(replaced[..., None, None, None], stranger, x)
 
@@ -133,7 +136,7 @@ class JigsawPlus(PretextModel):
         return self.head(self.compare(together))
 
     def preview(self, x, y, y_pred=None):
-        return patches.puzzles(x, y, self.permutations, y_pred)
+        return puzzles.puzzles(x, y, self.permutations, y_pred)
 
     def default_loss(self):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)

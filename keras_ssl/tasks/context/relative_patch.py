@@ -3,7 +3,9 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders, images, patches
+from keras_ssl import encoders
+from keras_ssl.ops import augment, patches
+from keras_ssl.ops.random import uniform
 from keras_ssl.pretext import PretextModel
 
 NAMES = (
@@ -118,7 +120,7 @@ class RelativePatch(PretextModel):
         if color and channels != 3:
             raise ValueError(f"color {color!r} needs 3 channels, the encoder takes {channels}")
         encoders.check_patches(encoder, patch, patch)
-        images.check_crop(crop)
+        augment.check_crop(crop)
         self.grid, self.patch, self.gap, self.jitter, self.color = grid, patch, gap, jitter, color
         places = range(grid * grid)
         self.pairs = []  # (centre, other, side of the other)
@@ -136,15 +138,15 @@ class RelativePatch(PretextModel):
     def pretext(self, batch, seed):
         image = batch["image"]
         if self.crop < 1:
-            image = images.random_crop(image, seed, self.crop)
+            image = augment.random_crop(image, seed, self.crop)
         # Other numbers than those of the crop.
         number = self.grid * self.grid
-        random = images.uniform(seed + tf.constant([0, 2**42], tf.int64), 2 + number * 2)
+        drawn = uniform(seed + tf.constant([0, 2**42], tf.int64), 2 + number * 2)
         span = self.grid * self.patch + (self.grid - 1) * self.gap
         height, width = image.shape[1:3]
         free = tf.constant([height, width], tf.float32) - span - 2 * self.jitter + 1
-        place = self.jitter + tf.cast(random[:, None, :2] * free, tf.int32)
-        moves = tf.reshape(random[:, 2:], [-1, number, 2]) * (2 * self.jitter + 1)
+        place = self.jitter + tf.cast(drawn[:, None, :2] * free, tf.int32)
+        moves = tf.reshape(drawn[:, 2:], [-1, number, 2]) * (2 * self.jitter + 1)
         moves = tf.cast(moves, tf.int32) - self.jitter
         steps = tf.range(self.grid) * (self.patch + self.gap)
         grid = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [number, 2])

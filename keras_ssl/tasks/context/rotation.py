@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import images
+from keras_ssl.ops import augment, images
 from keras_ssl.pretext import PretextModel
 
 
@@ -75,7 +75,7 @@ class Rotation(PretextModel):
         self.head = keras.layers.Dense(len(angles), dtype="float32", name="head")
 
     def pretext(self, batch, seed):
-        image = images.random_shift(batch["image"], seed, self.shift, self.flip)
+        image = augment.random_shift(batch["image"], seed, self.shift, self.flip)
         x = tf.stack([images.rotate(image, a) for a in self.angles], axis=1)
         y = tf.tile(tf.range(len(self.angles))[None], [tf.shape(image)[0], 1])
         return x, y

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import colors, encoders, images, layers, losses, metrics, optimizers
+from keras_ssl import encoders, layers, losses, metrics
+from keras_ssl.ops import augment, lab
 from keras_ssl.pretext import PretextModel
+from keras_ssl.training import optimizers
 
 COARSER = 4  # colours are predicted at a quarter of the resolution, as in the paper
 REBALANCING, TEMPERATURE = 0.5, 0.38  # lambda of section 2.2, T of section 2.3
@@ -66,7 +68,7 @@ class Colorization(PretextModel):
             max(-(-side // COARSER), least)
             for side, least in zip((height, width), shape, strict=False)
         )
-        channels = 3 if target == "rgb" else len(colors.ab_bins())
+        channels = 3 if target == "rgb" else len(lab.ab_bins())
         self.decoder = layers.Decoder(shape, self.coarse, dtype=self.dtype_policy)
         # Near zero: the first guess is the gray picture, or every bin alike.
         small = keras.initializers.RandomNormal(stddev=0.01)
@@ -88,7 +90,9 @@ class Colorization(PretextModel):
         )
 
     def pretext(self, batch, seed):
-        return self.degrade(images.random_shift(batch["image"], seed, share=0.125, flip=True), seed)
+        return self.degrade(
+            augment.random_shift(batch["image"], seed, share=0.125, flip=True), seed
+        )
 
     def degrade(self, image, seed):
         """The picture without its colours, and the colours: (x, y) without augmentation."""
@@ -96,8 +100,8 @@ class Colorization(PretextModel):
             image = tf.cast(image, tf.float32)
             gray, y = tf.reduce_mean(image, axis=-1, keepdims=True), image / 127.5 - 1
         else:
-            lab = colors.rgb_to_lab(image)
-            gray, y = lab[..., :1] * 2.55, tf.image.resize(lab[..., 1:], self.coarse, "area")
+            lightness, ab = tf.split(lab.rgb_to_lab(image), [1, 2], axis=-1)
+            gray, y = lightness * 2.55, tf.image.resize(ab, self.coarse, "area")
         return tf.repeat(gray, 3, axis=-1), y
 
     def call(self, x, training=False):
@@ -112,7 +116,7 @@ class Colorization(PretextModel):
         if self.target == "rgb":
             return tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
         likely = tf.nn.softmax(y_pred / TEMPERATURE)
-        return self._with_colors(x, tf.tensordot(likely, tf.constant(colors.ab_bins()), 1))
+        return self._with_colors(x, tf.tensordot(likely, tf.constant(lab.ab_bins()), 1))
 
     def trivial(self, x, y):
         """The mean colour of the data everywhere: what can be had without looking."""
@@ -122,7 +126,7 @@ class Colorization(PretextModel):
 
     def _with_colors(self, x, ab):
         ab = tf.image.resize(ab, x.shape[1:3])
-        return colors.lab_to_rgb(tf.concat([x[..., :1] / 2.55, ab], axis=-1))
+        return lab.lab_to_rgb(tf.concat([x[..., :1] / 2.55, ab], axis=-1))
 
     def late_labels(self, x, y, y_pred):
         if self.target == "rgb":
@@ -133,7 +137,7 @@ class Colorization(PretextModel):
         weight = 1 / ((1 - REBALANCING) * prior + REBALANCING / number)
         weight /= tf.maximum(tf.reduce_sum(prior * weight), 1e-6)
         weight = tf.where(tf.reduce_sum(prior) > 0, weight, tf.ones_like(weight))
-        return y, tf.gather(weight, tf.argmin(colors.distances(y), axis=-1))
+        return y, tf.gather(weight, tf.argmin(lab.distances(y), axis=-1))
 
     def dataset(self, images, *args, **kwargs):
         """As `PretextModel.dataset`; the first time it also measures how often which colour is."""
@@ -154,7 +158,7 @@ class Colorization(PretextModel):
             x, y = self.degrade(image, None)
             if self.target == "rgb":
                 return tf.reduce_mean(y - (x / 127.5 - 1), axis=[1, 2]), tf.zeros((1, 1))
-            bins = tf.argmin(colors.distances(y), axis=-1)
+            bins = tf.argmin(lab.distances(y), axis=-1)
             shares = tf.reduce_mean(tf.one_hot(bins, self.prior.shape[0]), axis=[1, 2])
             return tf.reduce_mean(y, axis=[1, 2]), shares
 
@@ -164,7 +168,7 @@ class Colorization(PretextModel):
         self.mean.assign(tf.reduce_mean(tf.concat(means, axis=0), axis=0))
         if self.target == "ab_bins":
             # Smoothed over neighbouring bins, as in the paper.
-            spread = tf.exp(-colors.distances(tf.constant(colors.ab_bins())) / (2 * 5.0**2))
+            spread = tf.exp(-lab.distances(tf.constant(lab.ab_bins())) / (2 * 5.0**2))
             spread /= tf.reduce_sum(spread, axis=1, keepdims=True)
             share = tf.reduce_mean(tf.concat(shares, axis=0), axis=0)
             self.prior.assign(tf.linalg.matvec(spread, share, transpose_a=True))

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import adversarial as adversary
-from keras_ssl import encoders, images, layers, optimizers
+from keras_ssl import encoders, layers
+from keras_ssl.ops import augment
+from keras_ssl.training import adversarial as adversary
+from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -89,7 +91,7 @@ class GAN(adversary.AdversarialModel):
         self.diversity = keras.metrics.Mean(name="diversity")
 
     def pretext(self, batch, seed):
-        image = images.random_shift(batch["image"], seed, share=0.125, flip=True)
+        image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
         noise = tf.map_fn(
             lambda one: tf.random.stateless_normal((self.codes,), one),
             seed + tf.constant([0, 2**41], tf.int64),  # other numbers than the shift's

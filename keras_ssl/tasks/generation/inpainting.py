@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import adversarial as adversary
-from keras_ssl import encoders, images, layers, losses, masks, metrics, optimizers
+from keras_ssl import encoders, layers, losses, metrics
+from keras_ssl.ops import augment, masks
+from keras_ssl.training import adversarial as adversary
+from keras_ssl.training import optimizers
 
 MASKS = {"centre": masks.centre, "blocks": masks.blocks, "irregular": masks.irregular}
 LARGEST = 8  # places in a row of the map whose places are all connected
@@ -93,7 +95,7 @@ class Inpainting(adversary.AdversarialModel):
             )
 
     def pretext(self, batch, seed):
-        image = images.random_shift(batch["image"], seed, share=0.125, flip=True)
+        image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
         return self.degrade(image, seed)
 
     def degrade(self, image, seed):

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import adversarial as adversary
-from keras_ssl import encoders, images, layers, metrics, optimizers
+from keras_ssl import encoders, layers, metrics
+from keras_ssl.ops import augment
+from keras_ssl.training import adversarial as adversary
+from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -82,7 +84,7 @@ class SuperResolution(adversary.AdversarialModel):
             )
 
     def pretext(self, batch, seed):
-        image = images.random_shift(batch["image"], seed, share=0.125, flip=True)
+        image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
         return self.degrade(image, seed)
 
     def degrade(self, image, seed):

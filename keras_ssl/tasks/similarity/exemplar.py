@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders, exemplars, images
+from keras_ssl import encoders
+from keras_ssl.ops.random import uniform
 from keras_ssl.pretext import PretextModel
+from keras_ssl.tasks.similarity import exemplars
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -79,7 +81,7 @@ class Exemplar(PretextModel):
         fixed = tf.stack([tf.fill(tf.shape(ids), tf.constant(self.seed, tf.int64)), ids], axis=1)
         corners = exemplars.strong_corners(image, fixed, self.patch)
         if self.num_transformations is not None:
-            number = images.uniform(seed, 1)[:, 0] * self.num_transformations
+            number = uniform(seed, 1)[:, 0] * self.num_transformations
             seed = tf.stack([tf.cast(number, tf.int64), ids], axis=1)
         return exemplars.transform(image, corners, seed, self.patch), ids
 

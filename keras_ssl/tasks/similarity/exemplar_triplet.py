@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import distribute, encoders, exemplars, losses
+from keras_ssl import encoders, losses
 from keras_ssl.pretext import PretextModel
+from keras_ssl.tasks.similarity import exemplars
+from keras_ssl.training import distribute
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

@@ -1,0 +1,104 @@
+"""Pure functions on pixels, in TensorFlow only: they run eagerly, in tf.data and in a SavedModel."""
+
+import tensorflow as tf
+
+
+def fold(x):
+    """Moves axis 1 (rotations, tiles, views) into the batch.
+
+    Args:
+        x: (B, V, ...) tensor.
+
+    Returns:
+        (B * V, ...) tensor with the V entries of an image next to one another.
+
+    Example:
+        >>> fold(tf.zeros((2, 4, 8, 8, 3))).shape
+        TensorShape([8, 8, 8, 3])
+    """
+    folded = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
+    return tf.ensure_shape(folded, [None, *x.shape[2:]])
+
+
+def unfold(x, number):
+    """Moves axis 1 back out of the batch: the inverse of `fold`.
+
+    Args:
+        x: (B * number, ...) tensor.
+        number: int, entries per image.
+
+    Returns:
+        (B, number, ...) tensor.
+
+    Example:
+        >>> unfold(tf.zeros((8, 10)), 4).shape
+        TensorShape([2, 4, 10])
+    """
+    unfolded = tf.reshape(x, tf.concat([[-1, number], tf.shape(x)[1:]], 0))
+    return tf.ensure_shape(unfolded, [None, number, *x.shape[1:]])
+
+
+def rotate(x, degrees):
+    """Rotates pictures counter-clockwise by a multiple of 90 degrees, without interpolation.
+
+    Args:
+        x: (..., H, W, C) tensor.
+        degrees: int, a multiple of 90.
+
+    Returns:
+        (..., H, W, C) tensor of the same dtype; (..., W, H, C) for odd multiples of 90.
+
+    Raises:
+        ValueError: `degrees` is not a multiple of 90.
+
+    Example:
+        >>> rotate(tf.constant([[1, 2], [3, 4]])[..., None], 90)[..., 0].numpy().tolist()
+        [[2, 4], [1, 3]]
+    """
+    if degrees % 90:
+        raise ValueError(f"degrees must be a multiple of 90, got {degrees}")
+    turns = degrees // 90 % 4
+    if turns % 2:
+        rank = len(x.shape)
+        x = tf.transpose(x, [*range(rank - 3), rank - 2, rank - 3, rank - 1])
+    return tf.reverse(x, {0: [], 1: [-3], 2: [-3, -2], 3: [-2]}[turns])
+
+
+def luminance(image):
+    """The brightness of each pixel as the eye weighs the colours (ITU-R BT.601).
+
+    Args:
+        image: (..., 3) float tensor.
+
+    Returns:
+        (..., 1) float tensor.
+
+    Example:
+        >>> luminance(tf.constant([255.0, 0.0, 0.0])).numpy().round().tolist()
+        [76.0]
+    """
+    return tf.reduce_sum(image * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+
+
+def resize(image, height, width):
+    """Resizes a picture so that it just covers the given size, and crops it in the middle.
+
+    Args:
+        image: (H, W, C) uint8 tensor.
+        height, width: int, pixels.
+
+    Returns:
+        (height, width, C) uint8 tensor; bilinear, averaged over the area where it shrinks.
+
+    Example:
+        >>> resize(tf.zeros((50, 100, 3), tf.uint8), 32, 32).shape
+        TensorShape([32, 32, 3])
+    """
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    scale = tf.reduce_max(tf.constant([height, width], tf.float32) / size)
+    covering = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), [height, width])
+    image = tf.image.resize(image, covering, antialias=True)
+    top, left = tf.unstack((covering - [height, width]) // 2)
+    image = image[top : top + height, left : left + width]
+    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    return tf.ensure_shape(image, (height, width, image.shape[-1]))

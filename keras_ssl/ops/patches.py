@@ -1,0 +1,175 @@
+"""Pure functions on patches: cut them, and close the shortcuts between them."""
+
+import tensorflow as tf
+
+from keras_ssl.ops.images import luminance
+from keras_ssl.ops.random import uniform
+
+# Green and magenta, the colours that a lens focuses at another place than the rest.
+GREEN_MAGENTA = (-1.0, 2.0, -1.0)
+
+
+def cut(image, corners, size):
+    """Cuts square patches out of each picture, pixel by pixel, without interpolation.
+
+    Args:
+        image: (B, H, W, C) tensor.
+        corners: (B, V, 2) int32 tensor, row and column of each patch's upper left pixel; or
+            (B, V, C, 2), one corner for each channel. The patches must lie inside the picture.
+        size: int, pixels, height and width of a patch.
+
+    Returns:
+        (B, V, size, size, C) tensor of the picture's dtype.
+
+    Example:
+        >>> x = tf.reshape(tf.range(16), (1, 4, 4, 1))
+        >>> cut(x, tf.constant([[[1, 2]]]), 2)[0, 0, ..., 0].numpy().tolist()
+        [[6, 7], [10, 11]]
+    """
+    height, width, channels = image.shape[1:]
+    if corners.shape.rank == 3:
+        corners = corners[:, :, None]
+    rows, columns = (corners[:, :, None, None, :, axis] for axis in (0, 1))
+    steps = tf.range(size)
+    index = (rows + steps[:, None, None]) * width + columns + steps[:, None]
+    index = index * channels + tf.range(channels)
+    pixels = tf.reshape(image, [-1, height * width * channels])
+    return tf.gather(pixels, index, axis=1, batch_dims=1)
+
+
+def normalize(patches):
+    """Gives each channel of each patch the same mean and deviation.
+
+    Neighbours have similar brightness and contrast, so these would tell which patches belong together
+    (Noroozi & Favaro, ECCV 2016, section 4.2). The common values are those of an average photograph,
+    so that the encoder meets whole pictures as it knows the patches.
+
+    Args:
+        patches: (..., H, W, C) tensor in 0..255.
+
+    Returns:
+        (..., H, W, C) float32 tensor with mean 127.5 and standard deviation 64; a flat patch has a
+        smaller deviation, down to 0, and no noise is blown up.
+
+    Example:
+        >>> float(tf.math.reduce_std(normalize(tf.constant([[[[0.0], [200.0]]]]))))
+        64.0
+    """
+    patches = tf.cast(patches, tf.float32)
+    mean, variance = tf.nn.moments(patches, [-3, -2], keepdims=True)
+    return 127.5 + 64 * (patches - mean) / tf.sqrt(tf.maximum(variance, 1.0))
+
+
+def gray(patches, chosen):
+    """Takes the colours of some pictures away: all patches of one stay alike.
+
+    Args:
+        patches: (B, V, H, W, 3) tensor in 0..255.
+        chosen: (B,) bool tensor.
+
+    Returns:
+        (B, V, H, W, 3) float32 tensor; gray ones have three equal channels, the luminance.
+
+    Example:
+        >>> gray(tf.constant([[[[[255.0, 0.0, 0.0]]]]]), tf.constant([True])).numpy().round().tolist()
+        [[[[[76.0, 76.0, 76.0]]]]]
+    """
+    patches = tf.cast(patches, tf.float32)
+    return tf.where(chosen[:, None, None, None, None], luminance(patches), patches)
+
+
+def project_colors(x):
+    """Takes the green-magenta axis out of the colours, and with it chromatic aberration.
+
+    A lens focuses green elsewhere than red and blue; the fringes say where in the picture a patch was.
+    Every pixel is multiplied by B = I - a'a / (aa') with a = (-1, 2, -1).
+
+    Args:
+        x: (..., 3) tensor in 0..255.
+
+    Returns:
+        (..., 3) float32 tensor; grays stay as they are.
+
+    Reference: Doersch, Gupta & Efros, "Unsupervised Visual Representation Learning by Context
+    Prediction", ICCV 2015, section 3.1 ("projection").
+
+    Example:
+        >>> project_colors(tf.constant([0.0, 240.0, 0.0])).numpy().round().tolist()
+        [80.0, 80.0, 80.0]
+    """
+    x = tf.cast(x, tf.float32)
+    axis = tf.constant(GREEN_MAGENTA)
+    return x - tf.reduce_sum(x * axis, axis=-1, keepdims=True) * axis / tf.reduce_sum(axis**2)
+
+
+def drop_colors(patches, seed):
+    """Keeps one random channel of each patch and puts faint noise in place of the other two.
+
+    One channel alone has no fringes: nothing is left of chromatic aberration. The noise has a
+    hundredth of the deviation of the channel that is kept, about mid-gray.
+
+    Args:
+        patches: (B, V, H, W, 3) tensor in 0..255.
+        seed: (B, 2) int64 tensor, one seed per image.
+
+    Returns:
+        (B, V, H, W, 3) float32 tensor.
+
+    Reference: Doersch, Gupta & Efros, ICCV 2015, section 3.1 ("color dropping").
+
+    Example:
+        >>> drop_colors(tf.zeros((2, 9, 8, 8, 3)), tf.zeros((2, 2), tf.int64)).shape
+        TensorShape([2, 9, 8, 8, 3])
+    """
+    patches = tf.cast(patches, tf.float32)
+    shape = patches.shape[1:]
+    noise = tf.map_fn(
+        lambda one: tf.random.stateless_normal(shape, one),
+        seed,
+        fn_output_signature=tf.TensorSpec(shape, tf.float32),
+    )
+    # Other numbers than the noise's, which are drawn from the seed itself.
+    drawn = uniform(seed + tf.constant([0, 2**41], tf.int64), shape[0])
+    kept = tf.one_hot(tf.cast(3 * drawn, tf.int32), 3)[:, :, None, None]
+    _, variance = tf.nn.moments(tf.reduce_sum(kept * patches, axis=-1), [2, 3])
+    return kept * patches + (1 - kept) * (
+        127.5 + noise * tf.sqrt(variance)[:, :, None, None, None] / 100
+    )
+
+
+def tiles(image, seed, grid, size, jitter):
+    """Cuts a picture into a grid of cells and one tile out of each cell, at a random place.
+
+    Args:
+        image: (B, H, W, C) tensor; the cells are min(H, W) // grid pixels wide and high, and the grid
+            of cells lies at a random place of the picture.
+        seed: (B, 2) int64 tensor, one seed per image.
+        grid: int, cells in a row and in a column.
+        size: int, pixels of a tile.
+        jitter: int, pixels; each channel of a tile is moved by up to so many on its own. Nothing
+            outside the cell is seen: size + 2 * jitter is at most that of a cell.
+
+    Returns:
+        (B, grid * grid, size, size, C) tensor of the picture's dtype, row by row.
+
+    Reference: Noroozi & Favaro, ECCV 2016, section 4.2.
+
+    Example:
+        >>> tiles(tf.zeros((2, 32, 32, 3)), tf.zeros((2, 2), tf.int64), 3, 8, 1).shape
+        TensorShape([2, 9, 8, 8, 3])
+    """
+    height, width, channels = image.shape[1:]
+    cell, number = min(height, width) // grid, grid * grid
+    # Other numbers than those of a random crop with the same seed.
+    random = uniform(seed + tf.constant([0, 2**45], tf.int64), 2 + number * 2 * (1 + channels))
+    free = tf.constant([height, width], tf.float32) - cell * grid + 1
+    corner = tf.cast(random[:, None, :2] * free, tf.int32)
+    steps = tf.range(grid) * cell
+    cells = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [number, 2])
+    places, moves = random[:, 2 : 2 + number * 2], random[:, 2 + number * 2 :]
+    places = tf.reshape(places, [-1, number, 2]) * (cell - size - 2 * jitter + 1)
+    corners = corner + cells + jitter + tf.cast(places, tf.int32)
+    if jitter:
+        moves = tf.reshape(moves, [-1, number, channels, 2]) * (2 * jitter + 1)
+        corners = corners[:, :, None] + tf.cast(moves, tf.int32) - jitter
+    return cut(image, corners, size)

@@ -1,0 +1,7 @@
+"""Clients of TensorFlow Serving and of the embedded server."""
+
+from keras_ssl.serving.client.async_client import AsyncFeatureClient
+from keras_ssl.serving.client.extraction import extract
+from keras_ssl.serving.client.feature_client import FeatureClient, credentials
+
+__all__ = ["AsyncFeatureClient", "FeatureClient", "credentials", "extract"]

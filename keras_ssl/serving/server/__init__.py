@@ -1,0 +1,6 @@
+"""The embedded server, for where TensorFlow Serving is not at hand."""
+
+from keras_ssl.serving.server.configs import models_in
+from keras_ssl.serving.server.embedded import Server
+
+__all__ = ["Server", "models_in"]

@@ -1,0 +1,181 @@
+"""What tensorflow_model_server is told: its text files as protobuf messages, and its models."""
+
+import os
+from pathlib import Path
+
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    text_format,
+    wrappers_pb2,
+)
+from tensorflow_serving.config import model_server_config_pb2
+
+from keras_ssl.serving.server.requests import invalid
+from keras_ssl.serving.server.servable import versions
+
+# The tensorflow-serving-api package leaves these three out; fields and numbers are those of
+# ssl_config.proto, monitoring_config.proto and session_bundle_config.proto of TensorFlow Serving.
+SCHEMAS = {
+    "SSLConfig": {
+        "server_key": (1, "string"),
+        "server_cert": (2, "string"),
+        "custom_ca": (3, "string"),
+        "client_verify": (4, "bool"),
+    },
+    "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
+    "MonitoringConfig": {"prometheus_config": (1, ".tensorflow.serving.PrometheusConfig")},
+    "BatchingParameters": {
+        "max_batch_size": (1, ".google.protobuf.Int64Value"),
+        "batch_timeout_micros": (2, ".google.protobuf.Int64Value"),
+        "max_enqueued_batches": (3, ".google.protobuf.Int64Value"),
+        "num_batch_threads": (4, ".google.protobuf.Int64Value"),
+        "thread_pool_name": (5, ".google.protobuf.StringValue"),
+        "allowed_batch_sizes": (6, "repeated int64"),
+        "pad_variable_length_inputs": (7, "bool"),
+        "enable_large_batch_splitting": (8, ".google.protobuf.BoolValue"),
+        "max_execution_batch_size": (9, ".google.protobuf.Int64Value"),
+    },
+}
+
+
+def _messages():
+    """Message classes by name, in a pool of their own: another package may bring the real ones."""
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    file = descriptor_pb2.FileDescriptorProto(
+        name="keras_ssl/serving.proto",
+        package="tensorflow.serving",
+        syntax="proto3",
+        dependency=[wrappers_pb2.DESCRIPTOR.name],
+    )
+    field_type = descriptor_pb2.FieldDescriptorProto
+    for name, fields in SCHEMAS.items():
+        message = file.message_type.add(name=name)
+        for field_name, (number, kind) in fields.items():
+            field = message.field.add(name=field_name, number=number)
+            repeated, _, kind = kind.rpartition(" ")
+            field.label = field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL
+            if kind.startswith("."):
+                field.type, field.type_name = field_type.TYPE_MESSAGE, kind
+            else:
+                field.type = getattr(field_type, f"TYPE_{kind.upper()}")
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"tensorflow.serving.{name}")
+        )
+        for name in SCHEMAS
+    }
+
+
+_MESSAGES = _messages()
+SSLConfig = _MESSAGES["SSLConfig"]
+MonitoringConfig = _MESSAGES["MonitoringConfig"]
+BatchingParameters = _MESSAGES["BatchingParameters"]
+
+
+def read(path, message):
+    """Reads a text-format protobuf file, as the flags of tensorflow_model_server name them.
+
+    Args:
+        path: the file.
+        message: class of the message, e.g. `BatchingParameters`.
+
+    Returns:
+        the message.
+
+    Raises:
+        ValueError: no such file, or it does not hold such a message.
+
+    Example:
+        >>> read("serving/batching_cpu.config", BatchingParameters).max_batch_size.value
+        64
+    """
+    try:
+        return text_format.Parse(Path(path).read_text(), message())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error}") from None
+    except text_format.ParseError as error:
+        name = message.DESCRIPTOR.full_name
+        raise ValueError(f"Error parsing text-format {name}: {path}: {error}") from None
+
+
+def models_in(directory):
+    """Models that a directory holds.
+
+    Args:
+        directory: a folder of models, or one model (a folder with numeric version directories).
+
+    Returns:
+        dict of model name to its absolute pathlib.Path, by name.
+
+    Raises:
+        ValueError: there is no such directory or no model in it.
+
+    Example:
+        >>> models_in("saved_models")                                   # doctest: +SKIP
+        {'rotation_cifar10': PosixPath('/home/me/saved_models/rotation_cifar10')}
+    """
+    path = Path(directory).resolve()
+    if not path.is_dir():
+        raise ValueError(f"directory must exist, there is no folder {str(directory)!r}")
+    candidates = [path] if versions(path) else sorted(path.iterdir())
+    models = {p.name: p for p in candidates if versions(p) and not p.name.startswith(".")}
+    if not models:
+        raise ValueError(
+            f"no model in {str(directory)!r}: expected <model>/<version>/ as keras_ssl.export writes"
+        )
+    return models
+
+
+def config_of(models):
+    """ModelServerConfig that serves the newest version of each model.
+
+    Args:
+        models: dict of name to directory.
+
+    Returns:
+        ModelServerConfig proto.
+    """
+    config = model_server_config_pb2.ModelServerConfig()
+    for name, path in models.items():
+        config.model_config_list.config.add(
+            name=name, base_path=str(path), model_platform="tensorflow"
+        )
+    return config
+
+
+def check_models(config):
+    """Refuses a ModelServerConfig that cannot be served.
+
+    Args:
+        config: ModelServerConfig proto.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT, as TensorFlow Serving says it.
+    """
+    if config.WhichOneof("config") == "custom_model_config":
+        raise invalid(
+            "ServerModelConfig type not supported by HandleReloadConfigRequest."
+            " Only ModelConfigList is currently supported"
+        )
+    names = set()
+    for model in config.model_config_list.config:
+        if not model.name:
+            raise invalid("Every config of model_config_list needs a name")
+        if model.name in names:
+            raise invalid(f"Illegal to list model {model.name} multiple times in config list")
+        names.add(model.name)
+        if not os.path.isabs(model.base_path):
+            raise invalid(
+                f"Expected model {model.name} to have an absolute path or URI; got "
+                f"base_path()={model.base_path}"
+            )
+        if model.model_platform not in ("tensorflow", "") or not (
+            model.model_platform or model.model_type == model_server_config_pb2.TENSORFLOW
+        ):
+            raise invalid(
+                f"Model {model.name} requests unsupported platform {model.model_platform or '(none)'}"
+            )

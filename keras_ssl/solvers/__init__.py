@@ -1,0 +1,5 @@
+"""Arrays in, arrays out: optimal transport and clustering."""
+
+from keras_ssl.solvers import clustering, transport
+
+__all__ = ["clustering", "transport"]

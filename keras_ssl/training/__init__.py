@@ -1,0 +1,1 @@
+"""What training rests on: the input pipeline, several devices, optimizers, adversaries."""

@@ -1,0 +1,171 @@
+"""A training goes on where it was saved, bit for bit, whatever happened to it or its files."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ssl as kssl
+from keras_ssl.callbacks import Checkpoint
+
+ROOT = Path(__file__).parents[2]
+STEPS, EPOCHS = 5, 3
+
+
+@pytest.fixture(scope="module")
+def images():
+    pixels = kssl.data.to_arrays(kssl.data.digits("test"))["image"][:40]
+    return kssl.data.from_array(pixels)
+
+
+def make(width=4, execution=1, optimizer="adam"):
+    keras.utils.set_random_seed(0)
+    task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=width, blocks=(1,)))
+    task.compile(optimizer, steps_per_execution=execution)
+    return task
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a training in the middle, as a kill does."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after -= 1
+        if not self.after:
+            raise KeyboardInterrupt
+
+
+def fit(task, images, *callbacks, batch=8):
+    data = task.dataset(images, batch, epochs=EPOCHS, seed=1)
+    return task.fit(data, epochs=EPOCHS, callbacks=list(callbacks), verbose=0).history
+
+
+def stopped(images, folder, after, **arguments):
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(), images, Checkpoint(folder, **arguments), Stop(after))
+
+
+@pytest.fixture(scope="module")
+def whole(images):
+    task = make()
+    return fit(task, images), task.get_weights()
+
+
+def same(task, weights):
+    return all(np.array_equal(a, b) for a, b in zip(task.get_weights(), weights, strict=True))
+
+
+@pytest.mark.parametrize("after", [3, 5, 7])
+def test_goes_on_in_the_middle_of_an_epoch(after, images, whole, tmp_path):
+    stopped(images, tmp_path, after, every_steps=2)
+    task, seen = make(), []
+    keras.utils.set_random_seed(7)  # must not matter
+    note = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: seen.append(batch),
+        on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]),
+    )
+    history = fit(task, images, note, Checkpoint(tmp_path, every_steps=2))
+    assert same(task, whole[1])
+    first = after // 2 * 2
+    assert seen[0] == first % STEPS  # the callbacks hear of no step twice
+    assert len(seen) == 2 * (STEPS * EPOCHS - first)
+    for name, values in history.items():  # the means of the interrupted epoch too
+        assert values == whole[0][name][-len(values) :]
+
+
+def test_a_finished_training_is_not_trained_further(images, whole, tmp_path):
+    fit(make(), images, Checkpoint(tmp_path))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        f"step-{n:09d}.npz" for n in (5, 10, 15)
+    ]
+    task = make()
+    assert fit(task, images, Checkpoint(tmp_path)) == {}
+    assert same(task, whole[1])
+
+
+def test_keeps_the_newest(images, tmp_path):
+    fit(make(), images, Checkpoint(tmp_path, every_epochs=None, every_steps=3, keep=2))
+    assert [int(p.stem[5:]) for p in sorted(tmp_path.iterdir())] == [12, 15]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_newest_one_is_passed_over(damage, images, whole, tmp_path):
+    stopped(images, tmp_path, 7, every_steps=2)
+    (tmp_path / ".step-000000008.npz").write_bytes(b"a kill while it was written")
+    newest = max(tmp_path.glob("step-*.npz"))
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[len(data) // 3] ^= 1
+    else:
+        data = b""
+    newest.write_bytes(data)
+    task = make()
+    with pytest.warns(UserWarning, match=rf"{newest.name} is damaged .* going back to the one"):
+        fit(task, images, Checkpoint(tmp_path, every_steps=2))
+    assert same(task, whole[1])
+    assert not list(tmp_path.glob(".step*"))
+
+
+def test_other_trainings_are_refused(images, tmp_path):
+    stopped(images, tmp_path, 5, every_steps=3)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    for task in (make(width=2), make(optimizer="sgd")):
+        with pytest.raises(ValueError, match="step-000000003.npz is of another Rotation, encoder"):
+            fit(task, images, Checkpoint(tmp_path))
+    with pytest.raises(ValueError, match="training with 5 steps an epoch, this one has 10"):
+        fit(make(), images, Checkpoint(tmp_path), batch=4)
+    with pytest.raises(ValueError, match="cannot go on with steps_per_execution 5"):
+        fit(make(execution=5), images, Checkpoint(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_several_steps_at_once(images, whole, tmp_path):
+    with pytest.raises(ValueError, match="steps_per_execution 2 must divide the 5 steps"):
+        fit(make(execution=2), images)
+    task = make(execution=5)
+    fit(task, images, Checkpoint(tmp_path, every_steps=5))
+    for a, b in zip(task.get_weights(), whole[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(images, tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 3:
+                self.model.head.bias.assign([np.nan] * 4)
+
+    checkpoint = Checkpoint(tmp_path, every_steps=1)
+    with pytest.raises(FloatingPointError, match=r"no longer finite after step 4: .*00003\.npz"):
+        fit(make(), images, Poison(), checkpoint)
+    checkpoint = Checkpoint(tmp_path / "other", every_steps=2, every_epochs=None)
+    with pytest.raises(FloatingPointError, match=r"(after step 4|step 4 of epoch 1): .*00002\.npz"):
+        fit(make(), images, Poison(), checkpoint)
+
+
+def test_bad_arguments(tmp_path):
+    for name in ("every_epochs", "every_steps", "keep"):
+        with pytest.raises(ValueError, match=f"{name} must be a positive whole number, got 0"):
+            Checkpoint(tmp_path, **{name: 0})
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="directory must be a folder, .*file' is a file"):
+        Checkpoint(tmp_path / "file")
+
+
+def test_killed_trainings_of_several_families_end_alike(monkeypatch, capsys):
+    """A short form of tools/soak_resume.py: real processes, SIGKILL."""
+    spec = importlib.util.spec_from_file_location("soak_resume", ROOT / "tools/soak_resume.py")
+    soak = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(soak)
+    tasks = ["self_label", "gan"]
+    monkeypatch.setattr(sys, "argv", ["soak_resume", "--kills", "1", "--tasks", *tasks])
+    assert soak.main() == 0
+    said = capsys.readouterr().out
+    assert said.count("0 differ") == 2, said

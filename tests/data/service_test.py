@@ -1,0 +1,258 @@
+"""Batches made by real workers: the same ones in the same order, whoever is killed."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.cli import data_service as service_command
+from keras_ssl.data import service
+
+# As the console script does it, so that TensorFlow's log is silent.
+COMMAND = (
+    "import sys; sys.argv[0] = 'keras-ssl'; from keras_ssl.cli import main;"
+    "sys.argv[1:1] = ['data-service']; main()"
+)
+
+
+class Cluster:
+    """A dispatcher and its workers, as processes of the command."""
+
+    def __init__(self):
+        self.processes = []
+        self.dispatcher = self.start("dispatcher", "--port", "0")
+        self.port = re.fullmatch(
+            r"dispatcher listens on port (\d+); Ctrl-C stops\n", self.dispatcher.stdout.readline()
+        )[1]
+        self.address = f"grpc://localhost:{self.port}"
+
+    def start(self, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def workers(self, number):
+        found = [
+            self.start("worker", "--dispatcher", f"localhost:{self.port}") for _ in range(number)
+        ]
+        for worker in found:
+            line = worker.stdout.readline()
+            assert re.fullmatch(
+                r"worker listens on port (\d+) and is known as 127.0.0.1:\1; Ctrl-C stops\n", line
+            )
+        return found
+
+    def stop(self):
+        """Their exit codes; the workers first."""
+        for process in reversed(self.processes):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        return [process.returncode for process in self.processes]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    made = Cluster()
+    try:
+        made.first = made.workers(2)
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def task():
+    return kssl.tasks.Rotation(encoder())
+
+
+@pytest.fixture
+def images(noise):
+    return kssl.data.from_array(noise)
+
+
+@pytest.fixture
+def photos(noise, tmp_path):
+    """21 JPEG files."""
+    for k, picture in enumerate(noise[:21]):
+        (tmp_path / f"{k:02}.jpg").write_bytes(tf.io.encode_jpeg(picture).numpy())
+    return tmp_path
+
+
+def encoder():
+    return kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+
+
+def same(expected, got):
+    assert len(got) == len(expected)
+    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(got), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def disturbed(task, images, address, acts):
+    """All 80 batches of 2 pictures of 4 epochs, `acts[n]` called after n of them, and what was warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        batches = []
+        for batch in task.dataset(images, 2, epochs=4, service=address):
+            batches.append(batch)
+            acts.get(len(batches), int)()
+    return batches, [str(w.message) for w in caught if "tf.data service" in str(w.message)]
+
+
+def test_the_same_batches_as_without(cluster, task, images, recwarn):
+    served = task.dataset(images, 12, epochs=2, seed=3, service=cluster.address)
+    assert int(served.cardinality()) == 8
+    expected = list(task.dataset(images, 12, epochs=2, seed=3))
+    got = list(served)
+    same(expected, got)
+    assert not [w for w in recwarn if "tf.data service" in str(w.message)]  # it made them
+    with pytest.raises(AssertionError):
+        same(expected, got[::-1])  # the batches do differ
+    same(expected[3:], list(served.from_step(3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("Jigsaw", {"num_permutations": 10}),
+        ("DeepCluster", {"num_images": 21, "num_clusters": 3}),
+    ],
+)
+def test_files_are_read_by_the_workers(name, more, cluster, photos):
+    task, images = getattr(kssl.tasks, name)(encoder(), **more), kssl.data.from_folder(photos, 32)
+    expected = list(task.dataset(images, 4))
+    same(expected, list(task.dataset(images, 4, service=cluster.address)))
+
+
+def test_what_cannot_be_read_is_left_out(cluster, task, photos):
+    images = kssl.data.from_folder(photos, 32)
+    whole = list(task.dataset(images, 4, shuffle=False))
+    (photos / "05.jpg").write_bytes(b"damaged since")
+    damaged = list(task.dataset(images, 4, shuffle=False, service=cluster.address))
+    kept = tf.nest.map_structure(lambda rows: tf.gather(rows, [0, 2, 3]), whole[1])
+    same([whole[0], kept, *whole[2:]], damaged)
+
+
+def test_fit_and_what_is_left_behind(cluster, task, images):
+    task.compile("sgd")
+    history = task.fit(
+        task.dataset(images, 8, epochs=2, service=cluster.address), epochs=2, verbose=0
+    ).history
+    assert len(history["loss"]) == 2
+    before = threading.active_count()
+    iterator = iter(task.dataset(images, 2, epochs=100, service=cluster.address))
+    next(iterator)
+    del iterator
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+def test_workers_that_hang_come_and_are_killed(cluster, task, images, monkeypatch):
+    monkeypatch.setattr(service, "PATIENCE", 2.0)
+    monkeypatch.setattr(service, "WINDOW", 8)
+    expected = list(task.dataset(images, 2, epochs=4))
+    first, second = cluster.first
+    acts = {10: lambda: first.send_signal(signal.SIGSTOP), 40: first.kill}
+    same(expected, disturbed(task, images, cluster.address, acts)[0])
+    cluster.workers(1)
+    same(expected, disturbed(task, images, cluster.address, {10: second.kill})[0])
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("localhost:5050", "of the form grpc://host:port, got 'localhost:5050'"),
+        ("grpc://localhost", "of the form grpc://host:port"),
+        ("grpc://:5050", "of the form grpc://host:port"),
+        ("grpc://localhost:x", "of the form grpc://host:port"),
+        ("grpc://localhost:70000", "of the form grpc://host:port"),
+        ("http://localhost:5050", "of the form grpc://host:port"),
+        (5050, "of the form grpc://host:port, got 5050"),
+        ("grpc://localhost:1", "is no dispatcher that answers .*refused.*data-service dispatcher"),
+        ("grpc://no.such.host.invalid:5050", "is no dispatcher that answers"),
+    ],
+)
+def test_addresses_that_cannot_be(address, message, task, images):
+    with pytest.raises(ValueError, match=f"service .*{message}"):
+        task.dataset(images, 8, service=address)
+
+
+def test_pictures_that_cannot_be_asked_for(cluster, task, images):
+    with pytest.raises(ValueError, match="by their place.*not a dataset derived from one"):
+        task.dataset(images.take(20), 8, service=cluster.address)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"data-service: .*dispatcher\|worker"),
+        (["train"], "data-service: .*invalid choice: 'train'"),
+        (["worker"], "data-service: .*--dispatcher"),
+        (
+            ["worker", "--dispatcher", "localhost"],
+            "--dispatcher must be HOST:PORT, got 'localhost'",
+        ),
+        (["worker", "--dispatcher", "localhost:1"], "no dispatcher answers at 'localhost:1'"),
+        (["dispatcher", "--port", "70000"], r"--port must be in 0\.\.65535, got 70000"),
+        (["dispatcher", "--port", "x"], "data-service: .*--port.*'x'"),
+    ],
+)
+def test_commands_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        service_command.main(arguments)
+
+
+def test_a_port_that_is_taken(cluster):
+    for role in (["dispatcher"], ["worker", "--dispatcher", f"localhost:{cluster.port}"]):
+        with pytest.raises(ValueError, match=f"--port {cluster.port} cannot be had .*in use"):
+            service_command.main([*role, "--port", cluster.port])
+
+
+def test_nobody_left(cluster, task, images, monkeypatch):
+    """Runs last: a dispatcher that hangs, and then none."""
+    monkeypatch.setattr(service, "PATIENCE", 1.0)
+    expected = list(task.dataset(images, 2, epochs=4))
+
+    def halt():
+        for process in cluster.processes:
+            process.send_signal(signal.SIGSTOP)
+
+    got, said = disturbed(task, images, cluster.address, {10: halt})
+    for process in cluster.processes:
+        process.send_signal(signal.SIGCONT)
+    same(expected, got)
+    assert said == [
+        f"the tf.data service {cluster.address} has delivered nothing for 1 s: batches are made here "
+        "meanwhile"
+    ]
+    got, said = disturbed(task, images, cluster.address, {10: cluster.dispatcher.kill})
+    same(expected, got)
+    codes = cluster.stop()
+    # The last worker stops in good order, though its dispatcher is gone.
+    assert codes == [-signal.SIGKILL] * 3 + [0]

@@ -1,0 +1,189 @@
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+import keras_ssl as kssl
+from keras_ssl.serving.server.servable import Servable, versions
+
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+import soak_export
+
+
+@pytest.fixture(scope="module")
+def servable(exported):
+    servable = Servable(exported / "1")
+    yield servable
+    servable.close()
+
+
+def test_every_signature_gives_keras_numbers(servable, task, noise):
+    expected = task.features(noise).numpy()
+    assert set(servable.signatures) == {
+        "serving_default", "encoded", "stages", "pretext", "__saved_model_init_op",
+    }  # fmt: skip
+    close = dict(rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(servable.run({"images": noise})["features"], expected, **close)
+    encoded = np.array([tf.io.encode_png(x).numpy() for x in noise])
+    features = servable.run({"encoded": encoded}, "encoded")["features"]
+    np.testing.assert_allclose(features, expected, **close)
+    stages = kssl.encoders.stages(task.encoder)(noise, training=False)
+    served = servable.run({"images": noise}, "stages")
+    assert set(served) == {"stage1", "stage2", "features"}
+    for name, value in served.items():
+        np.testing.assert_allclose(value, stages[name], **close)
+    logits = servable.run({"images": noise}, "pretext")["rotation"]
+    np.testing.assert_allclose(logits, task.prediction(noise)["rotation"], **close)
+
+
+def test_encoded_pictures_of_any_size_are_those_of_the_folder_reader(servable, tmp_path):
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate([(50, 40, 3), (20, 90, 3), (1, 1, 3)]):
+        tf.io.write_file(
+            str(tmp_path / f"{i}.png"), tf.io.encode_png(rng.integers(0, 256, shape, np.uint8))
+        )
+    dataset = kssl.data.from_folder(tmp_path, size=32)
+    pixels = kssl.data.to_arrays(dataset)["image"]
+    encoded = np.array([Path(p).read_bytes() for p in dataset.paths])
+    np.testing.assert_allclose(
+        servable.run({"encoded": encoded}, "encoded")["features"],
+        servable.run({"images": pixels})["features"],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_empty_batch_is_an_invalid_argument(servable):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images must not be empty"):
+        servable.run({"images": np.zeros((0, 32, 32, 3), np.uint8)})
+    with pytest.raises(tf.errors.InvalidArgumentError, match="encoded must not be empty"):
+        servable.run({"encoded": np.array([], object)}, "encoded")
+
+
+def test_wrong_shapes_do_not_abort_the_process(exported, tmp_path):
+    # TensorFlow Serving does not check the declared shape as Session.run does: take it away.
+    shutil.copytree(exported / "1", tmp_path / "1")
+    file = tmp_path / "1" / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for node in saved.meta_graphs[0].graph_def.node:
+        if node.op == "Placeholder":
+            node.attr["shape"].shape.CopyFrom(tf.TensorShape(None).as_proto())
+            node.attr.pop("_output_shapes", None)
+    file.write_bytes(saved.SerializeToString())
+    (tmp_path / "1" / "assets.extra" / "checksums.json").unlink()
+    servable = Servable(tmp_path / "1")
+    for shape in ((32, 32, 3), (1, 16, 32, 3), (1, 1, 32, 32, 3), (32,)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="is not compatible with expected"):
+            servable.run({"images": np.zeros(shape, np.uint8)})
+    servable.close()
+
+
+def test_train_endpoint_fine_tunes_and_is_no_signature(exported, noise):
+    loaded = tf.saved_model.load(str(exported / "1"))
+    assert "train" not in loaded.signatures  # a client must not move the averages
+    assert len(loaded.encoder_variables) > len(loaded.encoder_trainable_variables)
+    before = loaded.signatures["serving_default"](images=tf.constant(noise))["features"].numpy()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(loaded.train(tf.constant(noise))["features"])
+    gradients = tape.gradient(loss, loaded.encoder_trainable_variables)
+    assert all(g is not None for g in gradients)
+    after = loaded.signatures["serving_default"](images=tf.constant(noise))["features"].numpy()
+    assert np.abs(after - before).max() > 1e-4  # the moving averages moved
+
+
+def test_files_beside_the_model(exported):
+    extra = exported / "1" / "assets.extra"
+    card = json.loads((extra / "card.json").read_text())
+    assert (card["task"], card["paper"], card["data"]) == (
+        "rotation",
+        "Gidaris et al. 2018",
+        "digits",
+    )
+    assert card["features"] == 8
+    records = tf.data.TFRecordDataset(str(extra / "tf_serving_warmup_requests")).as_numpy_iterator()
+    requests = [prediction_log_pb2.PredictionLog.FromString(r).predict_log.request for r in records]
+    assert {r.model_spec.signature_name for r in requests} == {
+        "serving_default", "encoded", "stages", "pretext",
+    }  # fmt: skip
+    assert {r.model_spec.name for r in requests} == {"rotation_digits"}
+    assert "weights" not in (extra / "encoder.json").read_text()
+    assert (exported / "1").stat().st_mode & 0o055 == 0o055  # the server runs as another user
+
+
+def test_load_gives_back_a_trainable_encoder(exported, task, noise):
+    for path in (exported, exported / "1"):
+        encoder = kssl.load(path)
+        np.testing.assert_allclose(encoder(noise), task.features(noise), rtol=1e-5, atol=1e-5)
+    before = encoder.get_weights()
+    model = keras.Sequential([encoder, keras.layers.Dense(2)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(noise, np.arange(40) % 2, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    changed = [(a != b).any() for a, b in zip(before, encoder.get_weights(), strict=True)]
+    assert all(changed)
+
+
+def test_mixed_precision_is_exported_in_float32(tmp_path, noise):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    task.compile("sgd")
+    task.fit(task.dataset(kssl.data.from_array(noise), 20), verbose=0)
+    encoder = kssl.load(kssl.export(task, tmp_path / "m"))
+    assert {layer.compute_dtype for layer in encoder.layers} == {"float32"}
+    difference = np.abs(encoder(noise) - task.features(noise).numpy()).max()
+    assert 1e-7 < difference < 0.05
+
+
+def test_next_version_and_what_is_no_version(task, tmp_path):
+    for name in ("7", "9x", ".export-old"):
+        (tmp_path / name).mkdir()
+    assert list(versions(tmp_path)) == [7]
+    assert kssl.export(task, tmp_path) == str(tmp_path / "8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".export-old", "7", "8", "9x"]
+
+
+def test_drafts_of_killed_exports_go_after_a_day(task, tmp_path):
+    for name, hours in ((".export-killed", 25), (".export-running", 1)):
+        (tmp_path / name / "variables").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    kssl.export(task, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".export-running", "1"]
+
+
+def test_a_version_that_differs_from_keras_never_appears(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        kssl.export.__globals__["Servable"], "run", lambda *_: {"features": np.ones((4, 8))}
+    )
+    with pytest.raises(RuntimeError, match="differs from Keras"):
+        kssl.export(task, tmp_path / "m")
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_refuses(tmp_path, task):
+    free = kssl.tasks.Rotation(kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,)))
+    for bad in (free, task.encoder, None):
+        with pytest.raises(ValueError, match="task must be"):
+            kssl.export(bad, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(ValueError, match="encoder.json"):
+        kssl.load(tmp_path)
+    with pytest.raises(ValueError, match="no SavedModel"):
+        Servable(tmp_path)
+
+
+def test_killed_exports_leave_only_versions_that_load(tmp_path):
+    for moment in (0.4, 1.7):  # the short form of the tool, which draws them
+        soak_export.kill_one(tmp_path, moment)
+    assert soak_export.check(tmp_path) >= 2

@@ -1,0 +1,172 @@
+"""Optimal transport against POT, exact transport, closed forms and its own laws."""
+
+import numpy as np
+import ot
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_ssl.solvers import transport
+from keras_ssl.solvers.transport import sinkhorn
+
+
+def problem(n, k, seed=0):
+    """Scores and marginals that are not symmetric in any way."""
+    random = np.random.default_rng(seed)
+    return (
+        random.standard_normal((n, k)),
+        random.dirichlet(np.ones(n)),
+        random.dirichlet(np.ones(k)),
+    )
+
+
+def test_the_lectures_warehouses():
+    # Kilometres from warehouses A and B (rows) to shops 1 and 2: 25 laptops each.
+    distance = np.array([[1.0, 3.0], [2.0, 1.0]])
+    found = sinkhorn(-distance, rows=[25, 25], columns=[25, 25])
+    np.testing.assert_allclose(found.plan(), [[25, 0], [0, 25]], atol=1e-6)
+    assert found.assignments.tolist() == [0, 1]
+    assert found.converged
+
+
+@pytest.mark.parametrize("lam", [1, 10, 25, 100])
+def test_equals_pot(lam):
+    scores, rows, columns = problem(37, 11)
+    found = sinkhorn(scores, rows, columns, lam, tolerance=1e-9, dtype="float64")
+    expected = ot.sinkhorn(
+        rows, columns, -scores, 1 / lam, method="sinkhorn_log", stopThr=1e-12, numItermax=100_000
+    )
+    np.testing.assert_allclose(found.plan(), expected, atol=1e-9)
+    single = sinkhorn(scores, rows, columns, lam, tolerance=1e-6, max_iterations=5000)
+    np.testing.assert_allclose(single.plan(), expected, atol=1e-6)
+    assert found.error <= 1e-9
+    assert found.iterations < 300  # plain iterations take up to 10,000
+
+
+def test_exact_transport_as_the_temperature_goes_to_zero():
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((12, 7))
+    rows, columns = random.dirichlet(np.full(12, 5.0)), random.dirichlet(np.full(7, 5.0))
+    exact = ot.emd(rows, columns, -scores)
+    gaps = []
+    for lam in (10, 30, 100):
+        found = sinkhorn(scores, rows, columns, lam, 1e-6, dtype="float64")
+        gaps.append(np.abs(found.plan() - exact).sum())
+    assert gaps[0] > 5 * gaps[1] > 10 * gaps[2]
+    assert gaps[2] < 3e-3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 30), k=st.integers(1, 12), lam=st.floats(0.1, 30), seed=st.integers(0, 1000)
+)
+def test_marginals_shifts_and_permutations(n, k, lam, seed):
+    scores, rows, columns = problem(n, k, seed)
+    found = sinkhorn(scores, rows, columns, lam, tolerance=1e-6, max_iterations=5000)
+    plan = found.plan()
+    assert (plan >= 0).all()
+    np.testing.assert_allclose(plan.sum(1), rows, rtol=1e-4)
+    assert np.abs(plan.sum(0) - columns).sum() < 3e-6
+    # What is added to a row or a column of the scores changes nothing.
+    random = np.random.default_rng(seed)
+    shifted = scores + random.standard_normal((n, 1)) + random.standard_normal(k)
+    again = sinkhorn(shifted, rows, columns, lam, tolerance=1e-6, max_iterations=5000)
+    np.testing.assert_allclose(again.plan(), plan, atol=1e-5)
+    order = random.permutation(n)
+    permuted = sinkhorn(scores[order], rows[order], columns, lam, 1e-6, max_iterations=5000)
+    np.testing.assert_allclose(permuted.plan(), plan[order], atol=1e-5)
+
+
+def test_sharp_temperatures_in_float32():
+    """Scores far below what exp holds in float32, where the textbook gives NaN."""
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((60, 6)) - np.array([0, 5, 10, 20, 40, 80])
+    kernel = np.exp(np.float32(25) * scores.astype(np.float32))
+    assert (kernel.sum(0) == 0).any()
+    found = sinkhorn(scores, lam=25, tolerance=1e-5)
+    assert np.abs(found.plan().sum(0) - 1 / 6).sum() < 2e-5
+    assert np.bincount(found.assignments, minlength=6).min() >= 8
+
+
+def test_blocks_of_a_function_are_one_matrix(monkeypatch):
+    scores, rows, columns = problem(100, 9)
+    whole = sinkhorn(scores, rows, columns, 5.0, 1e-6)
+    parts = sinkhorn(lambda: np.split(scores, [7, 20, 99]), rows, columns, 5.0, 1e-6)
+    np.testing.assert_allclose(parts.plan(), whole.plan(), atol=1e-7)
+    np.testing.assert_array_equal(parts.assignments, whole.assignments)
+    monkeypatch.setattr(transport, "BLOCK", 18)  # 50 blocks: the sampled start
+    sampled = sinkhorn(scores, rows, columns, 5.0, 1e-6)
+    np.testing.assert_allclose(sampled.plan(), whole.plan(), atol=1e-6)
+
+
+def test_infinitely_low_scores_forbid_a_pair():
+    scores = np.array([[0.0, -np.inf, 1.0], [0.0, 0.0, 0.0], [2.0, 0.0, -np.inf]])
+    plan = sinkhorn(scores, lam=2.0).plan()
+    assert plan[0, 1] == plan[2, 2] == 0
+    np.testing.assert_allclose(plan.sum(0), 1 / 3, atol=1e-5)
+
+
+def test_two_replicas_give_what_one_gives(two_replicas, monkeypatch):
+    scores, rows, columns = problem(101, 8)
+    one = sinkhorn(scores, rows, columns, 25.0, 1e-6)
+    monkeypatch.setattr(transport, "BLOCK", 8 * 30)  # rows 30, 30, 30 and 11, two blocks a replica
+    with two_replicas.scope():
+        two = sinkhorn(scores, rows, columns, 25.0, 1e-6)
+    np.testing.assert_allclose(two.plan(), one.plan(), atol=1e-5)
+    np.testing.assert_array_equal(two.assignments, one.assignments)
+
+
+def test_bfloat16_holds_three_digits():
+    scores, rows, columns = problem(200, 8)
+    exact = sinkhorn(scores, rows, columns, 10.0, 1e-6)
+    coarse = sinkhorn(scores, rows, columns, 10.0, 1e-6, dtype="bfloat16")
+    assert coarse.error <= 1e-6  # the marginals are as good
+    np.testing.assert_allclose(coarse.plan(), exact.plan(), rtol=0.03, atol=1e-5)
+    assert (coarse.assignments == exact.assignments).mean() > 0.98
+
+
+def test_says_when_it_has_not_converged():
+    scores, rows, columns = problem(40, 7)
+    with pytest.warns(UserWarning, match="max_iterations 2 with an error of .* more iterations"):
+        found = sinkhorn(scores, rows, columns, max_iterations=2)
+    assert not found.converged
+    assert found.iterations == 2
+    assert found.error == pytest.approx(np.abs(found.plan().sum(0) - columns).sum(), rel=1e-3)
+
+
+def test_shows_progress(capsys):
+    sinkhorn(problem(40, 7)[0], verbose=1)
+    assert "error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": np.zeros(3)}, r"scores must be \(N, K\), got shape \(3,\)"),
+        ({"scores": np.zeros((3, 2), int)}, "scores must be float"),
+        ({"scores": np.zeros((0, 2))}, "at least one block of rows"),
+        ({"scores": lambda: [np.zeros((3, 2)), np.zeros((3, 4))]}, r"same width, got \[2, 4\]"),
+        ({"scores": np.array([[1.0, np.nan], [0, 0]])}, "scores must be finite"),
+        ({"scores": np.array([[np.inf, 0], [0, 0]])}, "scores must be finite"),
+        ({"rows": [1.0, 2.0]}, r"rows must be \(3,\), got shape \(2,\)"),
+        ({"columns": [0.5, -0.5]}, "columns must be positive, got a smallest of -0.5"),
+        ({"rows": [1, 1, 1], "columns": [1, 1]}, "the same sum, got 3.0 and 2.0"),
+        ({"lam": 0}, "lam must be positive, got 0"),
+        ({"tolerance": -1}, "tolerance must be positive"),
+        ({"max_iterations": 0}, "max_iterations must be positive"),
+        ({"dtype": "float16"}, "dtype must be"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sinkhorn(**{"scores": np.zeros((3, 2)), **arguments})
+
+
+def test_many_blocks_of_labels_stay_balanced():
+    """A thousand images that all look alike but for noise: each label gets its share."""
+    scores = tf.nn.log_softmax(1e-3 * np.random.default_rng(0).standard_normal((1000, 10)))
+    found = sinkhorn(scores, lam=25, tolerance=1e-6)
+    sizes = np.bincount(found.assignments, minlength=10)
+    assert np.abs(found.plan().sum(0) - 0.1).sum() < 2e-6
+    assert sizes.min() > 60

@@ -1,0 +1,104 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.ops import masks
+from keras_ssl.tasks import Inpainting
+
+
+def make(size=32, blocks=(1, 1), **arguments):
+    encoder = kssl.encoders.resnet((size, size, 3), width=2, blocks=blocks)
+    return Inpainting(encoder, filters=4, **arguments)
+
+
+def seeds(number, epoch=0):
+    return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
+
+
+@pytest.mark.parametrize("mask", ["centre", "blocks", "irregular"])
+def test_the_hole_has_the_mean_colour_of_what_is_left(mask, noise):
+    x, y = (a.numpy() for a in make(mask=mask).degrade(noise, seeds(40)))
+    hidden = y[..., 3] == 1
+    np.testing.assert_array_equal(hidden, getattr(masks, mask)(seeds(40), 32, 32)[..., 0] == 1)
+    np.testing.assert_allclose(y[..., :3], noise / 127.5 - 1, atol=1e-5)
+    for i in range(40):
+        np.testing.assert_array_equal(x[i][~hidden[i]], noise[i][~hidden[i]])
+        expected = noise[i][~hidden[i]].mean(0)
+        np.testing.assert_allclose(
+            x[i][hidden[i]], np.tile(expected, (hidden[i].sum(), 1)), rtol=1e-4
+        )
+
+
+def test_what_is_hidden_reaches_neither_x_nor_the_prediction(noise):
+    task = make(mask="centre")
+    other = noise.copy()
+    other[:, 8:24, 8:24] = 255 - other[:, 8:24, 8:24]
+    (x, y), (again, y_other) = (task.degrade(p, seeds(40)) for p in (noise, other))
+    np.testing.assert_array_equal(x, again)
+    assert (y != y_other).numpy().any()
+    given = task.prediction(noise)["picture"].numpy()
+    np.testing.assert_array_equal(given, task.prediction(other)["picture"])
+    np.testing.assert_array_equal(given[:, :8], noise[:, :8])  # what is visible stays
+    assert (given[:, 8:24, 8:24] != noise[:, 8:24, 8:24]).any()
+
+
+def test_the_discriminator_sees_pictures_that_differ_in_the_hole_only(noise):
+    task = make(mask="irregular")
+    x, y = task.degrade(noise, seeds(40))
+    (real,), (fake,) = task.compare(x, y, task(x))
+    differs = (real != fake).numpy().any(-1)
+    hidden = y[..., 3].numpy() == 1
+    assert not differs[~hidden].any()
+    assert differs[hidden].mean() > 0.99
+    restored = np.asarray(task.restore(x, y, task(x)))
+    np.testing.assert_allclose(restored, 127.5 * (np.clip(fake, -1, 1) + 1), atol=1e-3)
+
+
+def test_every_place_of_the_picture_reaches_the_hole():
+    """The channel-wise dense layer: a corner changes the filling in the middle."""
+    task = make(64, blocks=(1, 1, 1, 1), mask="centre")
+    assert max(task.connect.kernel.shape) <= 64
+    x = tf.Variable(tf.random.uniform((1, 64, 64, 3), 0, 255, seed=1))
+    with tf.GradientTape() as tape:
+        middle = task(x)[:, 28:36, 28:36]
+    reach = np.abs(tape.gradient(middle, x)).max(-1)[0]
+    assert (reach[:4, :4] > 0).any()
+    assert (reach[-4:, -4:] > 0).any()
+
+
+def test_large_maps_are_narrowed():
+    task = make(96, blocks=(1,))
+    assert task.connect.kernel.shape[1] <= 64
+    assert task(tf.zeros((1, 96, 96, 3))).shape == (1, 96, 96, 3)
+
+
+def test_odd_sizes_fit():
+    encoder = kssl.encoders.resnet((21, 34, 3), width=2, blocks=(1, 1))
+    assert Inpainting(encoder)(tf.zeros((2, 21, 34, 3))).shape == (2, 21, 34, 3)
+
+
+def test_learns_to_fill_a_plain_picture():
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    # Left dark, right bright: the hole needs both, their mean is wrong everywhere.
+    pictures = np.zeros((64, 32, 32, 3), np.float32)
+    pictures[:, :, 16:] = 1
+    pictures = (rng.uniform(20, 60, (64, 1, 1, 3)) + pictures * 120).astype(np.uint8)
+    task = make(mask="centre", adversarial=0.0)
+    task.compile(keras.optimizers.Adam(5e-3))
+    task.fit(task.dataset(kssl.data.from_array(pictures), 16, epochs=30), epochs=30, verbose=0)
+    found = kssl.evaluation.reconstruction(task, kssl.data.from_array(pictures))
+    assert found["psnr"] > found["trivial_psnr"] + 3
+
+
+def test_refuses():
+    with pytest.raises(
+        ValueError, match="mask must be one of centre, blocks, irregular, got 'left'"
+    ):
+        make(mask="left")
+    with pytest.raises(ValueError, match="overlap must be at least 0 pixels, got -1"):
+        make(overlap=-1)
+    with pytest.raises(ValueError, match=r"adversarial must be in 0..1, got 1.5"):
+        make(adversarial=1.5)

@@ -1,0 +1,97 @@
+"""Real worker processes on this machine: the weights of one, and what happens when one dies."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.cli.serve import free_port
+
+COMMAND = "import sys; sys.argv[0] = 'keras-ssl'; from keras_ssl.cli import main; main()"
+SMALL = [
+    "--epochs", 2, "--batch-size", 64, "--width", 4, "--blocks", 1, "--learning-rate", 0.01,
+    "--seed", 1,
+]  # fmt: skip
+TASKS = {
+    "rotation": [],
+    "self_label": ["--set", "num_clusters=10", "--set", "num_heads=2", "--set", "relabellings=2"],
+}
+
+
+@pytest.fixture
+def workers(tmp_path):
+    """Starts both workers of a training; no process outlives the test."""
+    started = []
+
+    def start(*arguments):
+        cluster = {"worker": [f"localhost:{port}" for port in (free_port(), free_port())]}
+        processes = []
+        for index in range(2):
+            config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+            output = open(tmp_path / f"worker{index}.txt", "w+")  # noqa: SIM115
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", COMMAND, *map(str, arguments)],
+                    env={**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""},
+                    stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path,
+                )
+            )  # fmt: skip
+            started.append((processes[-1], output))
+        return processes
+
+    yield start
+    for process, output in started:
+        process.kill()
+        process.wait()
+        output.close()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
+    task, workers, command, tmp_path
+):
+    # Halves of one size, since Keras weighs the replicas alike.
+    for picture in kssl.data.digits("test").take(192):
+        png = tf.io.encode_png(picture["image"])
+        tf.io.write_file(str(tmp_path / "pictures" / f"{picture['id']}.png"), png)
+    arguments = ["pretrain", task, "--data", "pictures", *SMALL, *TASKS[task]]
+    code, _, errors = command(*arguments, "--out", "one.keras")
+    assert code == 0, errors
+
+    arguments += ["--checkpoint", "saved", "--checkpoint-every", 1, "--out", "two.keras"]
+    chief, other = workers(*arguments)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("saved/step-00000000[2-9].npz")):
+        assert chief.poll() is None, (tmp_path / "worker0.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    other.send_signal(signal.SIGKILL)
+    assert chief.wait(120) == 2
+    said = (tmp_path / "worker0.txt").read_text()
+    assert re.search(
+        r"keras-ssl: worker 0 of 2 stops, since another worker is gone: start all of them again, and the "
+        r"training goes on from saved$",
+        said.strip(),
+    ), said
+    assert not (tmp_path / "two.keras").exists()
+
+    both = workers(*arguments)
+    assert [process.wait(240) for process in both] == [0, 0]
+    said = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
+    assert "2 CPU (worker 0 of 2), float32" in said[0]
+    assert "going on after step" in said[0]
+    assert "wrote two.keras" in said[0]
+    assert "wrote" not in said[1]
+    one, two = (keras.models.load_model(tmp_path / f"{n}.keras") for n in ("one", "two"))
+    for a, b in zip(one.weights, two.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
+    assert one.optimizer.iterations == two.optimizer.iterations == 6

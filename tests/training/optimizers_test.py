@@ -1,0 +1,89 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_ssl.training.optimizers import LossScale, adam_cosine, sgd_cosine
+
+
+@pytest.mark.parametrize("steps", [5, 100])
+@pytest.mark.parametrize("kind", [sgd_cosine, adam_cosine])
+def test_warm_up_then_half_a_cosine(kind, steps):
+    optimizer = kind(0.4, steps)
+    rate = optimizer._learning_rate
+    warm_up = steps // 10
+    for step in range(steps + 1):
+        done = (step - warm_up) / (steps - warm_up)
+        expected = 0.4 * step / warm_up if step < warm_up else 0.2 * (1 + np.cos(np.pi * done))
+        assert float(rate(step)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_momentum():
+    assert sgd_cosine(0.4, 10).nesterov
+    assert sgd_cosine(0.4, 10).momentum == 0.9
+    assert adam_cosine(0.4, 10, beta_1=0.5).beta_1 == 0.5
+
+
+@pytest.mark.parametrize("arguments", [(0, 10), (-1, 10), (float("nan"), 10), (0.1, 0)])
+@pytest.mark.parametrize("kind", [sgd_cosine, adam_cosine])
+def test_refuses(kind, arguments):
+    with pytest.raises(ValueError, match="learning_rate and steps must be positive"):
+        kind(*arguments)
+
+
+def slopes(model, x):
+    """The gradients of a scaled loss whose gradient of the bias is the number of rows."""
+    with tf.GradientTape() as tape:
+        loss = model.optimizer.scale_loss(tf.reduce_sum(model(x)))
+    return tape.gradient(loss, model.trainable_variables)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_step_that_overflows_on_one_replica_is_left_out(broken, value, two_replicas, tmp_path):
+    with two_replicas.scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        inner = keras.optimizers.SGD(0.125, momentum=0.5)
+        model.compile(LossScale(inner, initial_scale=1024.0))
+        model.optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step(parts):
+        def run(x):
+            model.optimizer.apply(slopes(model, x), model.trainable_variables)
+
+        two_replicas.run(run, (parts,))
+
+    def parts(bad=None):
+        def own(context):
+            x = np.arange(6, dtype="f4").reshape(2, 3)
+            if context.replica_id_in_sync_group == bad:
+                x[1, 2] = value
+            return tf.constant(x)
+
+        return two_replicas.experimental_distribute_values_from_function(own)
+
+    bias = model.weights[1]
+    step(parts())
+    np.testing.assert_array_equal(bias, [-0.5, -0.5])  # 4 rows on both, times the rate
+    before = model.get_weights()
+    slots = [v.numpy() for v in inner.variables]
+    step(parts(broken))
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(inner.variables, slots, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+    for scale in two_replicas.experimental_local_results(model.optimizer.dynamic_scale.value):
+        assert scale == 512
+
+    model.save(tmp_path / "model.keras")
+    copy = keras.models.load_model(tmp_path / "model.keras")
+    assert type(copy.optimizer) is LossScale
+    assert copy.optimizer.dynamic_scale == 512
+    assert copy.optimizer.iterations == 1
+    step(parts())
+    np.testing.assert_array_equal(bias, [-1.25, -1.25])  # with half of the step before
+    both = slopes(copy, np.concatenate(two_replicas.experimental_local_results(parts())))
+    copy.optimizer.apply(both, copy.trainable_variables)
+    for a, b in zip(copy.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -1,0 +1,143 @@
+"""The order of an epoch, the shares of workers, damaged pictures, memory."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_ssl as kssl
+from keras_ssl.data.columns import addressable
+from keras_ssl.training import pipeline
+
+
+def ids_and_noise(batch, seed):
+    """A pretext that shows which pictures came and what randomness they got."""
+    return batch["id"], tf.random.stateless_uniform((), seed[0], 0, 1000, tf.int32) + tf.zeros(
+        tf.shape(batch["id"]), tf.int32
+    )
+
+
+def numbered(n):
+    return kssl.data.from_array(np.zeros((n, 2, 2, 3), np.uint8))
+
+
+def run(images, batch_size, epochs=1, first_step=0, worker=(0, 1), whole=False, shuffle=True):
+    data = pipeline.batches(
+        images, ids_and_noise, batch_size, epochs, first_step, shuffle, 5, worker, whole
+    )
+    return [x.tolist() for x, _ in data.as_numpy_iterator()]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(4, 40), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans())
+def test_workers_share_every_batch_without_overlap_or_loss(n, workers, each, known, whole):
+    size = workers * each
+    if 0 < n % size < workers:
+        n += workers - n % size
+    images = numbered(n) if known else numbered(n).map(lambda e: e)
+    alone = run(images, size, epochs=2)
+    shares = [run(images, size, 2, worker=(w, workers), whole=whole) for w in range(workers)]
+    assert all(len(share) == len(alone) for share in shares)
+    for step, batch in enumerate(alone):
+        assert sorted(batch) == sorted(i for share in shares for i in share[step])
+    half = len(alone) // 2
+    for epoch in (alone[:half], alone[half:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(n))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_goes_on_in_the_middle_of_an_epoch(known):
+    images = numbered(21) if known else numbered(21).map(lambda e: e)
+    whole = run(images, 4, epochs=3)
+    for step in (1, 5, 6, 8, 17):
+        assert run(images, 4, epochs=3, first_step=step) == whole[step:]
+    assert whole[:6] != whole[6:12] != whole[12:]
+
+
+def test_orders_of_epochs_are_independent():
+    n = 20_000
+    places = tf.range(n, dtype=tf.int64)
+    orders = [pipeline.order(places, n, pipeline.random(0, e, (3,)), True) for e in range(6)]
+    assert all(np.array_equal(np.sort(o), places) for o in orders)
+    correlation = np.corrcoef([places, *orders])
+    assert np.abs(correlation - np.eye(7)).max() < 5 / np.sqrt(n)
+    np.testing.assert_array_equal(pipeline.order(places, n, None, False), places)
+
+
+def folder_of(tmp_path, n, bad=()):
+    for i in range(n):
+        data = tf.io.encode_png(np.full((4, 4, 3), i, np.uint8)).numpy()
+        (tmp_path / f"{i:03d}.png").write_bytes(data[:30] if i in bad else data)
+    return kssl.data.from_folder(tmp_path, 4, check=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unreadable_pictures_are_skipped_and_counted(tmp_path, workers):
+    bad = {3, 7, 8}
+    images = folder_of(tmp_path, 20, bad)
+    with pytest.warns(UserWarning, match=r"skipped \d+ unreadable pictures .*00[378]\.png"):
+        shares = [run(images, 4, epochs=2, worker=(w, workers)) for w in range(workers)]
+    assert images.skipped == bad
+    for share in shares:
+        assert [len(batch) for batch in share] == [4 // workers] * 10  # no batch is smaller
+    first = [i for share in shares for batch in share[:5] for i in batch]
+    assert set(first) == set(range(20)) - bad  # all others, three of them twice
+
+
+def test_a_folder_of_other_things_is_refused_though_it_is_only_listed(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="is a readable picture"):
+        kssl.data.from_folder(tmp_path, 4, check=False)
+
+
+def test_shard_loads_only_what_falls_to_the_worker():
+    loaded = []
+
+    def load(row):
+        seen = tf.numpy_function(lambda i: (loaded.append(int(i)), i)[1], [row["id"]], tf.int64)
+        return {"image": tf.zeros((2, 2, 3), tf.uint8), "id": tf.ensure_shape(seen, ())}
+
+    images = addressable({"id": np.arange(10)}, load)
+    share = [int(e["id"]) for e in pipeline.shard(images, (1, 3))]
+    assert share == sorted(loaded) == [1, 4, 7]
+
+
+MEMORY = """
+    import sys
+    import numpy as np, tensorflow as tf
+    import keras_ssl as kssl
+
+    def rss():
+        return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+    folder = sys.argv[1]
+    png = tf.io.encode_png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).numpy()
+    open(folder + "/000000.png", "wb").write(png)
+    import os
+    for i in range(1, 20_000):
+        os.link(folder + "/000000.png", f"{folder}/{i:06d}.png")
+    before = rss()
+    images = kssl.data.from_folder(folder, 32, check=False)
+    listed = rss()
+    encoder = kssl.encoders.resnet((32, 32, 3), width=1, blocks=(1,))
+    task = kssl.tasks.Rotation(encoder)
+    seen = []
+    data = iter(task.dataset(images, 8, epochs=1, seed=1))
+    for step in range(700):
+        next(data)
+        seen.append(rss())
+    print(listed - before, np.median(seen[180:220]), np.median(seen[660:700]))
+"""
+
+
+def test_memory_grows_neither_with_the_files_nor_with_the_steps(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    listed, early, late = map(float, done.stdout.split())
+    assert listed < 60  # of 20,000 files; their pictures would take as much
+    assert late - early < 8  # MiB, over 500 steps
