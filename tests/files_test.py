@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,7 @@ def test_replaces_once_complete(tmp_path):
     path.write_text("old")
     with files.complete(path) as draft:
         assert draft.endswith(".keras")
-        with open(draft, "w") as file:
-            file.write("new")
+        Path(draft).write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.keras"]
@@ -23,10 +23,14 @@ def test_replaces_once_complete(tmp_path):
 def test_a_failure_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.npz"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), files.complete(path) as draft:
-        with open(draft, "w") as file:
-            file.write("half")
-        raise OSError("disk full")
+
+    def fill():
+        with files.complete(path) as draft:
+            Path(draft).write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fill()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.npz"]
 
@@ -48,9 +52,9 @@ def test_a_killed_process_leaves_what_was_there(tmp_path):
 
 def test_a_relative_path_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with files.complete("a") as draft, open(draft, "w") as file:
-        file.write("x")
-    assert open("a").read() == "x"
+    with files.complete("a") as draft:
+        Path(draft).write_text("x")
+    assert Path("a").read_text() == "x"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,13 @@ def test_readme_lists_every_task():
         assert f"| `{row.name}` |" in readme
 
 
-def test_tasks_import_no_other_task():
+def test_tasks_import_no_other_task_and_nothing_of_another_family():
     for row in tasks.TASKS:
         source = Path(importlib.import_module(row.task.__module__).__file__).read_text()
-        assert "keras_ssl.tasks" not in source
+        families = set(re.findall(r"from keras_ssl\.tasks\.(\w+)", source))
+        assert families <= {row.family}
+        others = "|".join(other.name for other in tasks.TASKS)
+        assert not re.search(rf"keras_ssl\.tasks\.\w+(\.| import .*\b)({others})\b", source)
 
 
 def test_deployment_files_parse():

@@ -112,12 +112,12 @@ def pictures_in(path):
 def _readable(paths):
     """One bool per file: can it be decoded?"""
 
-    def decode(path, index):
+    def shape_of(path, index):
         # The shape goes out too: tf.data drops a decoding whose result nobody wants.
         return index, tf.shape(decode.decode(tf.io.read_file(path)))
 
     good = [False] * len(paths)
     files = tf.data.Dataset.from_tensor_slices((paths, tf.range(len(paths))))
-    for index, _ in files.map(decode, tf.data.AUTOTUNE).ignore_errors().as_numpy_iterator():
+    for index, _ in files.map(shape_of, tf.data.AUTOTUNE).ignore_errors().as_numpy_iterator():
         good[index] = True
     return good

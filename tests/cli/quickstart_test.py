@@ -7,7 +7,7 @@ import pytest
 
 import keras_ssl as kssl
 
-quickstart = importlib.import_module("keras_ssl.quickstart")
+quickstart = importlib.import_module("keras_ssl.cli.quickstart")
 GOOD = {"knn": 0.9, "knn_untrained": 0.8, "linear": 0.9, "linear_untrained": 0.8}
 
 
