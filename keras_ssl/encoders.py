@@ -222,6 +222,25 @@ def stages(encoder):
     return keras.Model(encoder.input, {**outputs, "features": encoder.output})
 
 
+def each(encoder, x, training=False):
+    """Computes features of several views of each image.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        x: (B, V, H, W, C) tensor: rotations, augmented views, frames.
+        training: bool, as in Keras.
+
+    Returns:
+        (B, V, D) tensor.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> each(resnet((32, 32, 3), width=4), tf.zeros((2, 5, 32, 32, 3))).shape
+        TensorShape([2, 5, 32])
+    """
+    return images.unfold(encoder(images.fold(x), training=training), x.shape[1])
+
+
 def on_patches(encoder, patches, training=False):
     """Features of patches smaller (or larger) than the pictures that the encoder was made for.
 

@@ -55,3 +55,22 @@ def grid(rows, axes=None, title=None):
     if title:
         axes.set_title(title, fontsize=9)
     return axes.figure
+
+
+def side_by_side(columns):
+    """Makes rows for `grid` from columns of images.
+
+    Args:
+        columns: list of ((B, H, W, C) array or tensor, caption).
+
+    Returns:
+        list with one entry per image: a list of ((H, W, C) array, caption).
+
+    Example:
+        >>> rows = side_by_side([(np.zeros((2, 8, 8, 3)), "input"), (np.ones((2, 8, 8, 3)), "target")])
+        >>> [caption for _, caption in rows[1]]
+        ['input', 'target']
+    """
+    arrays = [np.asarray(images) for images, _ in columns]
+    captions = [caption for _, caption in columns]
+    return [list(zip(row, captions, strict=True)) for row in zip(*arrays, strict=True)]

@@ -1,6 +1,9 @@
 """What every task of the zoo must do. A new row in TASKS is tested here without another line."""
 
+import contextlib
 import inspect
+import json
+import re
 
 import keras
 import numpy as np
@@ -10,6 +13,9 @@ from matplotlib.figure import Figure
 
 import keras_ssl as kssl
 from keras_ssl import plotting
+from keras_ssl.data.columns import addressable
+from keras_ssl.ops import random
+from keras_ssl.protocols import Relabels
 from keras_ssl.serving.server.servable import Servable
 from keras_ssl.tasks import TASKS
 
@@ -21,16 +27,49 @@ def row(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def images():
-    return kssl.data.digits("test").take(21)  # batches of 8, 8 and 5
+def make_frames(images):
+    return np.stack([np.roll(images, 2 * t, axis=2) for t in range(5)], axis=1)
 
 
-def make(row, images):
+def make_depth(images):
+    depth = 1 + images[..., :1].astype(np.float32) / 100
+    depth[:, :2] = np.nan  # unknown
+    return depth
+
+
+# What the readers of each column give, made from 21 digits. A task says in `needs` which it reads.
+COLUMNS = {
+    "image": lambda images: images,
+    "frames": make_frames,
+    "depth": make_depth,
+    "normals": lambda images: np.broadcast_to(np.float32([0, 0, -1]), images.shape).copy(),
+    "contours": lambda images: (images[..., :1] > 128).astype(np.float32),
+    "flow": lambda images: np.full((*images.shape[:3], 2), 2, np.float32),
+    "motion": lambda images: np.linspace(0, 1, 21 * 24, dtype=np.float32).reshape(21, 4, 6),
+}
+
+
+def sample(needs=("image",)):
+    """21 images with random access, in batches of 8, 8 and 5, with the columns that a task needs."""
+    digits = kssl.data.to_arrays(kssl.data.subset(kssl.data.digits("test"), range(21)))
+    columns = {name: make(digits["image"]) for name, make in COLUMNS.items() if name in needs}
+    return addressable({**digits, **columns})
+
+
+@pytest.fixture
+def images(row):
+    return sample(row.task.needs)
+
+
+def required(row):
+    """The arguments without a default."""
+    return {"num_images": 21} if "num_images" in inspect.signature(row.task).parameters else {}
+
+
+def make(row, images, **arguments):
     # Synchronised, since plain batch statistics differ from replica to replica.
     encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1), synchronized=True)
-    parameters = inspect.signature(row.task).parameters
-    task = row.task(encoder, **({"num_images": 21} if "num_images" in parameters else {}))
+    task = row.task(encoder, **required(row), **arguments)
     # Plain SGD: an adaptive optimiser turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
     x, _ = next(iter(task.dataset(images, BATCH)))
@@ -44,8 +83,7 @@ def run(task, images, steps, batch_size=BATCH):
     )
     seen = []
     dataset = task.dataset(images, batch_size, shuffle=False)
-    everything = kssl.data.digits("test").take(21)  # what clustering tasks cluster
-    callbacks = [losses, *task.default_callbacks(everything)]
+    callbacks = [losses, *task.default_callbacks(sample(task.needs))]  # all images are clustered
     task.fit(dataset, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
     return np.array(seen)
 
@@ -102,7 +140,9 @@ def test_export_serves_the_features_of_keras(row, images, tmp_path):
 
 
 def test_two_replicas_give_what_one_gives(row, images, two_replicas):
-    even = images.take(18)  # Keras averages over replicas: halves must be of one size
+    even = kssl.data.subset(
+        images, range(18)
+    )  # Keras averages over replicas: halves must be of one size
     keras.utils.set_random_seed(1)
     one = make(row, images)
     initial = one.get_weights()
@@ -116,7 +156,7 @@ def test_two_replicas_give_what_one_gives(row, images, two_replicas):
     # A last batch of 5: one replica gets 3 pictures, the other 2. With 1, one would get none.
     assert len(run(two, images, steps=None)) == 3
     with pytest.raises(ValueError, match="batch_size 8 cannot share 17 images among 2 replicas"):
-        two.dataset(images.take(17), BATCH)
+        two.dataset(kssl.data.subset(images, range(17)), BATCH)
     assert all(np.isfinite(w).all() for w in two.get_weights())
 
 
@@ -146,10 +186,86 @@ def test_preview_can_be_drawn(row, images):
     assert len(rows) == 3
     assert all(caption for line in rows for _, caption in line)
     assert isinstance(plotting.grid(rows), Figure)
-    if hasattr(task, "relabel"):
+    if isinstance(task, Relabels):
         task.relabel(kssl.callbacks.extract(task, images))
     predicted = kssl.callbacks.predicted(task, x, y)
     # What the network says is in a picture or in a caption of its own.
     assert len(predicted) == 3
     assert [[c for _, c in line] for line in predicted] != [[c for _, c in line] for line in rows]
     assert isinstance(plotting.grid(predicted), Figure)
+
+
+# Tried in turn until the constructor accepts one: the argument has then another value than its default.
+OTHERS = {
+    bool: lambda value: [not value],
+    int: lambda value: [value + 1, value - 1, 2 * value, value // 2],
+    float: lambda value: [0.8 * value, 0.5 * value, 0.25, 0.5],
+    str: lambda value: [],
+    tuple: lambda value: [value[::-1], value[:-1]],
+    type(None): lambda value: [2, 3, 1, 0, 8, (0, 180), [[*range(9)], [*range(1, 9), 0]]],
+}
+
+
+def other_value(row, encoder, name, default):
+    """A valid value of an argument that is not its default; strings are those that the docs quote."""
+    quoted = re.findall(
+        rf"{name}: .*?(?=\n        \w+:|\n        \*\*)", row.task.__doc__, re.DOTALL
+    )
+    choices = OTHERS[type(default)](default) + re.findall(r'"(\w+)"', " ".join(quoted))
+    usual = getattr(row.task(encoder, **required(row)), name)
+    for value in choices:
+        with contextlib.suppress(ValueError, TypeError):
+            found = getattr(row.task(encoder, **{**required(row), name: value}), name)
+            if not np.array_equal(found, usual):
+                return value
+    pytest.fail(f"no other value of {name} found: quote the choices in the docs, or add to OTHERS")
+
+
+def test_arguments_survive_saving(row):
+    encoder = kssl.encoders.resnet((48, 48, 3), width=2, blocks=(1, 1))
+    parameters = inspect.signature(row.task).parameters.values()
+    optional = [
+        p for p in parameters if p.default is not p.empty and p.name not in row.task.networks
+    ]
+    assert {p.name for p in parameters if p.default is p.empty} == {
+        *row.task.networks, "kwargs", *required(row)
+    }  # fmt: skip
+    for p in optional:
+        value = other_value(row, encoder, p.name, p.default)
+        task = row.task(encoder, **{**required(row), p.name: value})
+        config = json.loads(json.dumps(keras.saving.serialize_keras_object(task)))
+        copy = keras.saving.deserialize_keras_object(config)
+        for q in parameters:
+            if q.name not in ("kwargs", *row.task.networks):
+                np.testing.assert_array_equal(getattr(copy, q.name), getattr(task, q.name), q.name)
+
+
+def test_no_random_stream_is_drawn_twice(row, images, monkeypatch):
+    """Two draws from one seed for one purpose would be the same numbers."""
+    task, drawn, words = make(row, images), [], random._words
+
+    def recorded(seed, blocks, purpose):
+        drawn.append((*np.asarray(seed)[0].tolist(), purpose))
+        return words(seed, blocks, purpose)
+
+    monkeypatch.setattr(random, "_words", recorded)
+    batch = next(iter(images.batch(BATCH)))
+    seed = tf.stack([tf.fill((BATCH,), tf.constant(7, tf.int64)), batch["id"]], 1)
+    task.pretext(batch, seed)
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_reads_the_columns_that_it_needs_and_no_other(row, images):
+    task = make(row, images)
+    x, y = next(iter(task.dataset(images, BATCH, shuffle=False)))
+    others = {name: column for name, column in images.columns.items() if name not in row.task.needs}
+    wrong = {name: tf.zeros_like(column) for name, column in others.items() if name != "id"}
+    again = addressable({**images.columns, **wrong})
+    for a, b in zip(
+        arrays((x, y)), arrays(next(iter(task.dataset(again, BATCH, shuffle=False)))), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    for name in row.task.needs:
+        less = addressable({n: column for n, column in images.columns.items() if n != name})
+        with pytest.raises(ValueError, match=f"`{name}`, which {row.task.__name__} needs"):
+            task.dataset(less, BATCH)

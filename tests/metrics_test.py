@@ -49,10 +49,10 @@ def test_reconstruction_judges_the_pictures_beside_the_trivial_answer(name):
     found = kssl.evaluation.reconstruction(task, images, batch_size=4)
 
     seed = np.stack([np.zeros(9, np.int64), np.arange(9)], 1)
-    x, y = task.degrade(pictures, seed)
+    x, y = task.corrupt(pictures, seed)
     for prefix, answer in (
-        ("", task.restore(x, y, task(x, training=False))),
-        ("trivial_", task.trivial(x, y)),
+        ("", task.reconstruct(x, y, task(x, training=False))),
+        ("trivial_", task.baseline(x, y)),
     ):
         answer = np.asarray(answer, np.float64)
         truth = pictures.astype(np.float64)

@@ -20,6 +20,7 @@ import numpy as np
 import keras_ssl as kssl
 from keras_ssl import plotting
 from keras_ssl.cli import print_table
+from keras_ssl.protocols import Reconstructs
 
 LABELS, TRIAL = 10_000, 40
 SEEDS = 8_000  # classes of the exemplar task, as in its paper
@@ -75,7 +76,7 @@ def pretext_figure(task, logs, test):
     """How well the task itself is solved, in a few characters."""
     if "accuracy" in logs:
         return f"{100 * logs['accuracy']:.1f}"
-    if hasattr(task, "restore"):
+    if isinstance(task, Reconstructs):
         found = kssl.evaluation.reconstruction(task, test)
         print_table([list(found), [f"{value:.3f}" for value in found.values()]])
         return f"{found['psnr']:.2f} dB ({found['psnr'] - found['trivial_psnr']:+.2f})"

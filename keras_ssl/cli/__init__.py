@@ -24,6 +24,7 @@ from keras_ssl.cli.pretrain import (
     pretrain,
 )
 from keras_ssl.data.named import named
+from keras_ssl.protocols import Reconstructs
 from keras_ssl.tasks import TASKS
 
 
@@ -123,7 +124,7 @@ def evaluate(model, data, k):
         encoder, untrained, train, test, k=k, verbose=sys.stdout.isatty()
     )
     print_table(kssl.evaluation.table(results))
-    if hasattr(task, "restore"):
+    if isinstance(task, Reconstructs):
         click.echo("\nthe pictures given back, beside the trivial answer:")
         found = kssl.evaluation.reconstruction(task, test)
         print_table([list(found), [f"{value:.3f}" for value in found.values()]])

@@ -6,7 +6,7 @@ no pretext task looks at: it is for evaluation only. Every dataset has a known l
 attribute `class_names` (list or None); `from_folder` and `from_pages` set `paths` (list of str).
 """
 
-from keras_ssl.data.arrays import cifar10, digits, from_array, to_arrays
+from keras_ssl.data.arrays import cifar10, digits, from_array, subset, to_arrays
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.pages import from_pages, root_sift
 from keras_ssl.data.tfds import from_tfds
@@ -14,5 +14,5 @@ from keras_ssl.data.tfrecord import from_tfrecord, to_tfrecord
 
 __all__ = [
     "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_tfds", "from_tfrecord",
-    "root_sift", "to_arrays", "to_tfrecord",
+    "root_sift", "subset", "to_arrays", "to_tfrecord",
 ]  # fmt: skip

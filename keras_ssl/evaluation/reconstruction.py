@@ -5,14 +5,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl.metrics import psnr
+from keras_ssl.protocols import Reconstructs
 
 
 def reconstruction(task, images, batch_size=100, verbose=0):
     """Judges a generation task on whole pictures, beside the answer that needs no network.
 
     Args:
-        task: PretextModel with the methods `degrade(image, seed)`, `restore(x, y, y_pred)` and
-            `trivial(x, y)`: Colorization, Inpainting, SuperResolution.
+        task: PretextModel with the methods `corrupt(image, seed)`, `reconstruct(x, y, y_pred)` and
+            `baseline(x, y)`: Colorization, Inpainting, SuperResolution.
         images: tf.data.Dataset of dicts with `image` and `id`, not those it was trained on.
         batch_size: int, images at a time.
         verbose: 1 shows progress.
@@ -34,7 +35,7 @@ def reconstruction(task, images, batch_size=100, verbose=0):
         >>> sorted(found)
         ['psnr', 'ssim', 'trivial_psnr', 'trivial_ssim']
     """
-    if not hasattr(task, "restore"):
+    if not isinstance(task, Reconstructs):
         raise ValueError(
             f"task must give pictures back, as Colorization, Inpainting and SuperResolution do; got {task!r}"
         )
@@ -42,12 +43,12 @@ def reconstruction(task, images, batch_size=100, verbose=0):
     @tf.function(reduce_retracing=True)
     def scores(batch):
         ids = tf.cast(batch["id"], tf.int64)
-        x, y = task.degrade(batch["image"], tf.stack([tf.zeros_like(ids), ids], axis=1))
+        x, y = task.corrupt(batch["image"], tf.stack([tf.zeros_like(ids), ids], axis=1))
         picture = tf.cast(batch["image"], tf.float32)
         size = min(11, *picture.shape[1:3])  # of SSIM's window
         return [
             score
-            for answer in (task.restore(x, y, task(x, training=False)), task.trivial(x, y))
+            for answer in (task.reconstruct(x, y, task(x, training=False)), task.baseline(x, y))
             for score in (
                 psnr(picture / 127.5 - 1, answer / 127.5 - 1),
                 tf.image.ssim(picture, answer, 255, size),

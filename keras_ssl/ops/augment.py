@@ -87,7 +87,7 @@ def random_colors(image, seed, strength=0.4, gray=0.2):
 
     Args:
         image: (B, H, W, 3) tensor in 0..255.
-        seed: (B, 2) int64 tensor, one seed per image; the numbers are others than `random_crop`'s.
+        seed: (B, 2) int64 tensor, one seed per image.
         strength: float in 0..1, each factor is drawn from 1 - strength to 1 + strength.
         gray: float in 0..1, the share of the pictures that become gray.
 
@@ -101,7 +101,7 @@ def random_colors(image, seed, strength=0.4, gray=0.2):
         TensorShape([2, 8, 8, 3])
     """
     image = tf.cast(image, tf.float32)
-    random = uniform(seed + tf.constant([0, 2**40], tf.int64), 4)
+    random = uniform(seed, 4)
     factors = 1 + strength * (2 * random[:, :3] - 1)
     brightness, contrast, saturation = tf.unstack(factors[..., None, None, None], axis=1)
     saturation = tf.where(random[:, 3, None, None, None] < gray, 0.0, saturation)

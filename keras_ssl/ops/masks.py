@@ -48,7 +48,7 @@ def blocks(seed, height, width):
         TensorShape([2, 16, 16, 1])
     """
     number = 4
-    random = tf.reshape(_uniform(seed, 3 * number), [-1, number, 3])
+    random = tf.reshape(uniform(seed, 3 * number), [-1, number, 3])
     # All of one area, of different shapes.
     side, stretch = (HIDDEN / number) ** 0.5, 2.0 ** (2 * random[..., 0] - 1)
     high, wide = side * tf.sqrt(stretch), side / tf.sqrt(stretch)
@@ -82,7 +82,7 @@ def irregular(seed, height, width):
         np.float32(0.25)
     """
     coarse = 6
-    noise = tf.reshape(_uniform(seed, coarse * coarse), [-1, coarse, coarse, 1])
+    noise = tf.reshape(uniform(seed, coarse * coarse), [-1, coarse, coarse, 1])
     noise = tf.image.resize(noise, (height, width), "bicubic")
     flat = tf.reshape(noise, [-1, height * width])
     number = max(round(HIDDEN * height * width), 1)
@@ -106,8 +106,3 @@ def band(mask, pixels):
     """
     grown = tf.nn.max_pool2d(mask, 2 * pixels + 1, 1, "SAME") if pixels else mask
     return grown - mask
-
-
-def _uniform(seed, number):
-    # Other numbers than those of the shift of the same picture.
-    return uniform(seed + tf.constant([0, 2**41], tf.int64), number)

@@ -1,9 +1,11 @@
 """Pure functions on patches: cut them, and close the shortcuts between them."""
 
+import math
+
 import tensorflow as tf
 
 from keras_ssl.ops.images import luminance
-from keras_ssl.ops.random import uniform
+from keras_ssl.ops.random import normal, uniform
 
 # Green and magenta, the colours that a lens focuses at another place than the rest.
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)
@@ -123,14 +125,8 @@ def drop_colors(patches, seed):
     """
     patches = tf.cast(patches, tf.float32)
     shape = patches.shape[1:]
-    noise = tf.map_fn(
-        lambda one: tf.random.stateless_normal(shape, one),
-        seed,
-        fn_output_signature=tf.TensorSpec(shape, tf.float32),
-    )
-    # Other numbers than the noise's, which are drawn from the seed itself.
-    drawn = uniform(seed + tf.constant([0, 2**41], tf.int64), shape[0])
-    kept = tf.one_hot(tf.cast(3 * drawn, tf.int32), 3)[:, :, None, None]
+    noise = tf.reshape(normal(seed, math.prod(shape)), [-1, *shape])
+    kept = tf.one_hot(tf.cast(3 * uniform(seed, shape[0]), tf.int32), 3)[:, :, None, None]
     _, variance = tf.nn.moments(tf.reduce_sum(kept * patches, axis=-1), [2, 3])
     return kept * patches + (1 - kept) * (
         127.5 + noise * tf.sqrt(variance)[:, :, None, None, None] / 100
@@ -160,8 +156,7 @@ def tiles(image, seed, grid, size, jitter):
     """
     height, width, channels = image.shape[1:]
     cell, number = min(height, width) // grid, grid * grid
-    # Other numbers than those of a random crop with the same seed.
-    random = uniform(seed + tf.constant([0, 2**45], tf.int64), 2 + number * 2 * (1 + channels))
+    random = uniform(seed, 2 + number * 2 * (1 + channels))
     free = tf.constant([height, width], tf.float32) - cell * grid + 1
     corner = tf.cast(random[:, None, :2] * free, tf.int32)
     steps = tf.range(grid) * cell

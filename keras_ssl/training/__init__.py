@@ -1,1 +1,1 @@
-"""What training rests on: the input pipeline, several devices, optimizers, adversaries."""
+"""What training rests on: the input pipeline, several devices, optimizers, twins, adversaries."""

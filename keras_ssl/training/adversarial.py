@@ -151,7 +151,7 @@ class AdversarialModel(PretextModel):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        if self.discriminator is not None:
+        if self.discriminator is not None and self.compiled:
             optimizer = keras.saving.serialize_keras_object(self.discriminator_optimizer)
             config = {**config, "discriminator_optimizer": optimizer}
         return config

@@ -205,6 +205,20 @@ def share(strategy, dataset):
     return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
+def first_replica(strategy, iterator):
+    """The first batch of a Keras epoch iterator, as the first replica of this worker gets it.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+        iterator: the iterator that Keras hands to `_maybe_symbolic_build`.
+
+    Returns:
+        The batch, a structure of tensors.
+    """
+    batch = next(next(iter(iterator))[2])
+    return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
+
+
 def from_chief(strategy, arrays):
     """What the chief has, on every worker, bit for bit.
 

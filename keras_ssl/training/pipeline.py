@@ -1,36 +1,35 @@
-"""From pictures to batches: the order of an epoch, the share of a worker, labels made on the way."""
+"""From images to batches: the order of an epoch, the part of a worker, labels computed on the way."""
 
 import warnings
 
 import tensorflow as tf
 
+from keras_ssl import files
 from keras_ssl.data import service
+from keras_ssl.training import distribute
 
 SHUFFLE_BYTES = 2**30  # the buffer of pictures that cannot be asked for by their place
 ROUNDS = 24  # of the cipher behind `order`; with TensorFlow's 4 the epochs' orders are correlated
 
 
-def batches(
-    images, label, batch_size, epochs, first_step, shuffle, seed, worker, whole, address=None
-):
-    """All batches of a training from `first_step` on, as this worker sees them.
+def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address=None):
+    """All batches of a training run from `first_step` on, as this worker sees them.
 
     Every random number follows from (seed, epoch, id) and every place from (seed, epoch), so it does not
-    matter where a training is resumed or how many workers share it: together they see the same pictures,
-    with the same labels, in the same step.
+    matter where a run is resumed or how many workers share it: together they see the same images, with
+    the same labels, in the same step.
 
     Args:
-        images: tf.data.Dataset of dicts with `image` and `id`, of known length. Where it is addressable
-            (`data.addressable`), the places are drawn and only this worker's pictures loaded; what cannot
-            be loaded is skipped, with a warning, and the epoch is filled up with its first pictures.
-        label: function (batch, seed) to (x, y), `PretextModel.pretext`.
-        batch_size: int, pictures a step over all workers; a multiple of their number.
+        images: tf.data.Dataset of dicts with `id` and what `task.needs`, of known length. With random
+            access (`data.columns.addressable`), places are drawn and only this worker's images loaded;
+            what cannot be loaded is skipped, with a warning, and the epoch is filled up with its first
+            images.
+        task: PretextModel; only the columns that it needs are handed to its `pretext`.
+        batch_size: int, images per step over all workers; a multiple of their number.
         epochs: int, the epoch to stop before.
         first_step: int, the step to start with, counted from the first epoch.
         shuffle: bool, a new order every epoch.
         seed: int.
-        worker: (index, number): picture k of a step goes to worker k % number.
-        whole: bool, make the labels of the whole batch on every worker, which then keeps its share.
         address: of a tf.data service that makes the batches, or None.
 
     Returns:
@@ -39,11 +38,15 @@ def batches(
     number = int(images.cardinality())
     steps = -(-number // batch_size)
     first_epoch, first = divmod(first_step, steps)
+    # Image k of a step goes to worker k % workers, unless a task mixes the images of a batch: then every
+    # worker makes the labels of the whole batch and keeps its part.
+    worker, whole = distribute.worker(task.distribute_strategy), task.whole_batches
     index, workers = (0, 1) if whole else worker
 
-    def made(batch, epoch_seed):
+    def labeled(batch, epoch_seed):
         ids = tf.cast(batch["id"], tf.int64)
-        x, y = label(batch, tf.stack([tf.fill(tf.shape(ids), epoch_seed), ids], axis=1))
+        batch = {name: batch[name] for name in ("id", *task.needs)}
+        x, y = task.pretext(batch, tf.stack([tf.fill(tf.shape(ids), epoch_seed), ids], axis=1))
         if whole and worker[1] > 1:
             x, y = tf.nest.map_structure(lambda rows: rows[worker[0] :: worker[1]], (x, y))
         return x, y
@@ -56,32 +59,49 @@ def batches(
             data = _drawn(images, number, random(seed, epoch, (3,)), shuffle, skipped, parts)
         else:
             data = _streamed(images, number, epoch_seed, shuffle, skipped, parts)
-        return data.map(lambda batch: made(batch, epoch_seed), tf.data.AUTOTUNE)
+        return data.map(lambda batch: labeled(batch, epoch_seed), tf.data.AUTOTUNE)
+
+    def one_step(step):
+        epoch = step // steps
+        places = step % steps * batch_size + tf.range(index, batch_size, workers, tf.int64)
+        rows = order(places[places < number], number, random(seed, epoch, (3,)), shuffle)
+        return _loaded(images, rows).map(
+            lambda batch: (
+                tf.size(batch["id"]) == tf.size(rows),
+                *labeled(batch, random(seed, epoch, ())),
+            )
+        )
 
     if address is None:
         data = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
     else:
-
-        def one_step(step):
-            epoch = step // steps
-            places = step % steps * batch_size + tf.range(index, batch_size, workers, tf.int64)
-            rows = order(places[places < number], number, random(seed, epoch, (3,)), shuffle)
-            return _loaded(images, rows).map(
-                lambda batch: (
-                    tf.size(batch["id"]) == tf.size(rows),
-                    *made(batch, random(seed, epoch, ())),
-                )
-            )
-
         data = service.served(one_step, first_step, steps * epochs, address)
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def check(images, encoder, batch_size, epochs, first_epoch, strategy, address):
-    """Refuses what no batches can be made of, as `PretextModel.dataset` says."""
-    spec = images.element_spec
-    if not isinstance(spec, dict) or not {"image", "id"} <= set(spec):
-        raise ValueError(f"images must yield dicts with `image` and `id`, got {spec}")
+# Which readers have a column, for the sentence that says so.
+READERS = {
+    "label": "from_folder with one folder per class, or from_array(..., labels)",
+    "image": "the readers in keras_ssl.data",
+}
+
+
+def check(images, task, batch_size, epochs, first_epoch, address):
+    """Validates the arguments of `PretextModel.dataset`, as its docstring says.
+
+    Args:
+        images: tf.data.Dataset.
+        task: PretextModel.
+        batch_size, epochs, first_epoch: int.
+        address: of a tf.data service, or None.
+
+    Raises:
+        ValueError: an argument that no batches can be made of.
+
+    Warns:
+        UserWarning: `images` has no random access.
+    """
+    _check_columns(images, task)
     number = int(images.cardinality())
     if number <= 0:
         raise ValueError(
@@ -90,7 +110,7 @@ def check(images, encoder, batch_size, epochs, first_epoch, strategy, address):
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    replicas = strategy.num_replicas_in_sync
+    replicas = task.distribute_strategy.num_replicas_in_sync
     # Keras builds the model from a batch that all replicas share evenly, and TensorFlow's
     # convolutions give wrong shapes for a replica that gets no image at all.
     if min(batch_size, number) % replicas or 0 < number % batch_size < replicas:
@@ -100,12 +120,33 @@ def check(images, encoder, batch_size, epochs, first_epoch, strategy, address):
         )
     if not 0 <= first_epoch < epochs:
         raise ValueError(f"first_epoch must be in 0..epochs-1, got {first_epoch} of {epochs}")
-    shape = spec["image"].shape
-    expected = tf.TensorShape(encoder.input_shape[1:])
-    if not expected.is_compatible_with(shape):
-        raise ValueError(f"images are {shape}, but the encoder takes {expected}")
     if address is not None:
         service.check(address, images)
+    elif not hasattr(images, "columns"):
+        warnings.warn(
+            "images have no random access, which tf.data's .take(), .map() and the like drop: they are "
+            "read in their order and shuffled in a buffer; keras_ssl.data.subset keeps random access, "
+            "keras_ssl.data.to_tfrecord gives it to any dataset",
+            stacklevel=3,
+        )
+
+
+def _check_columns(images, task):
+    spec = images.element_spec
+    if not isinstance(spec, dict) or "id" not in spec:
+        raise ValueError(f"images must yield dicts with `id` and `image`, got {spec}")
+    for name in task.needs:
+        if name not in spec:
+            raise ValueError(
+                f"images must yield dicts with `{name}`, which {type(task).__name__} needs, got "
+                f"{', '.join(spec)}: use {READERS.get(name, f'a reader that has the column {name}')}"
+            )
+        expected = tf.TensorShape(task.encoder.input_shape[1:])
+        # Frames (T, H, W, C) end like an image.
+        if name in ("image", "frames") and not expected.is_compatible_with(spec[name].shape[-3:]):
+            raise ValueError(
+                f"`{name}` has the shape {spec[name].shape}, but the encoder takes {expected}"
+            )
 
 
 def random(seed, epoch, shape):
@@ -147,9 +188,11 @@ def _streamed(images, number, seed, shuffle, skipped, parts):
     # Of this function's graph: the order must not follow from the global seed as well.
     tf.compat.v1.set_random_seed(1)
     if shuffle:
-        picture = images.element_spec["image"]
-        picture_bytes = (picture.shape.num_elements() or SHUFFLE_BYTES) * picture.dtype.size
-        buffer = min(number, max(size * workers, SHUFFLE_BYTES // picture_bytes))
+        row_bytes = sum(
+            (column.shape.num_elements() or SHUFFLE_BYTES) * column.dtype.size
+            for column in images.element_spec.values()
+        )
+        buffer = min(number, max(size * workers, SHUFFLE_BYTES // row_bytes))
         images = images.shuffle(buffer, seed=seed)
     return images.skip(skipped * size * workers).shard(workers, index).batch(size)
 
@@ -225,10 +268,9 @@ def _warn(images, rows):
     skipped.update(new)
     if new:
         paths = getattr(images, "paths", None)
-        names = ", ".join(str(paths[row]) if paths else f"picture {row}" for row in new[:10])
-        more = f" and {len(new) - 10} more" if len(new) > 10 else ""
+        names = files.listed([str(paths[row]) if paths else f"image {row}" for row in new])
         warnings.warn(
-            f"skipped {len(new)} unreadable pictures ({len(skipped)} so far): {names}{more}",
+            f"skipped {len(new)} unreadable images ({len(skipped)} so far): {names}",
             stacklevel=2,
         )
     return rows.size  # an int64, as declared

@@ -6,13 +6,14 @@ import tensorflow as tf
 from keras_ssl.training.optimizers import LossScale, adam_cosine, sgd_cosine
 
 
-@pytest.mark.parametrize("steps", [5, 100])
+@pytest.mark.parametrize(
+    ("steps", "warm_up"), [(1, 0), (5, 2), (60, 30), (300, 100), (1000, 100), (2000, 200)]
+)
 @pytest.mark.parametrize("kind", [sgd_cosine, adam_cosine])
-def test_warm_up_then_half_a_cosine(kind, steps):
+def test_warm_up_then_half_a_cosine(kind, steps, warm_up):
     optimizer = kind(0.4, steps)
     rate = optimizer._learning_rate
-    warm_up = steps // 10
-    for step in range(steps + 1):
+    for step in {*range(0, steps + 1, 1 + steps // 60), warm_up, steps}:
         done = (step - warm_up) / (steps - warm_up)
         expected = 0.4 * step / warm_up if step < warm_up else 0.2 * (1 + np.cos(np.pi * done))
         assert float(rate(step)) == pytest.approx(expected, abs=1e-6)

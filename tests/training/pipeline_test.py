@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,9 +29,11 @@ def numbered(n):
 
 
 def run(images, batch_size, epochs=1, first_step=0, worker=(0, 1), whole=False, shuffle=True):
-    data = pipeline.batches(
-        images, ids_and_noise, batch_size, epochs, first_step, shuffle, 5, worker, whole
-    )
+    task = SimpleNamespace(
+        pretext=ids_and_noise, needs=(), whole_batches=whole,
+        distribute_strategy=SimpleNamespace(worker=worker),
+    )  # fmt: skip
+    data = pipeline.batches(images, task, batch_size, epochs, first_step, shuffle, 5)
     return [x.tolist() for x, _ in data.as_numpy_iterator()]
 
 
@@ -80,7 +84,7 @@ def folder_of(tmp_path, n, bad=()):
 def test_unreadable_pictures_are_skipped_and_counted(tmp_path, workers):
     bad = {3, 7, 8}
     images = folder_of(tmp_path, 20, bad)
-    with pytest.warns(UserWarning, match=r"skipped \d+ unreadable pictures .*00[378]\.png"):
+    with pytest.warns(UserWarning, match=r"skipped \d+ unreadable images .*00[378]\.png"):
         shares = [run(images, 4, epochs=2, worker=(w, workers)) for w in range(workers)]
     assert images.skipped == bad
     for share in shares:
@@ -141,3 +145,35 @@ def test_memory_grows_neither_with_the_files_nor_with_the_steps(tmp_path):
     listed, early, late = map(float, done.stdout.split())
     assert listed < 60  # of 20,000 files; their pictures would take as much
     assert late - early < 8  # MiB, over 500 steps
+
+
+def test_a_dataset_without_random_access_is_one_warning(task):
+    images = kssl.data.digits("test")
+    with pytest.warns(UserWarning, match=r"no random access.*\.take\(\).*data\.subset") as found:
+        task.dataset(images.take(20), 4)
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task.dataset(kssl.data.subset(images, range(20)), 4)
+
+
+def test_columns_of_clips_arrive_in_every_order_of_places():
+    """Frames and depth of an image stay together, NaN included, shuffled or not."""
+    frames = np.arange(6 * 3 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 3, 2, 2, 3)
+    depth = np.where(frames[:, 0, ..., :1] % 5 == 0, np.nan, frames[:, 0, ..., :1]).astype("f4")
+    images = addressable(
+        {
+            "image": frames[:, 1],
+            "id": np.arange(6, dtype=np.int64),
+            "frames": frames,
+            "depth": depth,
+        }
+    )
+    task = SimpleNamespace(
+        pretext=lambda batch, seed: (batch, batch["id"]), needs=("frames", "depth"),
+        whole_batches=False, distribute_strategy=SimpleNamespace(worker=(0, 1)),
+    )  # fmt: skip
+    for x, ids in pipeline.batches(images, task, 4, 2, 0, True, 5).as_numpy_iterator():
+        assert set(x) == {"id", "frames", "depth"}
+        np.testing.assert_array_equal(x["frames"], frames[ids])
+        np.testing.assert_array_equal(x["depth"], depth[ids])

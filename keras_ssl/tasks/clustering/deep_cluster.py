@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_ssl.callbacks import Relabel
 from keras_ssl.ops import augment
+from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 
@@ -60,6 +61,8 @@ class DeepCluster(PretextModel):
         >>> history = task.fit(task.dataset(images, batch_size=60), callbacks=[relabel], verbose=0)
     """
 
+    label_name = "image"
+
     def __init__(
         self, encoder, num_images, num_clusters=None, dimensions=256, crop=0.3, seed=0, **kwargs
     ):
@@ -84,8 +87,9 @@ class DeepCluster(PretextModel):
         self.head.build((None, encoder.output_shape[-1]))  # relabelled before it is first called
 
     def pretext(self, batch, seed):
-        image = augment.random_crop(batch["image"], seed, self.crop)
-        return augment.random_colors(image, seed), batch["id"]
+        crop, colors = split(seed, 2)
+        image = augment.random_crop(batch["image"], crop, self.crop)
+        return augment.random_colors(image, colors), batch["id"]
 
     def call(self, x, training=False):
         return self.head(self.encoder(x, training=training))
@@ -127,17 +131,3 @@ class DeepCluster(PretextModel):
 
     def prediction(self, images):
         return {"cluster": self.head(self.encoder(images, training=False))}
-
-    def preview(self, x, y, y_pred=None):
-        said = [""] * len(x) if y_pred is None else [f", says {k}" for k in y_pred.argmax(axis=-1)]
-        return [[(x[i], f"picture {y[i]}{said[i]}")] for i in range(len(x))]
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("num_images", "num_clusters", "dimensions", "crop", "seed")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_ssl.callbacks import Relabel
 from keras_ssl.ops import augment
+from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.solvers.transport import sinkhorn
@@ -104,8 +105,9 @@ class SelfLabel(PretextModel):
         )
 
     def pretext(self, batch, seed):
-        image = augment.random_crop(batch["image"], seed, self.crop)
-        return augment.random_colors(image, seed), batch["id"]
+        crop, colors = split(seed, 2)
+        image = augment.random_crop(batch["image"], crop, self.crop)
+        return augment.random_colors(image, colors), batch["id"]
 
     def call(self, x, training=False):
         logits = self.heads(self.encoder(x, training=training))
@@ -154,18 +156,5 @@ class SelfLabel(PretextModel):
         labels = self.labels.numpy()[0]  # of the first head
         said = [""] * len(x)
         if y_pred is not None:
-            said = [f", says {k}" for k in y_pred[:, 0].argmax(axis=-1)]
-        return [[(x[i], f"picture {y[i]}, label {labels[y[i]]}{said[i]}")] for i in range(len(x))]
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = (
-            "num_images", "num_clusters", "num_heads", "lam", "tolerance", "relabellings", "crop",
-            "seed",
-        )  # fmt: skip
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+            said = [f", predicted {k}" for k in y_pred[:, 0].argmax(axis=-1)]
+        return [[(x[i], f"image {y[i]}, label {labels[y[i]]}{said[i]}")] for i in range(len(x))]

@@ -52,6 +52,7 @@ class SiftClusters(PretextModel):
         >>> history = task.fit(task.dataset(patches, batch_size=60), callbacks=[relabel], verbose=0)
     """
 
+    label_name = "patch"
     reader = staticmethod(data.from_pages)
 
     def __init__(
@@ -129,17 +130,3 @@ class SiftClusters(PretextModel):
 
     def prediction(self, images):
         return {"cluster": self.head(self.encoder(images, training=False))}
-
-    def preview(self, x, y, y_pred=None):
-        said = [""] * len(x) if y_pred is None else [f", says {k}" for k in y_pred.argmax(axis=-1)]
-        return [[(x[i], f"patch {y[i]}{said[i]}")] for i in range(len(x))]
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("num_images", "num_clusters", "dimensions", "ratio", "seed")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

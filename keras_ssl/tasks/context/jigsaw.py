@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ssl import encoders
 from keras_ssl.ops import augment, patches
-from keras_ssl.ops.random import uniform
+from keras_ssl.ops.random import integer, split, uniform
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.context import puzzles
 from keras_ssl.tasks.context.permutations import check_permutations
@@ -85,6 +85,7 @@ class Jigsaw(PretextModel):
         puzzles.check_gray(encoder, gray)
         augment.check_crop(crop)
         self.permutations = check_permutations(permutations, grid * grid)
+        self.num_permutations = len(self.permutations)
         self.grid, self.tile, self.jitter = grid, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
         self.compare = keras.layers.Dense(
@@ -93,16 +94,14 @@ class Jigsaw(PretextModel):
         self.head = keras.layers.Dense(len(self.permutations), dtype="float32", name="head")
 
     def pretext(self, batch, seed):
-        image = batch["image"]
+        image, (crop, cut, gray, which) = batch["image"], split(seed, 4)
         if self.crop < 1:
-            image = augment.random_crop(image, seed, self.crop)
-        x = patches.tiles(image, seed, self.grid, self.tile, self.jitter)
-        # Other numbers than those of the tiles' places.
-        drawn = uniform(seed + tf.constant([0, 2**42], tf.int64), 2)
+            image = augment.random_crop(image, crop, self.crop)
+        x = patches.tiles(image, cut, self.grid, self.tile, self.jitter)
         if self.gray:
-            x = patches.gray(x, drawn[:, 0] < self.gray)
+            x = patches.gray(x, uniform(gray, 1)[:, 0] < self.gray)
         x = patches.normalize(x) if self.normalize else tf.cast(x, tf.float32)
-        y = tf.cast(drawn[:, 1] * len(self.permutations), tf.int32)
+        y = integer(which, len(self.permutations))
         return tf.gather(x, tf.gather(self.permutations, y), axis=1, batch_dims=1), y
 
     def call(self, x, training=False):
@@ -112,14 +111,3 @@ class Jigsaw(PretextModel):
 
     def preview(self, x, y, y_pred=None):
         return puzzles.puzzles(x, y, self.permutations, y_pred)
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("grid", "tile", "jitter", "normalize", "gray", "crop", "hidden")
-        arguments = {name: getattr(self, name) for name in names}
-        return {**super().get_config(), **arguments, "permutations": self.permutations.tolist()}

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ssl import encoders
 from keras_ssl.ops import augment, patches
-from keras_ssl.ops.random import uniform
+from keras_ssl.ops.random import integer, split, uniform
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.context import puzzles
 from keras_ssl.tasks.context.permutations import check_permutations, describe
@@ -90,6 +90,7 @@ class JigsawPlus(PretextModel):
             number = {2: 24, 3: 701}[grid] if num_permutations is None else num_permutations
             permutations = choose(number, grid * grid)
         self.permutations = check_permutations(permutations, grid * grid)
+        self.num_permutations = len(self.permutations)
         closest = describe(self.permutations)["minimum"]
         if len(self.permutations) > 1 and closest <= max_replaced:
             raise ValueError(
@@ -108,26 +109,26 @@ class JigsawPlus(PretextModel):
 
     def pretext(self, batch, seed):
         image = batch["image"]
+        crop, cut, gray, which, other, mixed, number, order = split(seed, 8)
         if self.crop < 1:
-            image = augment.random_crop(image, seed, self.crop)
-        x = patches.tiles(image, seed, self.grid, self.tile, self.jitter)
+            image = augment.random_crop(image, crop, self.crop)
+        x = patches.tiles(image, cut, self.grid, self.tile, self.jitter)
         tiles, batch_size = self.grid * self.grid, tf.shape(x)[0]
-        # Other numbers than those of the tiles' places.
-        drawn = uniform(seed + tf.constant([0, 2**42], tf.int64), 4 + 2 * tiles)
-        is_gray, which, other, number = tf.unstack(drawn[:, :4], axis=1)
 
-        step = 1 + tf.cast(other * tf.cast(batch_size - 1, tf.float32), tf.int32)
+        step = 1 + integer(other, tf.maximum(batch_size - 1, 1))
         stranger = tf.gather(x, (tf.range(batch_size) + step) % batch_size)
-        stranger = tf.gather(stranger, tf.argsort(drawn[:, 4 : 4 + tiles]), axis=1, batch_dims=1)
-        number = tf.cast(number * (self.max_replaced + 1), tf.int32)
-        rank = tf.argsort(tf.argsort(drawn[:, 4 + tiles :]))  # a random order of the tiles
-        replaced = (rank < number[:, None]) & (batch_size > 1)
+        stranger = tf.gather(stranger, tf.argsort(uniform(mixed, tiles)), axis=1, batch_dims=1)
+        rank = tf.argsort(tf.argsort(uniform(order, tiles)))  # a random order of the tiles
+        replaced = rank < integer(number, self.max_replaced + 1)[:, None]
+        replaced &= batch_size > 1
         x = tf.where(replaced[..., None, None, None], stranger, x)
 
         # The strangers become gray together with the picture, or their colour would betray them.
-        x = patches.gray(x, is_gray < self.gray) if self.gray else tf.cast(x, tf.float32)
+        x = tf.cast(x, tf.float32)
+        if self.gray:
+            x = patches.gray(x, uniform(gray, 1)[:, 0] < self.gray)
         x = patches.normalize(x) if self.normalize else x
-        y = tf.cast(which * len(self.permutations), tf.int32)
+        y = integer(which, len(self.permutations))
         return tf.gather(x, tf.gather(self.permutations, y), axis=1, batch_dims=1), y
 
     def call(self, x, training=False):
@@ -137,14 +138,3 @@ class JigsawPlus(PretextModel):
 
     def preview(self, x, y, y_pred=None):
         return puzzles.puzzles(x, y, self.permutations, y_pred)
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("grid", "max_replaced", "tile", "jitter", "normalize", "gray", "crop", "hidden")
-        arguments = {name: getattr(self, name) for name in names}
-        return {**super().get_config(), **arguments, "permutations": self.permutations.tolist()}

@@ -127,6 +127,6 @@ def puzzles(x, y, permutations, y_pred=None):
         ]
         if y_pred is not None:
             said = y_pred[i].argmax()
-            row.append((mosaic(solve(tiles, permutations[said])), f"says {said}"))
+            row.append((mosaic(solve(tiles, permutations[said])), f"predicted {said}"))
         rows.append(row)
     return rows

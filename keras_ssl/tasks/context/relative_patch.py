@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ssl import encoders
 from keras_ssl.ops import augment, patches
-from keras_ssl.ops.random import uniform
+from keras_ssl.ops.random import split, uniform
 from keras_ssl.pretext import PretextModel
 
 NAMES = (
@@ -136,12 +136,11 @@ class RelativePatch(PretextModel):
         self.head = keras.layers.Dense(8, dtype="float32", name="head")
 
     def pretext(self, batch, seed):
-        image = batch["image"]
+        image, (crop, place, color) = batch["image"], split(seed, 3)
         if self.crop < 1:
-            image = augment.random_crop(image, seed, self.crop)
-        # Other numbers than those of the crop.
+            image = augment.random_crop(image, crop, self.crop)
         number = self.grid * self.grid
-        drawn = uniform(seed + tf.constant([0, 2**42], tf.int64), 2 + number * 2)
+        drawn = uniform(place, 2 + number * 2)
         span = self.grid * self.patch + (self.grid - 1) * self.gap
         height, width = image.shape[1:3]
         free = tf.constant([height, width], tf.float32) - span - 2 * self.jitter + 1
@@ -154,7 +153,7 @@ class RelativePatch(PretextModel):
         if self.color == "projection":
             x = patches.project_colors(x)
         elif self.color == "dropping":
-            x = patches.drop_colors(x, seed)
+            x = patches.drop_colors(x, color)
         sides = tf.constant([[side for _, _, side in self.pairs]])
         return x, tf.tile(sides, [tf.shape(image)[0], 1])
 
@@ -173,16 +172,6 @@ class RelativePatch(PretextModel):
                     captions[other] = f"{y[i, k]}: {NAMES[y[i, k]]}"
                     captions[centre] = "centre"
                     if y_pred is not None:
-                        captions[other] += f", says {NAMES[y_pred[i, k].argmax()]}"
+                        captions[other] += f", predicted {NAMES[y_pred[i, k].argmax()]}"
             rows.append(list(zip(tiles, captions, strict=True)))
         return rows
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("grid", "patch", "gap", "jitter", "color", "crop", "hidden")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl import encoders
 from keras_ssl.ops import augment, images
 from keras_ssl.pretext import PretextModel
 
@@ -51,6 +52,8 @@ class Rotation(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
+    label_name = "rotated"
+
     def __init__(self, encoder, num_rotations=4, angles=None, shift=0.125, flip=True, **kwargs):
         super().__init__(encoder, **kwargs)
         if angles is None:
@@ -71,7 +74,8 @@ class Rotation(PretextModel):
             )
         if not 0 <= shift <= 0.5:
             raise ValueError(f"shift must be in 0..0.5, got {shift!r}")
-        self.angles, self.shift, self.flip = angles, shift, flip
+        self.num_rotations, self.angles = len(angles), angles
+        self.shift, self.flip = shift, flip
         self.head = keras.layers.Dense(len(angles), dtype="float32", name="head")
 
     def pretext(self, batch, seed):
@@ -81,28 +85,10 @@ class Rotation(PretextModel):
         return x, y
 
     def call(self, x, training=False):
-        features = self.encoder(images.fold(x), training=training)
-        return images.unfold(self.head(features), len(self.angles))
+        return self.head(encoders.each(self.encoder, x, training))
+
+    def label_text(self, label):
+        return f"{self.angles[label]}\N{DEGREE SIGN}"
 
     def prediction(self, images):
         return {"rotation": self.head(self.encoder(images, training=False))}
-
-    def preview(self, x, y, y_pred=None):
-        rows = []
-        for i, pictures in enumerate(x):
-            captions = [f"{k}: {self.angles[k]}\N{DEGREE SIGN}" for k in y[i]]
-            if y_pred is not None:
-                for k, said in enumerate(y_pred[i].argmax(axis=-1)):
-                    captions[k] += f", says {self.angles[said]}\N{DEGREE SIGN}"
-            rows.append(list(zip(pictures, captions, strict=True)))
-        return rows
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        arguments = {"angles": self.angles, "shift": self.shift, "flip": self.flip}
-        return {**super().get_config(), **arguments}

@@ -1,10 +1,9 @@
 """Colorization: which colours did the gray picture have?"""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_ssl import encoders, layers, losses, metrics
+from keras_ssl import encoders, layers, losses, metrics, plotting
 from keras_ssl.ops import augment, lab
 from keras_ssl.pretext import PretextModel
 from keras_ssl.training import optimizers
@@ -90,11 +89,11 @@ class Colorization(PretextModel):
         )
 
     def pretext(self, batch, seed):
-        return self.degrade(
+        return self.corrupt(
             augment.random_shift(batch["image"], seed, share=0.125, flip=True), seed
         )
 
-    def degrade(self, image, seed):
+    def corrupt(self, image, seed):
         """The picture without its colours, and the colours: (x, y) without augmentation."""
         if self.target == "rgb":
             image = tf.cast(image, tf.float32)
@@ -111,14 +110,14 @@ class Colorization(PretextModel):
             return y
         return x / 127.5 - 1 + tf.image.resize(y, x.shape[1:3])
 
-    def restore(self, x, y, y_pred):
+    def reconstruct(self, x, y, y_pred):
         """The pictures as the task gives them back, (B, H, W, 3) float32 in 0..255."""
         if self.target == "rgb":
             return tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
         likely = tf.nn.softmax(y_pred / TEMPERATURE)
         return self._with_colors(x, tf.tensordot(likely, tf.constant(lab.ab_bins()), 1))
 
-    def trivial(self, x, y):
+    def baseline(self, x, y):
         """The mean colour of the data everywhere: what can be had without looking."""
         if self.target == "rgb":
             return tf.clip_by_value(x + 127.5 * self.mean, 0, 255)
@@ -155,7 +154,7 @@ class Colorization(PretextModel):
 
         @tf.function(reduce_retracing=True)
         def sums(image):
-            x, y = self.degrade(image, None)
+            x, y = self.corrupt(image, None)
             if self.target == "rgb":
                 return tf.reduce_mean(y - (x / 127.5 - 1), axis=[1, 2]), tf.zeros((1, 1))
             bins = tf.argmin(lab.distances(y), axis=-1)
@@ -175,8 +174,8 @@ class Colorization(PretextModel):
         self.is_measured.assign(1.0)
 
     def prediction(self, images):
-        x, y = self.degrade(images, None)
-        picture = self.restore(x, y, self(x, training=False))
+        x, y = self.corrupt(images, None)
+        picture = self.reconstruct(x, y, self(x, training=False))
         return {"picture": tf.cast(tf.round(picture), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
@@ -186,8 +185,8 @@ class Colorization(PretextModel):
             target = self._with_colors(x, y)
         columns = [(x, "input"), (target, "target")]
         if y_pred is not None:
-            columns.append((self.restore(x, y, y_pred), "prediction"))
-        return [[(np.asarray(p[i]), caption) for p, caption in columns] for i in range(len(x))]
+            columns.append((self.reconstruct(x, y, y_pred), "prediction"))
+        return plotting.side_by_side(columns)
 
     def default_loss(self):
         return keras.losses.MeanSquaredError() if self.target == "rgb" else losses.ColorBins()
@@ -197,6 +196,3 @@ class Colorization(PretextModel):
 
     def default_optimizer(self, steps, learning_rate=1e-3):
         return optimizers.adam_cosine(learning_rate, steps)
-
-    def get_config(self):
-        return {**super().get_config(), "target": self.target}

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import encoders, layers
+from keras_ssl import encoders, layers, plotting
 from keras_ssl.ops import augment
+from keras_ssl.ops.random import normal, split
 from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
 
@@ -91,14 +92,10 @@ class GAN(adversary.AdversarialModel):
         self.diversity = keras.metrics.Mean(name="diversity")
 
     def pretext(self, batch, seed):
-        image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
-        noise = tf.map_fn(
-            lambda one: tf.random.stateless_normal((self.codes,), one),
-            seed + tf.constant([0, 2**41], tf.int64),  # other numbers than the shift's
-            fn_output_signature=tf.TensorSpec((self.codes,), tf.float32),
-        )
+        shift, noise = split(seed, 2)
+        image = augment.random_shift(batch["image"], shift, share=0.125, flip=True)
         image = tf.cast(image, tf.float32)
-        return {"image": image, "noise": noise}, image / 127.5 - 1
+        return {"image": image, "noise": normal(noise, self.codes)}, image / 127.5 - 1
 
     def encode(self, images, training=False):
         """Codes of pictures.
@@ -155,14 +152,13 @@ class GAN(adversary.AdversarialModel):
             again = self.generate(y_pred["code"])
             columns += [(127.5 * (again + 1), "from its code")]
             columns += [(127.5 * (y_pred["picture"] + 1), "from noise")]
-        return [[(np.asarray(p[i]), caption) for p, caption in columns] for i in range(len(y))]
+        return plotting.side_by_side(columns)
 
     def default_loss(self):
         return None
 
+    def default_metrics(self):
+        return []
+
     def default_optimizer(self, steps, learning_rate=1e-3):
         return optimizers.adam_cosine(learning_rate, steps, beta_1=0.5)
-
-    def get_config(self):
-        config = super().get_config()
-        return {**config, "codes": self.codes, "filters": self.filters}

@@ -1,11 +1,11 @@
 """Inpainting: what is in the hole?"""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_ssl import encoders, layers, losses, metrics
+from keras_ssl import encoders, layers, losses, metrics, plotting
 from keras_ssl.ops import augment, masks
+from keras_ssl.ops.random import split
 from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
 
@@ -95,10 +95,11 @@ class Inpainting(adversary.AdversarialModel):
             )
 
     def pretext(self, batch, seed):
-        image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
-        return self.degrade(image, seed)
+        shift, hole = split(seed, 2)
+        image = augment.random_shift(batch["image"], shift, share=0.125, flip=True)
+        return self.corrupt(image, hole)
 
-    def degrade(self, image, seed):
+    def corrupt(self, image, seed):
         """The picture with a hole, and what belongs there: (x, y) without augmentation."""
         hidden = MASKS[self.mask](seed, *image.shape[1:3])
         return self._hide(image, hidden)
@@ -122,11 +123,11 @@ class Inpainting(adversary.AdversarialModel):
         picture, hidden = y[..., :3], y[..., 3:]
         return [picture], [tf.where(hidden > 0, y_pred, picture)]
 
-    def restore(self, x, y, y_pred):
+    def reconstruct(self, x, y, y_pred):
         """The pictures with their holes filled, (B, H, W, 3) float32 in 0..255."""
         return tf.where(y[..., 3:] > 0, tf.clip_by_value(127.5 * (y_pred + 1), 0, 255), x)
 
-    def trivial(self, x, y):
+    def baseline(self, x, y):
         """The mean colour in the hole: what can be had without a network."""
         return x
 
@@ -134,14 +135,14 @@ class Inpainting(adversary.AdversarialModel):
         """The picture with its middle hidden and filled again."""
         seed = tf.zeros((tf.shape(images)[0], 2), tf.int64)
         x, y = self._hide(images, masks.centre(seed, *images.shape[1:3]))
-        picture = self.restore(x, y, self(x, training=False))
+        picture = self.reconstruct(x, y, self(x, training=False))
         return {"picture": tf.cast(tf.round(picture), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
         columns = [(x, "input"), (127.5 * (y[..., :3] + 1), "target")]
         if y_pred is not None:
-            columns.append((self.restore(x, y, y_pred), "prediction"))
-        return [[(np.asarray(p[i]), caption) for p, caption in columns] for i in range(len(x))]
+            columns.append((self.reconstruct(x, y, y_pred), "prediction"))
+        return plotting.side_by_side(columns)
 
     def default_loss(self):
         return losses.Hole(self.overlap)
@@ -151,7 +152,3 @@ class Inpainting(adversary.AdversarialModel):
 
     def default_optimizer(self, steps, learning_rate=1e-3):
         return optimizers.adam_cosine(learning_rate, steps, beta_1=0.5)
-
-    def get_config(self):
-        names = ("mask", "adversarial", "overlap", "filters")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

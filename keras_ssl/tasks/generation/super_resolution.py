@@ -1,10 +1,9 @@
 """Super-resolution: what did the picture look like before it was made small?"""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_ssl import encoders, layers, metrics
+from keras_ssl import encoders, layers, metrics, plotting
 from keras_ssl.ops import augment
 from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
@@ -85,9 +84,9 @@ class SuperResolution(adversary.AdversarialModel):
 
     def pretext(self, batch, seed):
         image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
-        return self.degrade(image, seed)
+        return self.corrupt(image, seed)
 
-    def degrade(self, image, seed):
+    def corrupt(self, image, seed):
         """The picture made smaller, and as it was: (x, y) without augmentation."""
         image = tf.cast(image, tf.float32)
         x = tf.nn.avg_pool2d(image, self.scale, self.scale, "VALID")
@@ -109,26 +108,26 @@ class SuperResolution(adversary.AdversarialModel):
     def compare(self, x, y, y_pred):
         return [y], [y_pred]
 
-    def restore(self, x, y, y_pred):
+    def reconstruct(self, x, y, y_pred):
         """The enlarged pictures, (B, H, W, 3) float32 in 0..255."""
         return tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
 
-    def trivial(self, x, y):
+    def baseline(self, x, y):
         """The bicubically enlarged picture: what can be had without a network."""
         return tf.clip_by_value(self._bicubic(x), 0, 255)
 
     def prediction(self, images):
         """The whole picture, `scale` times as large as it was given."""
         x = tf.cast(images, tf.float32)
-        picture = self.restore(x, None, self.call(x))
+        picture = self.reconstruct(x, None, self.call(x))
         return {"picture": tf.cast(tf.round(picture), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
-        bicubic, target = self.trivial(x, y), 127.5 * (y + 1)
+        bicubic, target = self.baseline(x, y), 127.5 * (y + 1)
         columns = [(x, "input"), (bicubic, "bicubic"), (target, "target")]
         if y_pred is not None:
-            columns.append((self.restore(x, y, y_pred), "prediction"))
-        return [[(np.asarray(p[i]), caption) for p, caption in columns] for i in range(len(x))]
+            columns.append((self.reconstruct(x, y, y_pred), "prediction"))
+        return plotting.side_by_side(columns)
 
     def default_loss(self):
         return keras.losses.MeanAbsoluteError()
@@ -138,7 +137,3 @@ class SuperResolution(adversary.AdversarialModel):
 
     def default_optimizer(self, steps, learning_rate=1e-3):
         return optimizers.adam_cosine(learning_rate, steps)
-
-    def get_config(self):
-        names = ("scale", "adversarial", "filters")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

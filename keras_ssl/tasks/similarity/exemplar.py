@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import encoders
-from keras_ssl.ops.random import uniform
+from keras_ssl.ops.random import integer, split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.similarity import exemplars
 
@@ -57,6 +57,8 @@ class Exemplar(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
+    label_name = "class"
+
     def __init__(self, encoder, num_images, patch=None, num_transformations=None, seed=0, **kwargs):
         super().__init__(encoder, **kwargs)
         if num_images < 2:
@@ -81,9 +83,10 @@ class Exemplar(PretextModel):
         fixed = tf.stack([tf.fill(tf.shape(ids), tf.constant(self.seed, tf.int64)), ids], axis=1)
         corners = exemplars.strong_corners(image, fixed, self.patch)
         if self.num_transformations is not None:
-            number = uniform(seed, 1)[:, 0] * self.num_transformations
+            number = integer(seed, self.num_transformations)
             seed = tf.stack([tf.cast(number, tf.int64), ids], axis=1)
-        return exemplars.transform(image, corners, seed, self.patch), ids
+        # Split once more: a number may equal the seed of the corners.
+        return exemplars.transform(image, corners, split(seed, 1)[0], self.patch), ids
 
     def dataset(self, images, *args, **kwargs):
         number = int(images.cardinality())
@@ -95,17 +98,3 @@ class Exemplar(PretextModel):
 
     def call(self, x, training=False):
         return self.head(encoders.on_patches(self.encoder, x[:, None], training)[:, 0])
-
-    def preview(self, x, y, y_pred=None):
-        said = [""] * len(x) if y_pred is None else [f", says {k}" for k in y_pred.argmax(axis=-1)]
-        return [[(x[i], f"class {y[i]}{said[i]}")] for i in range(len(x))]
-
-    def default_loss(self):
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("num_images", "patch", "num_transformations", "seed")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

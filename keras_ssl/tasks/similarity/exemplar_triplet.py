@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import encoders, losses
+from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.similarity import exemplars
 from keras_ssl.training import distribute
@@ -62,8 +63,7 @@ class ExemplarTriplet(PretextModel):
         image, ids = batch["image"], tf.cast(batch["id"], tf.int64)
         fixed = tf.stack([tf.fill(tf.shape(ids), tf.constant(self.seed, tf.int64)), ids], axis=1)
         corners = exemplars.strong_corners(image, fixed, self.patch)
-        second = seed + tf.constant([0, 2**44], tf.int64)
-        views = [exemplars.transform(image, corners, s, self.patch) for s in (seed, second)]
+        views = [exemplars.transform(image, corners, s, self.patch) for s in split(seed, 2)]
         return tf.stack(views, axis=1), ids
 
     def call(self, x, training=False):
@@ -86,10 +86,3 @@ class ExemplarTriplet(PretextModel):
 
     def default_loss(self):
         return losses.Triplet(self.margin)
-
-    def default_metrics(self):
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-
-    def get_config(self):
-        names = ("patch", "margin", "dimensions", "seed")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -88,8 +88,7 @@ def transform(image, corners, seed, size):
         >>> transform(x, strong_corners(x, seed, 24), seed, 24).shape
         TensorShape([2, 24, 24, 3])
     """
-    # Other numbers than those of `strong_corners` with the same seed.
-    random = uniform(seed + tf.constant([0, 2**43], tf.int64), NUMBERS)
+    random = uniform(seed, NUMBERS)
     return recolor(warp(image, corners, random[:, :4], size), random[:, 4:])
 
 

@@ -27,13 +27,13 @@ def blotches():
 
 
 def test_rgb_sees_the_mean_of_the_channels_and_no_colour(blotches):
-    x, y = make().degrade(blotches, None)
+    x, y = make().corrupt(blotches, None)
     np.testing.assert_allclose(x, blotches.mean(-1, keepdims=True).repeat(3, -1), atol=1e-3)
     np.testing.assert_allclose(y, blotches / 127.5 - 1, atol=1e-5)
 
 
 def test_bins_see_lightness_and_predict_ab_at_a_quarter(blotches):
-    x, y = make("ab_bins").degrade(blotches, None)
+    x, y = make("ab_bins").corrupt(blotches, None)
     result = color.rgb2lab(blotches)
     np.testing.assert_allclose(x, result[..., :1].repeat(3, -1) * 2.55, atol=0.01)
     blocks = result[..., 1:].reshape(20, 8, 4, 8, 4, 2).mean((2, 4))
@@ -58,9 +58,9 @@ def test_pretext_moves_and_mirrors_the_picture_before_it_loses_its_colours(blotc
 def test_with_the_true_bins_the_colours_come_back(blotches):
     """Logits with all weight on the nearest bin: right to half a bin and the coarse resolution."""
     task = make("ab_bins")
-    x, y = task.degrade(blotches, None)
+    x, y = task.corrupt(blotches, None)
     sure = 100 * tf.one_hot(tf.argmin(lab.distances(y), -1), 262)
-    result = color.rgb2lab(np.asarray(task.restore(x, y, sure)) / 255)
+    result = color.rgb2lab(np.asarray(task.reconstruct(x, y, sure)) / 255)
     truth = color.rgb2lab(blotches)
     assert np.abs(result - truth)[..., 1:].mean() < 4
     np.testing.assert_allclose(result[..., 0], truth[..., 0], atol=6)  # clipped where out of gamut
@@ -76,7 +76,7 @@ def test_annealed_mean():
     x = np.full((1, 32, 32, 3), 150, np.float32)
     first, second = 0.6 ** (1 / 0.38), 0.4 ** (1 / 0.38)
     expected = 20 * (first - second) / (first + second)
-    result = color.rgb2lab(np.asarray(task.restore(x, None, logits)) / 255)
+    result = color.rgb2lab(np.asarray(task.reconstruct(x, None, logits)) / 255)
     np.testing.assert_allclose(result[..., 1], expected, atol=0.1)
     np.testing.assert_allclose(result[..., 2], 0, atol=0.1)
 
@@ -89,7 +89,7 @@ def test_rebalancing_weighs_rare_colours(blotches):
     prior = task.prior.numpy()
     assert prior.sum() == pytest.approx(1, abs=1e-4)
 
-    _, y = task.degrade(blotches, None)
+    _, y = task.corrupt(blotches, None)
     bins = lab.ab_bins()
     nearest = ((y.numpy()[..., None, :] - bins) ** 2).sum(-1).argmin(-1)
     share = np.bincount(nearest.ravel(), minlength=262) / nearest.size
@@ -108,7 +108,7 @@ def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
     task = make(target)
     task.compile("adam")
     data = task.dataset(kssl.data.from_array(blotches), 10)
-    x, y = task.degrade(blotches, None)
+    x, y = task.corrupt(blotches, None)
     if target == "rgb":
         expected = (y - (x / 127.5 - 1)).numpy().mean((0, 1, 2))
     else:
@@ -120,7 +120,7 @@ def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
     copy.dataset(kssl.data.from_array(blotches // 2), 10)  # other colours, too late
     np.testing.assert_allclose(copy.mean, expected, atol=1e-4)
     # The trivial answer has the data's mean colour everywhere, apart from clipping.
-    trivial = np.asarray(task.trivial(x, y))
+    trivial = np.asarray(task.baseline(x, y))
     if target == "rgb":
         np.testing.assert_allclose(trivial.mean((0, 1, 2)), blotches.mean((0, 1, 2)), atol=2)
     else:
@@ -134,12 +134,12 @@ def test_starts_near_gray_and_learns_the_one_colour_there_is():
     pictures = rng.integers(0, 200, (32, 32, 32, 1)) + np.array([50, 0, 25])
     images = kssl.data.from_array(pictures.astype(np.uint8))
     task = make()
-    x, y = task.degrade(pictures, None)
+    x, y = task.corrupt(pictures, None)
     before = task(x)
     assert np.abs(before - (x / 127.5 - 1)).max() < 0.1
     task.compile(keras.optimizers.Adam(1e-2))
     task.fit(task.dataset(images, 8, epochs=12), epochs=12, verbose=0)
-    left = np.abs(np.asarray(task.restore(x, y, task(x))) - pictures).mean()
+    left = np.abs(np.asarray(task.reconstruct(x, y, task(x))) - pictures).mean()
     assert left < 5  # of 16.7 for gray
 
 

@@ -19,7 +19,7 @@ def seeds(number, epoch=0):
 
 @pytest.mark.parametrize("mask", ["centre", "blocks", "irregular"])
 def test_the_hole_has_the_mean_colour_of_what_is_left(mask, noise):
-    x, y = (a.numpy() for a in make(mask=mask).degrade(noise, seeds(40)))
+    x, y = (a.numpy() for a in make(mask=mask).corrupt(noise, seeds(40)))
     hidden = y[..., 3] == 1
     np.testing.assert_array_equal(hidden, getattr(masks, mask)(seeds(40), 32, 32)[..., 0] == 1)
     np.testing.assert_allclose(y[..., :3], noise / 127.5 - 1, atol=1e-5)
@@ -35,7 +35,7 @@ def test_what_is_hidden_reaches_neither_x_nor_the_prediction(noise):
     task = make(mask="centre")
     other = noise.copy()
     other[:, 8:24, 8:24] = 255 - other[:, 8:24, 8:24]
-    (x, y), (again, y_other) = (task.degrade(p, seeds(40)) for p in (noise, other))
+    (x, y), (again, y_other) = (task.corrupt(p, seeds(40)) for p in (noise, other))
     np.testing.assert_array_equal(x, again)
     assert (y != y_other).numpy().any()
     given = task.prediction(noise)["picture"].numpy()
@@ -46,13 +46,13 @@ def test_what_is_hidden_reaches_neither_x_nor_the_prediction(noise):
 
 def test_the_discriminator_sees_pictures_that_differ_in_the_hole_only(noise):
     task = make(mask="irregular")
-    x, y = task.degrade(noise, seeds(40))
+    x, y = task.corrupt(noise, seeds(40))
     (real,), (fake,) = task.compare(x, y, task(x))
     differs = (real != fake).numpy().any(-1)
     hidden = y[..., 3].numpy() == 1
     assert not differs[~hidden].any()
     assert differs[hidden].mean() > 0.99
-    restored = np.asarray(task.restore(x, y, task(x)))
+    restored = np.asarray(task.reconstruct(x, y, task(x)))
     np.testing.assert_allclose(restored, 127.5 * (np.clip(fake, -1, 1) + 1), atol=1e-3)
 
 

@@ -18,7 +18,7 @@ def seeds(number):
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_the_small_picture_holds_the_means_of_squares(scale, noise):
-    x, y = make(scale=scale).degrade(noise, None)
+    x, y = make(scale=scale).corrupt(noise, None)
     side = 32 // scale
     means = noise.reshape(40, side, scale, side, scale, 3).mean((2, 4))
     np.testing.assert_allclose(x, means, atol=0.5001)
@@ -38,10 +38,10 @@ def test_pretext_moves_by_whole_pixels(noise):
 @pytest.mark.parametrize("scale", [2, 4])
 def test_untrained_it_is_bicubic_and_a_larger_picture_is_enlarged_too(scale, noise):
     task = make(scale=scale)
-    x, y = task.degrade(noise, None)
+    x, y = task.corrupt(noise, None)
     bicubic = tf.image.resize(x, (32, 32), "bicubic")
     assert np.abs(task(x) - (bicubic / 127.5 - 1)).max() < 0.2
-    np.testing.assert_allclose(task.trivial(x, y), np.clip(bicubic, 0, 255), atol=1e-3)
+    np.testing.assert_allclose(task.baseline(x, y), np.clip(bicubic, 0, 255), atol=1e-3)
     large = task.prediction(noise)["picture"]
     assert large.shape == (40, 32 * scale, 32 * scale, 3)
     assert large.dtype == np.uint8
@@ -57,7 +57,7 @@ def test_the_encoder_sees_the_small_picture():
 
 def test_every_stage_gets_a_gradient(noise):
     task = make(blocks=(1, 1, 1))
-    x, y = task.degrade(noise, None)
+    x, y = task.corrupt(noise, None)
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.abs(task(x, training=True) - y))
     gradients = tape.gradient(loss, task.encoder.trainable_variables)

@@ -1,0 +1,39 @@
+"""What a task can do beyond the contract of `PretextModel`, for whoever needs it: `isinstance(task, ...)`.
+
+Here and not in `pretext.py`, since callbacks ask for them and `pretext.py` imports callbacks.
+"""
+
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Relabels(Protocol):
+    """A task whose labels are recomputed from the features of all images, by `callbacks.Relabel`.
+
+    It also has a weight `labels`, indexed by image id, -1 where there is no label yet.
+    """
+
+    def relabel(self, features):
+        """Recomputes the labels from (N, D) features in the order of the ids."""
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A task that clusters descriptors of its own instead of the encoder's features."""
+
+    def descriptors(self, batch):
+        """Computes (B, D) descriptors of a batch, a dict of arrays."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A task that reconstructs images, judged by `evaluation.reconstruction`."""
+
+    def corrupt(self, image, seed):
+        """Makes (x, y) from (B, H, W, C) images without augmentation."""
+
+    def reconstruct(self, x, y, y_pred):
+        """Returns the reconstructed images, (B, H, W, C) float32 in 0..255."""
+
+    def baseline(self, x, y):
+        """Returns the reconstruction that needs no network, (B, H, W, C) float32 in 0..255."""

@@ -1,0 +1,62 @@
+"""Momentum twins: a second copy of a network that follows the trained one (mean teacher, MoCo, BYOL)."""
+
+import keras
+import tensorflow as tf
+
+
+def twin(network):
+    """Copies a network, weights included; the copy is saved with the task but never trained.
+
+    Its layers stay in training mode, so that batch normalization has the batch's statistics and moving
+    averages of its own: `layer.trainable = False` would switch that off too.
+
+    Args:
+        network: functional or Sequential keras.Model, built.
+
+    Returns:
+        keras.Model with the same architecture, none of whose variables is trainable.
+
+    Raises:
+        ValueError: `network` is not built.
+
+    Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020.
+
+    Example:
+        >>> network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> twin(network).trainable_variables
+        []
+    """
+    if not network.built:
+        raise ValueError(
+            f"network {network.name!r} must be built before it can have a twin: call it once"
+        )
+    copy = keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    for variable in copy.variables:
+        variable.trainable = False
+    return copy
+
+
+def follow(copy, network, momentum):
+    """Moves a twin towards its network: copy = momentum * copy + (1 - momentum) * network.
+
+    Only what is trained is averaged. Moving statistics of batch normalization are the twin's own. Call it
+    in the task's `call(training=True)`, before the twin runs.
+
+    Args:
+        copy: keras.Model made by `twin(network)`.
+        network: keras.Model that is trained.
+        momentum: float or scalar tensor in [0, 1]; 0.999 in MoCo, rising to 1 in BYOL.
+
+    Raises:
+        ValueError: `momentum` is a number outside [0, 1].
+
+    Example:
+        >>> network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> follow(twin(network), network, 0.99)
+    """
+    if not tf.is_tensor(momentum) and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
+    for mine, theirs in zip(copy.variables, network.variables, strict=True):
+        if theirs.trainable:
+            mine.assign(mine + (1 - momentum) * (tf.convert_to_tensor(theirs) - mine))
