@@ -74,3 +74,37 @@ def side_by_side(columns):
     arrays = [np.asarray(images) for images, _ in columns]
     captions = [caption for _, caption in columns]
     return [list(zip(row, captions, strict=True)) for row in zip(*arrays, strict=True)]
+
+
+def labeled_views(x, y, y_pred, name, text):
+    """Makes rows for `grid` from images, or views of images, and their classes.
+
+    Args:
+        x: (B, H, W, C) or (B, V, H, W, C) array.
+        y: (B,) or (B, L) integer array, one label per image or for each of its first L views.
+        y_pred: (..., K) array of logits, one row per label, or None.
+        name: str, what a label is called.
+        text: function from an int label to what is printed.
+
+    Returns:
+        list with one entry per image: a list of ((H, W, C) array, caption).
+
+    Example:
+        >>> rows = labeled_views(np.zeros((1, 8, 8, 3)), np.array([1]), np.eye(2)[:1], "class", str)
+        >>> [caption for _, caption in rows[0]]
+        ['class 1, predicted 0']
+    """
+    views = x if x.ndim == 5 else x[:, None]
+    labels = np.reshape(y, (len(x), -1)).tolist()
+    predicted = [[]] * len(x)
+    if y_pred is not None:
+        predicted = y_pred.argmax(axis=-1).reshape(len(x), -1).tolist()
+    rows = []
+    for shown, own, other in zip(views, labels, predicted, strict=True):
+        captions = [f"view {k + 1}" for k in range(len(shown))]
+        for k, label in enumerate(own):
+            captions[k] = f"{name} {text(label)}"
+        for k, label in enumerate(other[: len(own)]):
+            captions[k] += f", predicted {text(label)}"
+        rows.append(list(zip(shown, captions, strict=True)))
+    return rows

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import data
+from keras_ssl import data, plotting
 from keras_ssl.training import distribute, fitting, optimizers, pipeline
 
 
@@ -98,20 +98,11 @@ class PretextModel(keras.Model):
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
     def default_optimizer(self, steps, learning_rate=0.1):
-        """Returns the optimizer that `keras-ssl pretrain` uses.
-
-        Args:
-            steps: int, optimizer steps of the whole training run.
-            learning_rate: float, the peak.
-        """
+        """Returns the optimizer of `keras-ssl pretrain`, for `steps` int steps and a peak rate."""
         return optimizers.sgd_cosine(learning_rate, steps)
 
     def default_callbacks(self, images):
-        """Returns the list of callbacks that `fit` cannot do without, such as `callbacks.Relabel`.
-
-        Args:
-            images: the dataset that the task is trained on, as given to `dataset`.
-        """
+        """Returns the list of callbacks that `fit` needs, for the dataset `images` to train on."""
         return []
 
     def features(self, images):
@@ -151,21 +142,7 @@ class PretextModel(keras.Model):
         Returns:
             list with one entry per image: a list of ((H, W, C) pixels in 0..255, caption).
         """
-        number = len(x)
-        views = x if x.ndim == 5 else x[:, None]
-        labels = np.reshape(y, (number, -1)).tolist()
-        predicted = [[]] * number
-        if y_pred is not None:
-            predicted = y_pred.argmax(axis=-1).reshape(number, -1).tolist()
-        rows = []
-        for shown, own, other in zip(views, labels, predicted, strict=True):
-            captions = [f"view {k + 1}" for k in range(len(shown))]
-            for k, label in enumerate(own):
-                captions[k] = f"{self.label_name} {self.label_text(label)}"
-            for k, label in enumerate(other[: len(own)]):
-                captions[k] += f", predicted {self.label_text(label)}"
-            rows.append(list(zip(shown, captions, strict=True)))
-        return rows
+        return plotting.labeled_views(x, y, y_pred, self.label_name, self.label_text)
 
     def dataset(
         self, images, batch_size, epochs=1, first_epoch=0, shuffle=True, seed=0, service=None
