@@ -1,5 +1,6 @@
 """Two logical CPUs for tf.distribute, and small shared models, made once."""
 
+import socket
 import sys
 
 import keras
@@ -75,3 +76,36 @@ def command(monkeypatch, capsys, tmp_path):
         return (stop.value.code or 0, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def held_ports():
+    """Gives free ports that nobody else gets before the test ends.
+
+    The sockets are bound but do not listen, and may be bound again by who asks for this very port, as
+    gRPC does. A port that was only looked up could meanwhile go to another process, and the collectives
+    of two training runs mix.
+    """
+    held = []
+
+    def ports(number):
+        for _ in range(number):
+            held.append(socket.socket())
+            held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held[-1].bind(("", 0))
+        return [one.getsockname()[1] for one in held[-number:]]
+
+    yield ports
+    for one in held:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def program():
+    """Code for `python -c` that runs the command, and dies when the process of the tests does."""
+    return (
+        "import ctypes, os, signal, sys;"
+        "parent = os.getppid(); ctypes.CDLL(None).prctl(1, signal.SIGKILL);"  # 1: PR_SET_PDEATHSIG
+        "os.getppid() == parent or sys.exit(1);"
+        "sys.argv[0] = 'keras-ssl'; from keras_ssl.cli import main; main()"
+    )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,9 +15,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.cli.serve import free_port
 
-COMMAND = "import sys; sys.argv[0] = 'keras-ssl'; from keras_ssl.cli import main; main()"
 SMALL = [
     "--epochs", 2, "--batch-size", 64, "--width", 4, "--blocks", 1, "--learning-rate", 0.01,
     "--seed", 1,
@@ -28,19 +27,19 @@ TASKS = {
 
 
 @pytest.fixture
-def workers(tmp_path):
-    """Starts both workers of a training; no process outlives the test."""
+def workers(tmp_path, held_ports, program):
+    """Starts both workers of a training run; no process outlives the test or its process."""
     started = []
 
     def start(*arguments):
-        cluster = {"worker": [f"localhost:{port}" for port in (free_port(), free_port())]}
+        cluster = {"worker": [f"localhost:{port}" for port in held_ports(2)]}
         processes = []
         for index in range(2):
             config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
             output = open(tmp_path / f"worker{index}.txt", "w+")  # noqa: SIM115
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", COMMAND, *map(str, arguments)],
+                    [sys.executable, "-c", program, *map(str, arguments)],
                     env={**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""},
                     stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path,
                 )
@@ -95,3 +94,38 @@ def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
     for a, b in zip(one.weights, two.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
     assert one.optimizer.iterations == two.optimizer.iterations == 6
+
+
+def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, program):
+    """A worker left over from a killed run would answer the next one's collectives."""
+    (port, nobody), config = held_ports(2), tmp_path / "config"
+    cluster = {"worker": [f"localhost:{port}", f"localhost:{nobody}"]}
+    config.write_text(json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}}))
+    parent = (
+        "import os, subprocess, sys; program, config = sys.argv[1:];"
+        "worker = subprocess.Popen([sys.executable, '-c', program, 'pretrain', 'rotation'],"
+        " env={**os.environ, 'TF_CONFIG': open(config).read()});"
+        "print(worker.pid, flush=True); worker.wait()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, program, config], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with process:
+        worker = int(process.stdout.readline())
+        deadline = time.monotonic() + 60
+        while b"prctl" not in Path(f"/proc/{worker}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+        time.sleep(2)  # until it has said that it wants to die too
+        os.kill(worker, 0)
+        process.kill()
+    while os.path.exists(f"/proc/{worker}") and "Z" not in state(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
