@@ -197,7 +197,16 @@ class PretextModel(keras.Model):
             jit_compile: as in Keras; "auto" compiles with XLA unless there is only a CPU, where it
                 halves the throughput of narrow convolutional networks.
             **kwargs: passed to Keras' compile.
+
+        Raises:
+            ValueError: `jit_compile` is True under a strategy with several replicas.
         """
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if jit_compile is True and replicas > 1:
+            raise ValueError(
+                f"jit_compile=True does not work on {replicas} replicas, since XLA cannot reach another "
+                'device\'s variables: use jit_compile="auto" or False, or a single device'
+            )
         if jit_compile == "auto" and not tf.config.list_physical_devices("GPU"):
             jit_compile = False
         if self.dtype_policy.name == "mixed_float16" and kwargs.get("auto_scale_loss", True):

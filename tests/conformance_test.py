@@ -56,6 +56,12 @@ def sample(needs=("image",)):
     return addressable({**digits, **columns})
 
 
+@pytest.fixture(autouse=True)
+def _float32():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture
 def images(row):
     return sample(row.task.needs)
@@ -269,3 +275,31 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, images):
         less = addressable({n: column for n, column in images.columns.items() if n != name})
         with pytest.raises(ValueError, match=f"`{name}`, which {row.task.__name__} needs"):
             task.dataset(less, BATCH)
+
+
+def test_xla_gives_what_plain_tensorflow_gives(row, images):
+    """XLA is the default on GPUs; its CPU backend stands in. Three steps in one execution.
+
+    Every second task in mixed_float16: its compilation takes most of the time.
+    """
+    policy = ("float32", "mixed_float16")[TASKS.index(row) % 2]
+    keras.config.set_dtype_policy(policy)
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
+    results, weights = [], None
+    for compiled in (False, True):
+        keras.utils.set_random_seed(3)
+        task = row.task(keras.models.clone_model(encoder), **required(row))
+        task.compile(keras.optimizers.SGD(0.02), jit_compile=compiled, steps_per_execution=3)
+        data = task.dataset(images, 7, shuffle=False)
+        task(next(iter(data))[0])
+        weights = weights or task.get_weights()
+        task.set_weights(weights)
+        logs = task.fit(data, verbose=0, callbacks=task.default_callbacks(images)).history
+        logs = {name: values[-1] for name, values in logs.items()}
+        scores = task.evaluate(data, verbose=0, return_dict=True)
+        predicted = arrays(task.predict(data, verbose=0))
+        results.append((logs, scores, predicted, task.get_weights()))
+    tolerance = 1e-3 if policy == "float32" else 3e-2
+    for plain, other in zip(*results, strict=True):
+        for a, b in zip(tf.nest.flatten(plain), tf.nest.flatten(other), strict=True):
+            np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)

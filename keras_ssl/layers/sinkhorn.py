@@ -22,7 +22,8 @@ class Sinkhorn(keras.layers.Layer):
         lam: float, inverse temperature.
         tolerance: float, the error to stop at: the sum over the columns of |sum - marginal|, as a
             share of the mass. The row sums are exact.
-        max_iterations: int; where they do not suffice, a warning is printed.
+        max_iterations: int; where they do not suffice, a warning is printed, except under XLA, which
+            cannot print: set `report` there.
         differentiable: bool, let gradients flow through the iterations; by default the plan is a
             constant, as a target is.
         report: bool, put out a dict of `plan`, `iterations` and `error` instead of the plan.
@@ -82,7 +83,7 @@ class Sinkhorn(keras.layers.Layer):
             columns = tf.fill([number], 1 / tf.cast(number, tf.float32))
         plan, iterations, error = _balance(
             scores, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), tf.constant(self.lam),
-            tf.constant(self.tolerance), tf.constant(self.max_iterations),
+            tf.constant(self.tolerance), self.max_iterations, not _under_xla(),
         )  # fmt: skip
         plan = plan[first : first + batch]
         if not self.differentiable:
@@ -110,7 +111,7 @@ class Sinkhorn(keras.layers.Layer):
 
 
 @tf.function(autograph=False, reduce_retracing=True)
-def _balance(scores, rows, columns, lam, tolerance, max_iterations):
+def _balance(scores, rows, columns, lam, tolerance, max_iterations, warns):
     logits = lam * scores
     log_rows, log_columns = tf.math.log(rows)[:, None], tf.math.log(columns)[None]
 
@@ -130,6 +131,8 @@ def _balance(scores, rows, columns, lam, tolerance, max_iterations):
     )
     potentials -= log_columns - sums  # those that the error belongs to
     plan = rows[:, None] * tf.nn.softmax(logits + potentials, axis=1)
+    if not warns:
+        return plan, iterations, error
     converged = tf.cond(
         error > tolerance,
         lambda: tf.print(
@@ -140,3 +143,10 @@ def _balance(scores, rows, columns, lam, tolerance, max_iterations):
     )  # fmt: skip
     with tf.control_dependencies([converged]):
         return tf.identity(plan), iterations, error
+
+
+def _under_xla():
+    # Nothing that prints has an XLA kernel, and TensorFlow has no public name for the question.
+    from tensorflow.python.ops import control_flow_util
+
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import encoders, layers, metrics, plotting
-from keras_ssl.ops import augment
+from keras_ssl.ops import augment, images
 from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
 
@@ -99,11 +99,7 @@ class SuperResolution(adversary.AdversarialModel):
         skips = [outputs[name] for name in self.skips] + [x / 127.5 - 1]
         half = x.shape[1] * self.scale // 2, x.shape[2] * self.scale // 2
         missing = self.head(self.decoder(deepest, size=half, skips=skips, training=training))
-        return self._bicubic(x) / 127.5 - 1 + missing
-
-    def _bicubic(self, x):
-        size = x.shape[1] * self.scale, x.shape[2] * self.scale
-        return tf.image.resize(x, size, "bicubic")
+        return images.enlarge(x, self.scale) / 127.5 - 1 + missing
 
     def compare(self, x, y, y_pred):
         return [y], [y_pred]
@@ -114,7 +110,7 @@ class SuperResolution(adversary.AdversarialModel):
 
     def baseline(self, x, y):
         """The bicubically enlarged picture: what can be had without a network."""
-        return tf.clip_by_value(self._bicubic(x), 0, 255)
+        return tf.clip_by_value(images.enlarge(x, self.scale), 0, 255)
 
     def prediction(self, images):
         """The whole picture, `scale` times as large as it was given."""
