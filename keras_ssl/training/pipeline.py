@@ -134,7 +134,7 @@ def check(images, task, batch_size, epochs, first_epoch, address):
 def _check_columns(images, task):
     spec = images.element_spec
     if not isinstance(spec, dict) or "id" not in spec:
-        raise ValueError(f"images must yield dicts with `id` and `image`, got {spec}")
+        raise ValueError(f"images must yield dicts with `image` and `id`, got {spec}")
     for name in task.needs:
         if name not in spec:
             raise ValueError(
