@@ -18,14 +18,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.solvers.transport import BLOCK, sinkhorn
+from keras_ssl.solvers.gibbs import BLOCK_ENTRIES
+from keras_ssl.solvers.transport import sinkhorn
 
 
 def blocks(n, k, scale=0.18, width=64):
     """Log-probabilities of a linear classifier on Gaussian features, block by block."""
     random = np.random.default_rng(0)
     weights = random.standard_normal((width, k), np.float32) * scale
-    step = max(1, BLOCK // k)
+    step = max(1, BLOCK_ENTRIES // k)
     for start in range(0, n, step):
         features = random.standard_normal((min(step, n - start), width), np.float32)
         yield tf.nn.log_softmax(features @ weights).numpy()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_ssl.solvers import transport
+from keras_ssl.solvers import gibbs
 from keras_ssl.solvers.transport import sinkhorn
 
 
@@ -95,9 +95,19 @@ def test_blocks_of_a_function_are_one_matrix(monkeypatch):
     parts = sinkhorn(lambda: np.split(scores, [7, 20, 99]), rows, columns, 5.0, 1e-6)
     np.testing.assert_allclose(parts.plan(), whole.plan(), atol=1e-7)
     np.testing.assert_array_equal(parts.assignments, whole.assignments)
-    monkeypatch.setattr(transport, "BLOCK", 18)  # 50 blocks: the sampled start
+    monkeypatch.setattr(gibbs, "BLOCK_ENTRIES", 18)  # 50 blocks: the sampled start
     sampled = sinkhorn(scores, rows, columns, 5.0, 1e-6)
     np.testing.assert_allclose(sampled.plan(), whole.plan(), atol=1e-6)
+
+
+def test_a_large_tolerance_still_reads_all_rows(monkeypatch):
+    """An error within the tolerance ends the iterations only once all blocks have been read."""
+    scores = np.random.default_rng(0).standard_normal((1000, 10))
+    monkeypatch.setattr(gibbs, "BLOCK_ENTRIES", 100)  # 100 blocks, of which 13 are sampled
+    found = sinkhorn(scores, lam=5, tolerance=0.5)
+    assert found.converged
+    assert found.assignments.shape == (1000,)
+    assert np.abs(found.plan().sum(0) - 0.1).sum() <= 0.5
 
 
 def test_infinitely_low_scores_forbid_a_pair():
@@ -110,7 +120,9 @@ def test_infinitely_low_scores_forbid_a_pair():
 def test_two_replicas_give_what_one_gives(two_replicas, monkeypatch):
     scores, rows, columns = problem(101, 8)
     one = sinkhorn(scores, rows, columns, 25.0, 1e-6)
-    monkeypatch.setattr(transport, "BLOCK", 8 * 30)  # rows 30, 30, 30 and 11, two blocks a replica
+    monkeypatch.setattr(
+        gibbs, "BLOCK_ENTRIES", 8 * 30
+    )  # rows 30, 30, 30 and 11, two blocks a replica
     with two_replicas.scope():
         two = sinkhorn(scores, rows, columns, 25.0, 1e-6)
     np.testing.assert_allclose(two.plan(), one.plan(), atol=1e-5)
