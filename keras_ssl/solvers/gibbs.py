@@ -170,7 +170,10 @@ def _sweep(blocks, row_blocks, scale, storage):
     number = tf.raw_ops.TensorListLength(input_handle=blocks)
     start = tf.constant(0), tf.zeros([width], tf.float64)
     # The matrix products of several blocks run in parallel; only the small sums are sequential.
-    _, sums = tf.while_loop(lambda index, _: index < number, body, start, parallel_iterations=4)
+    _, sums = tf.while_loop(
+        lambda index, _: index < number, body, start, parallel_iterations=4,
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
+    )  # fmt: skip
     return sums * tf.cast(scale[0], tf.float64)
 
 
@@ -184,7 +187,7 @@ def _kernel(scores, lam, potentials, dtype):
 
 def assign(block, scale):
     """Finds the column with the most mass for each row of a block: (n,) int32 array."""
-    # numpy's argmax is vectorised, TensorFlow's is not
+    # NumPy's argmax is vectorized, TensorFlow's is not
     return (tf.cast(block, scale.dtype) * scale).numpy().argmax(1).astype(np.int32)
 
 
