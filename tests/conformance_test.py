@@ -193,7 +193,7 @@ def test_preview_can_be_drawn(row, images):
     assert all(caption for line in rows for _, caption in line)
     assert isinstance(plotting.grid(rows), Figure)
     if isinstance(task, Relabels):
-        task.relabel(kssl.callbacks.extract(task, images))
+        task.relabel(kssl.callbacks.features_by_id(task, images))
     predicted = kssl.callbacks.predicted(task, x, y)
     # What the network says is in a picture or in a caption of its own.
     assert len(predicted) == 3
