@@ -1,6 +1,7 @@
 """Training resumes from checkpoints bit for bit, whatever is killed or damaged."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,9 +62,24 @@ def same(task, weights):
     return all(np.array_equal(a, b) for a, b in zip(task.get_weights(), weights, strict=True))
 
 
+@pytest.fixture(scope="module")
+def interrupted(images, tmp_path_factory):
+    """Copies the checkpoints of a run that was stopped in a step to a folder."""
+    source = tmp_path_factory.mktemp("interrupted")
+    stopped(images, source, 7, every_steps=2, keep=9)
+    assert [int(path.stem[5:]) for path in sorted(source.iterdir())] == [2, 4, 5, 6]
+
+    def copy(folder, step):
+        for path in source.iterdir():
+            if int(path.stem[5:]) < step:
+                shutil.copy(path, folder)
+
+    return copy
+
+
 @pytest.mark.parametrize("after", [3, 5, 7])
-def test_resumes_in_the_middle_of_an_epoch(after, images, whole, tmp_path):
-    stopped(images, tmp_path, after, every_steps=2)
+def test_resumes_in_the_middle_of_an_epoch(after, images, whole, interrupted, tmp_path):
+    interrupted(tmp_path, after)
     task, seen = make(), []
     keras.utils.set_random_seed(7)  # must not matter
     note = keras.callbacks.LambdaCallback(
@@ -95,8 +111,8 @@ def test_keeps_the_newest(images, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_checkpoint_is_skipped(damage, images, whole, tmp_path):
-    stopped(images, tmp_path, 7, every_steps=2)
+def test_a_damaged_newest_checkpoint_is_skipped(damage, images, whole, interrupted, tmp_path):
+    interrupted(tmp_path, 7)
     (tmp_path / ".new-step-000000008.npz").write_bytes(b"killed while writing")
     newest = max(tmp_path.glob("step-*.npz"))
     data = bytearray(newest.read_bytes())
@@ -114,12 +130,12 @@ def test_a_damaged_newest_checkpoint_is_skipped(damage, images, whole, tmp_path)
     assert not list(tmp_path.glob(".new*"))
 
 
-def test_checkpoints_of_other_runs(images, tmp_path):
-    stopped(images, tmp_path, 5, every_steps=3)
+def test_checkpoints_of_other_runs(images, interrupted, tmp_path):
+    interrupted(tmp_path, 5)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     for task in (make(width=2), make(optimizer="sgd")):
         with pytest.raises(
-            ValueError, match="step-000000003.npz belongs to another Rotation, encoder"
+            ValueError, match="step-000000004.npz belongs to another Rotation, encoder"
         ):
             fit(task, images, Checkpoint(tmp_path))
     with pytest.raises(ValueError, match="training run with 5 steps per epoch, this one has 10"):

@@ -1,6 +1,7 @@
 """The schedule of Relabel, its logs, and a killed run that resumes with the same labels."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -151,17 +152,19 @@ RUN = """
 """
 
 
-def test_a_killed_run_resumes_with_the_same_labels_and_weights(tmp_path):
+def test_a_killed_run_resumes_with_the_same_labels_and_weights(tmp_path, monkeypatch):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(RUN))
 
     def run(*arguments):
-        command = [sys.executable, str(script), *arguments]
-        return subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        runpy.run_path(str(script))
 
-    assert run(str(tmp_path / "whole.keras"), "0", "run").returncode == 0
-    assert run(str(tmp_path / "killed.keras"), "0", "kill").returncode == -signal.SIGKILL
-    assert run(str(tmp_path / "killed.keras"), "1", "run").returncode == 0
+    command = [sys.executable, str(script), str(tmp_path / "killed.keras"), "0", "kill"]
+    killed = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    run(str(tmp_path / "killed.keras"), "1", "run")
+    run(str(tmp_path / "whole.keras"), "0", "run")
     whole, resumed = (keras.models.load_model(tmp_path / f"{n}.keras") for n in ("whole", "killed"))
     for a, b in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
