@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_ssl.data import subset
 from keras_ssl.evaluation.extract import map_batches
 
-BATCH_SIZE = 64  # the feature maps of more would not fit into the memory beside the training
+BATCH_SIZE = 64  # the feature maps of more would not fit into memory during training
 
 
 class Sample:

@@ -96,8 +96,8 @@ def images(noise):
 @pytest.fixture
 def photos(noise, tmp_path):
     """21 JPEG files."""
-    for k, picture in enumerate(noise[:21]):
-        (tmp_path / f"{k:02}.jpg").write_bytes(tf.io.encode_jpeg(picture).numpy())
+    for k, image in enumerate(noise[:21]):
+        (tmp_path / f"{k:02}.jpg").write_bytes(tf.io.encode_jpeg(image).numpy())
     return tmp_path
 
 
@@ -113,7 +113,7 @@ def same(expected, got):
 
 
 def disturbed(task, images, address, acts):
-    """All 80 batches of 2 pictures of 4 epochs, `acts[n]` called after n of them, and the warnings."""
+    """All 80 batches of 2 images of 4 epochs, `acts[n]` called after n of them, and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batches = []
