@@ -76,7 +76,7 @@ def pretext_score(task, logs, test):
     if isinstance(task, Reconstructs):
         found = kssl.evaluation.reconstruction(task, test)
         print_table([list(found), [f"{value:.3f}" for value in found.values()]])
-        return f"{found['psnr']:.2f} dB ({found['psnr'] - found['trivial_psnr']:+.2f})"
+        return f"{found['psnr']:.2f} dB ({found['psnr'] - found['baseline_psnr']:+.2f})"
     made = 127.5 * (task.generate(keras.random.normal((1000, task.codes))).numpy() + 1)
     real = kssl.data.to_arrays(test.shard(10, 0))["image"].astype("float32")
     return f"diversity {np.sqrt(made.var(axis=0).mean() / real.var(axis=0).mean()):.2f}"

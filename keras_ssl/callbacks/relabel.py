@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl.evaluation.extract import map_batches
+from keras_ssl.protocols import Describes
 from keras_ssl.training import distribute, pipeline
 
 
@@ -164,7 +165,7 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
 
 def _descriptors(task, teacher):
     """The function from a batch to what is clustered."""
-    if hasattr(task, "descriptors"):
+    if isinstance(task, Describes):
         if teacher is not None:
             raise ValueError(
                 f"teacher cannot be used: {type(task).__name__} clusters descriptors, not features"

@@ -64,7 +64,6 @@ def subset(dataset, rows):
         part = dataset.enumerate().filter(lambda row, _: tf.gather(selected, row))
         part = part.map(lambda _, element: element)
         part = part.apply(tf.data.experimental.assert_cardinality(len(rows)))
-    for name in ("class_names", "random_access"):
-        if hasattr(dataset, name):
-            setattr(part, name, getattr(dataset, name))
+    if hasattr(dataset, "class_names"):
+        part.class_names = dataset.class_names
     return part

@@ -61,7 +61,6 @@ def from_tfds(name, split="train", *, size, data_dir=None):
     dataset = rows.enumerate().map(load, tf.data.AUTOTUNE)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(number))
     dataset.class_names = features["label"].names if labeled else None
-    dataset.random_access = False  # never had it: nothing to warn of
     return dataset
 
 

@@ -18,8 +18,8 @@ def reconstruction(task, images, batch_size=100, verbose=0):
         verbose: 1 shows progress, 0 does not.
 
     Returns:
-        dict of floats: `psnr` (dB) and `ssim` (at most 1), averaged over the images, and `trivial_psnr` and
-        `trivial_ssim`, those of the baseline that needs no network.
+        dict of floats: `psnr` (dB) and `ssim` (at most 1), averaged over the images, and `baseline_psnr` and
+        `baseline_ssim`, those of the baseline that needs no network.
 
     Raises:
         ValueError: `task` does not reconstruct images.
@@ -32,7 +32,7 @@ def reconstruction(task, images, batch_size=100, verbose=0):
         >>> task = kssl.tasks.SuperResolution(kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,)))
         >>> scores = reconstruction(task, kssl.data.digits("test"))
         >>> sorted(scores)
-        ['psnr', 'ssim', 'trivial_psnr', 'trivial_ssim']
+        ['baseline_psnr', 'baseline_ssim', 'psnr', 'ssim']
     """
     if not isinstance(task, Reconstructs):
         raise ValueError(
@@ -49,7 +49,7 @@ def reconstruction(task, images, batch_size=100, verbose=0):
         found = {}
         for prefix, result in (
             ("", task.reconstruct(x, y, task(x, training=False))),
-            ("trivial_", task.baseline(x, y)),
+            ("baseline_", task.baseline(x, y)),
         ):
             found[f"{prefix}psnr"] = psnr(image / 127.5 - 1, result / 127.5 - 1)
             found[f"{prefix}ssim"] = tf.image.ssim(image, result, 255, window)

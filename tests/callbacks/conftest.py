@@ -26,6 +26,9 @@ class Constant(kssl.PretextModel):
     def default_loss(self):
         return keras.losses.MeanSquaredError()
 
+    def default_metrics(self):
+        return []
+
 
 def _linear_task():
     inputs = keras.Input((32, 32, 3))

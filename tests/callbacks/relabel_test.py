@@ -19,7 +19,7 @@ IMAGES = 40
 
 @pytest.fixture(scope="module")
 def images():
-    return kssl.data.digits("test").take(IMAGES)
+    return kssl.data.subset(kssl.data.digits("test"), range(IMAGES))
 
 
 def make(images, **arguments):
@@ -131,7 +131,7 @@ RUN = """
     import keras_ssl as kssl
 
     path, first, kill = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "kill"
-    images = kssl.data.digits("test").take(40)
+    images = kssl.data.subset(kssl.data.digits("test"), range(40))
     if first:
         task = keras.models.load_model(path)
     else:

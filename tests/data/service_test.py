@@ -151,6 +151,8 @@ def test_files_are_read_by_the_workers(name, more, cluster, photos):
 class Clips(kssl.tasks.Rotation):
     """Passes on frames and depth."""
 
+    needs = ("frames", "depth")
+
     def pretext(self, batch, seed):
         return {name: batch[name] for name in ("frames", "depth")}, batch["id"]
 

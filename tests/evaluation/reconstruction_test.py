@@ -19,7 +19,7 @@ def test_scores_equal_scikit_image(name):
     x, y = task.corrupt(pixels, seed)
     for prefix, result in (
         ("", task.reconstruct(x, y, task(x, training=False))),
-        ("trivial_", task.baseline(x, y)),
+        ("baseline_", task.baseline(x, y)),
     ):
         result = np.asarray(result, np.float64)
         truth = pixels.astype(np.float64)
