@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_ssl.files import listed
 
 FILE_NAMES = re.compile(r"(?!\.)(.+\.tfrecords?(-\d{5}-of-\d{5})?|[^.]+-\d{5}-of-\d{5})")
+HEADERS_AT_ONCE = 4096  # verifying many checksums together is much faster than one by one
 
 
 def record_files(path):
@@ -29,38 +30,48 @@ def scan(file):
         (offsets, lengths, damaged): (N,) int64 arrays, the byte at which the header of each record begins and
         the number of bytes of its data; a list of (start, end) of bytes that belong to no whole record.
     """
-    # A record: its length (uint64), the masked CRC32C of the length, the data, and their masked CRC32C.
     offsets, lengths, damaged = [], [], []
     position, size = 0, os.path.getsize(file)
-    with open(file, "rb") as bytes_of:
+    with open(file, "rb") as content:
         while position < size:
-            starts, headers, place, fits = [], [], position, True
-            # At most some thousands before their checksums are verified: beyond a wrong length all is wrong.
-            while place + 16 <= size and len(starts) < 4096:
-                bytes_of.seek(place)
-                header = bytes_of.read(12)
-                end = place + 16 + int.from_bytes(header[:8], "little")
-                if end > size:
-                    fits = False
-                    break
-                starts.append(place)
-                headers.append(header)
-                place = end
-            # Verifying the checksums of all at once is much faster than one by one.
-            headers = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, 12)
+            starts, headers, end = _read_headers(content, position, size)
             bad = np.flatnonzero(~_valid(headers))
-            number, place = (bad[0], starts[bad[0]]) if len(bad) else (len(starts), place)
-            offsets.append(np.array(starts[:number], np.int64))
+            number = bad[0] if len(bad) else len(starts)
+            offsets.append(starts[:number])
             lengths.append(headers[:number, :8].copy().view("<i8")[:, 0])
-            position = place
-            if len(bad) or not fits or size - 16 < place < size:
-                position = _next_header(bytes_of, place + 1, size)
-                damaged.append((place, position))
+            position = int(starts[number]) if len(bad) else end
+            if len(bad) or (len(starts) < HEADERS_AT_ONCE and end < size):
+                start, position = position, _next_header(content, position + 1, size)
+                damaged.append((start, position))
     return (
         np.concatenate([*offsets, np.empty(0, int)]),
         np.concatenate([*lengths, np.empty(0, int)]),
         damaged,
     )
+
+
+def _read_headers(file, position, size):
+    """Reads the headers of successive records, without verifying them.
+
+    A record is its length (uint64), the masked CRC32C of the length, the data, and their masked CRC32C. Since
+    a wrong length misleads to wrong positions, only some thousands are read before they are verified.
+
+    Returns:
+        (starts, headers, end): (n,) int64 positions, (n, 12) uint8 headers, and the position after the last
+        record, at which no whole record follows if n is less than HEADERS_AT_ONCE.
+    """
+    starts, headers = [], []
+    while position + 16 <= size and len(starts) < HEADERS_AT_ONCE:
+        file.seek(position)
+        header = file.read(12)
+        end = position + 16 + int.from_bytes(header[:8], "little")
+        if end > size:
+            break
+        starts.append(position)
+        headers.append(header)
+        position = end
+    headers = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, 12)
+    return np.array(starts, np.int64), headers, position
 
 
 def _valid(headers):
