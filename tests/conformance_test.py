@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import keras_ssl as kssl
 from keras_ssl import plotting
-from keras_ssl.data.columns import addressable
+from keras_ssl.data.columns import random_access
 from keras_ssl.ops import random
 from keras_ssl.protocols import Relabels
 from keras_ssl.serving.server.servable import Servable
@@ -53,7 +53,7 @@ def sample(needs=("image",)):
     """21 images with random access, in batches of 8, 8 and 5, with the columns that a task needs."""
     digits = kssl.data.to_arrays(kssl.data.subset(kssl.data.digits("test"), range(21)))
     columns = {name: make(digits["image"]) for name, make in COLUMNS.items() if name in needs}
-    return addressable({**digits, **columns})
+    return random_access({**digits, **columns})
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_preview_can_be_drawn(row, images):
     assert all(caption for line in rows for _, caption in line)
     assert isinstance(plotting.grid(rows), Figure)
     if isinstance(task, Relabels):
-        task.relabel(kssl.callbacks.extract(task, images))
+        task.relabel(kssl.callbacks.features_by_id(task, images))
     predicted = kssl.callbacks.predicted(task, x, y)
     # What the network says is in a picture or in a caption of its own.
     assert len(predicted) == 3
@@ -266,13 +266,13 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, images):
     x, y = next(iter(task.dataset(images, BATCH, shuffle=False)))
     others = {name: column for name, column in images.columns.items() if name not in row.task.needs}
     wrong = {name: tf.zeros_like(column) for name, column in others.items() if name != "id"}
-    again = addressable({**images.columns, **wrong})
+    again = random_access({**images.columns, **wrong})
     for a, b in zip(
         arrays((x, y)), arrays(next(iter(task.dataset(again, BATCH, shuffle=False)))), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     for name in row.task.needs:
-        less = addressable({n: column for n, column in images.columns.items() if n != name})
+        less = random_access({n: column for n, column in images.columns.items() if n != name})
         with pytest.raises(ValueError, match=f"`{name}`, which {row.task.__name__} needs"):
             task.dataset(less, BATCH)
 

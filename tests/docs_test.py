@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_ssl as kssl
-from keras_ssl.data.columns import addressable
+from keras_ssl.data.columns import random_access
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -33,7 +33,7 @@ def test_the_tasks_of_the_tutorial_train_and_are_saved(page, name, noise, tmp_pa
     encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
     task = page[name](encoder)
     task.compile("adam")
-    data = task.dataset(addressable(images), 16)
+    data = task.dataset(random_access(images), 16)
     assert np.isfinite(task.fit(data, verbose=0).history["loss"]).all()
     assert len(task.preview(*next(data.as_numpy_iterator()))) == 16
     task.save(tmp_path / "task.keras")

@@ -1,9 +1,8 @@
 import keras
 import numpy as np
 import pytest
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import peak_signal_noise_ratio
 
-import keras_ssl as kssl
 from keras_ssl.metrics import PSNR, psnr
 
 
@@ -38,40 +37,3 @@ def test_serializes():
     copy = keras.metrics.deserialize(keras.metrics.serialize(PSNR(name="decibels")))
     assert isinstance(copy, PSNR)
     assert copy.name == "decibels"
-
-
-@pytest.mark.parametrize("name", ["Colorization", "Inpainting", "SuperResolution"])
-def test_reconstruction_judges_the_pictures_beside_the_trivial_answer(name):
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (9, 32, 32, 3), np.uint8)
-    images = kssl.data.from_array(pictures)
-    task = getattr(kssl.tasks, name)(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
-    found = kssl.evaluation.reconstruction(task, images, batch_size=4)
-
-    seed = np.stack([np.zeros(9, np.int64), np.arange(9)], 1)
-    x, y = task.corrupt(pictures, seed)
-    for prefix, answer in (
-        ("", task.reconstruct(x, y, task(x, training=False))),
-        ("trivial_", task.baseline(x, y)),
-    ):
-        answer = np.asarray(answer, np.float64)
-        truth = pictures.astype(np.float64)
-        decibels = [
-            peak_signal_noise_ratio(a, b, data_range=255)
-            for a, b in zip(truth, answer, strict=True)
-        ]
-        similar = [
-            structural_similarity(
-                a, b, data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5,
-                use_sample_covariance=False,
-            )
-            for a, b in zip(truth, answer, strict=True)
-        ]  # fmt: skip
-        assert found[f"{prefix}psnr"] == pytest.approx(np.mean(decibels), rel=1e-3)
-        # scikit-image pads the border, TensorFlow leaves it out.
-        assert found[f"{prefix}ssim"] == pytest.approx(np.mean(similar), abs=0.02)
-
-
-def test_reconstruction_refuses_tasks_that_give_no_picture_back(task):
-    with pytest.raises(ValueError, match="task must give pictures back"):
-        kssl.evaluation.reconstruction(task, kssl.data.digits("test"))

@@ -1,8 +1,8 @@
-"""Which shortcut does each protection close? Patch tasks trained with one protection removed at a time.
+"""Ablation of the protections against shortcuts: patch tasks trained without one of them at a time.
 
-A network that has found a shortcut answers the pretext task better and learns worse features. The table
-shows both beside the protected run: pretext accuracy on pictures that it was not trained on, and the
-linear probe of the best stage. Two rows have the same puzzles with closer permutations instead.
+A network that has found a shortcut solves the pretext task better and learns worse features. The table
+shows both, versus the protected run: pretext accuracy on held-out images, and the linear probe of the
+best stage. Two rows have puzzles with more similar permutations instead.
 
     python tools/audit_shortcuts.py --data cifar10/ [--only jigsaw]
 """
@@ -33,7 +33,7 @@ def jigsaw(**arguments):
     return lambda encoder: kssl.tasks.Jigsaw(encoder, **arguments)
 
 
-# (task, what is removed, pictures with fringes, maker of the task)
+# (task, what is removed, images with color fringes, function that makes the task)
 ROWS = [
     ("relative_patch", "", False, relative_patch()),
     ("relative_patch", "gap", False, relative_patch(patch=7, gap=0)),
@@ -43,7 +43,7 @@ ROWS = [
     ("relative_patch", "dropping", True, relative_patch(color=None)),
     ("jigsaw", "", False, jigsaw()),
     ("jigsaw", "gaps", False, jigsaw(tile=10)),
-    ("jigsaw", "normalisation", False, jigsaw(normalize=False)),
+    ("jigsaw", "normalization", False, jigsaw(normalize=False)),
     ("jigsaw", "crop", False, jigsaw(crop=1)),
     ("jigsaw", "far permutations (middle)", False, jigsaw(permutations=CLOSE["middle"])),
     ("jigsaw", "far permutations (low)", False, jigsaw(permutations=CLOSE["low"])),
@@ -51,12 +51,12 @@ ROWS = [
 
 
 def aberrated(images):
-    """Lateral chromatic aberration: red is enlarged about the middle of the picture, blue reduced."""
-    middle = (images.shape[1] - 1) / 2
+    """Applies lateral chromatic aberration: red is enlarged about the image center, blue reduced."""
+    center = (images.shape[1] - 1) / 2
     channels = []
     for channel, grow in enumerate((FRINGE, 0.0, -FRINGE)):
         scale = 1 / (1 + grow)
-        move = middle * (1 - scale)
+        move = center * (1 - scale)
         channels.append(
             tf.raw_ops.ImageProjectiveTransformV3(
                 images=images[..., channel : channel + 1].astype(np.float32),
@@ -69,7 +69,7 @@ def aberrated(images):
 
 
 def run(make, train, held_out, options):
-    """Pretext accuracy on held-out pictures, and the encoder, after `--steps` steps."""
+    """Trains for `--steps` steps; returns the pretext accuracy on held-out images and the encoder."""
     keras.utils.set_random_seed(0)
     encoder = kssl.encoders.resnet((32, 32, 3), width=options.width, blocks=(1, 1, 1))
     task = make(encoder)
@@ -83,9 +83,9 @@ def run(make, train, held_out, options):
     return accuracy, task.encoder
 
 
-def probe(encoder, labelled, test):
-    """The linear probe of every stage; the best one."""
-    train_features, train_others = kssl.evaluation.extract(encoder, labelled)
+def probe(encoder, labeled, test):
+    """Accuracy of the linear probe at the best stage."""
+    train_features, train_others = kssl.evaluation.extract(encoder, labeled)
     test_features, test_others = kssl.evaluation.extract(encoder, test)
     return max(
         kssl.evaluation.linear_probe(
@@ -102,7 +102,7 @@ def main():
     )
     parser.add_argument("--data", help="CIFAR-10, train/ and test/; downloaded without it")
     parser.add_argument("--only", nargs="+", help="tasks; all by default")
-    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--steps", type=int, default=400, help="per run")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.1)
@@ -121,16 +121,16 @@ def main():
             kssl.data.from_array(whole[few], train["label"][few]),
             kssl.data.from_array(part, test["label"][:5000]),
         )  # fmt: skip
-    rows = [("task", "pictures", "removed", "pretext", "linear probe", "seconds")]
+    rows = [("task", "images", "removed", "pretext", "linear probe", "seconds")]
     for name, removed, fringes, make in ROWS:
         if options.only and name not in options.only:
             continue
         start = time.time()
-        pretext, held_out, labelled, judged = data[fringes]
+        pretext, held_out, labeled, test_part = data[fringes]
         accuracy, encoder = run(make, pretext, held_out, options)
-        figures = f"{100 * accuracy:.1f}", f"{100 * probe(encoder, labelled, judged):.1f}"
-        pictures = "with fringes" if fringes else "as they are"
-        rows.append((name, pictures, removed or "nothing", *figures, f"{time.time() - start:.0f}"))
+        scores = f"{100 * accuracy:.1f}", f"{100 * probe(encoder, labeled, test_part):.1f}"
+        kind = "with fringes" if fringes else "original"
+        rows.append((name, kind, removed or "nothing", *scores, f"{time.time() - start:.0f}"))
         print(*rows[-1], sep=" | ", flush=True)
     keras.utils.set_random_seed(0)
     untrained = kssl.encoders.resnet((32, 32, 3), width=options.width, blocks=(1, 1, 1))

@@ -1,7 +1,7 @@
-"""Optimal transport of 100,000 images to 1,000 clusters: keras_ssl beside NumPy and POT.
+"""Optimal transport of 100,000 images to 1,000 clusters: keras_ssl versus NumPy and POT.
 
-All three run to the same marginal error, in interleaved rounds; the memory is that of a process of its
-own. POT (`pip install POT`) is left out where it is not installed.
+All three run to the same marginal error, in interleaved rounds; the memory is measured in a separate
+process. POT (`pip install POT`) is left out if it is not installed.
 
     python tools/bench_sinkhorn.py --rounds 3
 """
@@ -18,21 +18,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.solvers.transport import BLOCK, sinkhorn
+from keras_ssl.solvers.gibbs import BLOCK_ENTRIES
+from keras_ssl.solvers.transport import sinkhorn
 
 
 def blocks(n, k, scale=0.18, width=64):
     """Log-probabilities of a linear classifier on Gaussian features, block by block."""
     random = np.random.default_rng(0)
     weights = random.standard_normal((width, k), np.float32) * scale
-    step = max(1, BLOCK // k)
+    step = max(1, BLOCK_ENTRIES // k)
     for start in range(0, n, step):
         features = random.standard_normal((min(step, n - start), width), np.float32)
         yield tf.nn.log_softmax(features @ weights).numpy()
 
 
 def matrix_scaling(scores, lam, tolerance, dtype=np.float64):
-    """The textbook: K = exp(lam * scores), then u = r / Kv and v = c / K'u in turn."""
+    """Matrix scaling as in textbooks: K = exp(lam * scores), then u = r / Kv and v = c / K'u in turn."""
     kernel = np.exp(dtype(lam) * scores.astype(dtype))
     n, k = kernel.shape
     r, c, v = dtype(1 / n), dtype(1 / k), np.ones(k, dtype)
@@ -57,16 +58,16 @@ def pot(scores, lam, iterations):
 
 
 def peak():
-    """Peak memory of this process, in kB: not ru_maxrss, which a child takes over from its parent."""
+    """Peak memory of this process in kB; not ru_maxrss, which a child inherits from its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def memory(n, k, lam, tolerance, dtype):
-    """Peak memory of the transport as a multiple of the float32 matrix, in this process."""
+    """Prints the peak memory of the transport as a multiple of the float32 matrix, in this process."""
     sinkhorn(
         lambda: blocks(2000, k), lam=lam, tolerance=tolerance, dtype=dtype
-    )  # loads what it loads once
+    )  # loads libraries and traces
     before = peak()
     sinkhorn(lambda: blocks(n, k), lam=lam, tolerance=tolerance, dtype=dtype)
     after = peak()
@@ -94,7 +95,7 @@ def main():
     with np.errstate(all="ignore"):
         error = matrix_scaling(scores[: n // 10], lam, tolerance, np.float32)[2]
     print(f"{n} x {k}, lam {lam:g}, to a marginal error of {tolerance:g}")
-    print(f"the textbook in float32, on a tenth of it: error {error}")
+    print(f"matrix scaling in float32, on a tenth of it: error {error}")
 
     def keras_ssl(dtype):
         result = sinkhorn(scores, lam=lam, tolerance=tolerance, dtype=dtype)

@@ -48,7 +48,7 @@ def make(row, images, width):
     task = row.task(encoder, **({"num_images": number} if "num_images" in known else {}))
     task.compile(keras.optimizers.SGD(0.001))
     if hasattr(task, "relabel"):
-        task.relabel(kssl.callbacks.extract(task, images))
+        task.relabel(kssl.callbacks.features_by_id(task, images))
     return task
 
 

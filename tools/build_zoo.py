@@ -1,10 +1,10 @@
-"""Trains, judges and exports saved_models/rotation_cifar10 within a budget of minutes.
+"""Trains, evaluates and exports saved_models/rotation_cifar10 within a budget of minutes.
 
     python tools/build_zoo.py --data cifar10/ --minutes 45
 
 `--data` is a folder with train/<class>/ and test/<class>/; without it Keras downloads CIFAR-10.
-The budget is the wall-clock time of `fit`: it is measured over a few steps first, and the number of
-epochs follows from it. Training runs in bfloat16, judging and export in float32.
+The budget is the wall-clock time of `fit`: a trial of some steps determines the number of epochs. Training
+runs in bfloat16, evaluation and export in float32.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import time
 
 import keras
 import numpy as np
+from budget import LABELS, TRIAL_STEPS, StepClock, epochs_within, evaluate
 
 import keras_ssl as kssl
 from keras_ssl.cli import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
-WIDTH, BLOCKS, BATCH, LEARNING_RATE, LABELS = 32, (1, 1, 1, 1), 64, 0.1, 10_000
-TRIAL = 60  # steps
+WIDTH, BLOCKS, BATCH, LEARNING_RATE = 32, (1, 1, 1, 1), 64, 0.1
 
 
 def new_task(policy):
@@ -38,17 +38,12 @@ def main():
     images, test = (kssl.data.cifar10(options.data, part) for part in ("train", "test"))
 
     task = new_task("mixed_bfloat16")
-    task.compile(sgd_cosine(LEARNING_RATE, TRIAL))
-    times = []
-    clock = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: times.append(time.time())
-    )
-    task.fit(task.dataset(images, BATCH), steps_per_epoch=TRIAL, callbacks=[clock], verbose=0)
-    step = np.median(np.diff(times[10:]))
-    steps_per_epoch = task.dataset(images, BATCH).steps_per_epoch
-    # 5 % in hand: a run that the machine slows down later must not pass the budget.
-    epochs = max(1, int(0.95 * options.minutes * 60 / (step * steps_per_epoch)))
-    print(f"{step * 1000:.0f} ms a step, {epochs} epochs of {steps_per_epoch} steps", flush=True)
+    task.compile(sgd_cosine(LEARNING_RATE, TRIAL_STEPS))
+    trial, clock = task.dataset(images, BATCH), StepClock()
+    task.fit(trial, steps_per_epoch=TRIAL_STEPS, callbacks=[clock], verbose=0)
+    step, steps_per_epoch = clock.seconds_per_step(), trial.steps_per_epoch
+    epochs = epochs_within(options.minutes, step * steps_per_epoch)
+    print(f"{step * 1000:.0f} ms per step, {epochs} epochs of {steps_per_epoch} steps", flush=True)
 
     task = new_task("mixed_bfloat16")
     initial = task.encoder.get_weights()
@@ -62,17 +57,14 @@ def main():
     trained(np.zeros((1, 4, 32, 32, 3)))
     trained.set_weights(task.get_weights())
     untrained.encoder.set_weights(initial)
-    arrays = kssl.data.to_arrays(images)
-    few = np.random.default_rng(0).permutation(len(arrays["id"]))[:LABELS]
-    labelled = kssl.data.from_array(arrays["image"][few], arrays["label"][few])
-    results = kssl.evaluation.compare(trained.encoder, untrained.encoder, labelled, test)
+    results = evaluate(trained.encoder, untrained.encoder, images, test)
     print_table(kssl.evaluation.table(results))
 
     source = "a JPEG copy of CIFAR-10 (accuracies differ slightly from the original pixels)"
     card = {
-        "data": f"{source if options.data else 'CIFAR-10'}, 50,000 training pictures, no labels",
+        "data": f"{source if options.data else 'CIFAR-10'}, 50,000 training images, no labels",
         "budget": f"{minutes:.0f} minutes on {platform.machine()}, CPU only, bfloat16; {epochs} epochs "
-        f"of 50,000 pictures in four rotations, batch {BATCH} x 4, SGD {LEARNING_RATE} with cosine",
+        f"of 50,000 images in four rotations, batch {BATCH} x 4, SGD {LEARNING_RATE} with cosine",
         "encoder": f"resnet, width {WIDTH}, blocks {BLOCKS}",
         "pretext_accuracy": history["accuracy"][-1],
         "accuracy": {"labels": LABELS, "test_pictures": int(test.cardinality()), **results},

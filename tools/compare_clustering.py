@@ -1,6 +1,6 @@
-"""DeepCluster beside SeLa on CIFAR-10: same encoder, same budget, judged by the same probes.
+"""Compares DeepCluster with SeLa on CIFAR-10: same encoder, same training time, same probes.
 
-Prints the table of docs/clustering.md and writes the picture: random members of some clusters.
+Prints the table of docs/clustering.md and draws its figure: random members of some clusters.
 
     python tools/compare_clustering.py --data cifar10/ --minutes 18 --out clustering.png
 """
@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from budget import TRIAL_STEPS, StepClock, epochs_within, evaluate
 from matplotlib.figure import Figure
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -22,15 +23,15 @@ from keras_ssl import plotting
 from keras_ssl.cli import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
-LABELS, CLUSTERS, TRIAL = 10_000, 128, 60
+CLUSTERS = 128
 TASKS = {
     "deep_cluster": (kssl.tasks.DeepCluster, {}),
     "self_label": (kssl.tasks.SelfLabel, {"lam": 10.0, "tolerance": 0.01}),  # the paper's for CIFAR
 }
 
 
-class Clock(kssl.callbacks.Relabel):
-    """Relabels, and notes the seconds and the agreement with the true classes."""
+class MeasuredRelabel(kssl.callbacks.Relabel):
+    """Relabels, and records the seconds and the agreement with the true classes."""
 
     seconds, agreement, classes = (), (), None
 
@@ -53,29 +54,26 @@ def new_task(name, number, width):
 
 
 def train(name, images, classes, options):
-    """One method for `--minutes`; the epochs follow from a trial of some steps and a relabelling."""
+    """Trains one method for `--minutes`; a trial of some steps and one relabeling determines the epochs."""
     number = len(classes)
     task = new_task(name, number, options.width)
-    task.compile(sgd_cosine(options.learning_rate, TRIAL))
-    times = []
-    clock = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: times.append(time.time())
-    )
-    relabel = Clock(images, when="once" if name == "deep_cluster" else 1)
+    task.compile(sgd_cosine(options.learning_rate, TRIAL_STEPS))
+    clock = StepClock()
+    relabel = MeasuredRelabel(images, when="once" if name == "deep_cluster" else 1)
     relabel.classes = classes
     task.fit(
-        task.dataset(images, options.batch_size), steps_per_epoch=TRIAL,
+        task.dataset(images, options.batch_size), steps_per_epoch=TRIAL_STEPS,
         callbacks=[relabel, clock], verbose=0,
     )  # fmt: skip
     steps = -(-number // options.batch_size)
-    epoch = np.median(np.diff(times[10:])) * steps + relabel.seconds[0]
-    epochs = max(2, int(0.95 * options.minutes * 60 / epoch))
-    print(f"{name}: {epoch:.0f} s an epoch, {epochs} epochs", flush=True)
+    epoch = clock.seconds_per_step() * steps + relabel.seconds[0]
+    epochs = max(2, epochs_within(options.minutes, epoch))
+    print(f"{name}: {epoch:.0f} s per epoch, {epochs} epochs", flush=True)
 
     task = new_task(name, number, options.width)
     task.compile(sgd_cosine(options.learning_rate, epochs * steps))
-    when = 1 if name == "deep_cluster" else ("quadratic", epochs)  # as many relabellings for both
-    relabel = Clock(images, when=when)
+    when = 1 if name == "deep_cluster" else ("quadratic", epochs)  # equally many relabelings
+    relabel = MeasuredRelabel(images, when=when)
     relabel.classes = classes
     start = time.time()
     task.fit(
@@ -85,15 +83,8 @@ def train(name, images, classes, options):
     return task, relabel, epochs, (time.time() - start) / 60
 
 
-def judge(encoder, images, test, options):
-    arrays = kssl.data.to_arrays(images)
-    few = np.random.default_rng(0).permutation(len(arrays["id"]))[:LABELS]
-    labelled = kssl.data.from_array(arrays["image"][few], arrays["label"][few])
-    return kssl.evaluation.compare(encoder, new_encoder(options.width), labelled, test)
-
-
 def members(images, labels, axes, title):
-    """Five random clusters, one a row, eight random members each."""
+    """Draws five random clusters, one per row, with eight random members each."""
     random = np.random.default_rng(0)
     rows = []
     for cluster in random.choice(np.unique(labels), 5, replace=False):
@@ -113,7 +104,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", help="folder with train/ and test/; downloaded without it")
-    parser.add_argument("--minutes", type=float, default=18, help="of each method")
+    parser.add_argument("--minutes", type=float, default=18, help="per method")
     parser.add_argument("--methods", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -125,11 +116,11 @@ def main():
     arrays = kssl.data.to_arrays(images)
     figure = Figure((5.4 * len(options.methods), 4.7), layout="constrained", dpi=110)
     axes = np.atleast_1d(figure.subplots(1, len(options.methods)))
-    rows = [("", "NMI", "sizes", "s a relabelling", "epochs", "minutes")]
+    rows = [("", "NMI", "sizes", "s per relabeling", "epochs", "minutes")]
     found = {}
     for name, panel in zip(options.methods, axes, strict=True):
         task, relabel, epochs, minutes = train(name, images, arrays["label"], options)
-        results = judge(task.encoder, images, test, options)
+        results = evaluate(task.encoder, new_encoder(options.width), images, test)
         print(name)
         print_table(kssl.evaluation.table(results))
         head = np.atleast_2d(task.labels.numpy())[0]

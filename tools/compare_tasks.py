@@ -1,8 +1,8 @@
-"""Tasks on CIFAR-10: same encoder, same minutes, judged by the same probes.
+"""Compares tasks on CIFAR-10: same encoder, same training time, same probes.
 
 `transfer` is the knowledge transfer of Jigsaw++: the features of the trained `jigsaw_plus` are clustered,
-and a fresh encoder learns to predict the clusters. Generation tasks are also judged by what they give back on
-the test pictures, beside the trivial answer, and draw it.
+and a fresh encoder learns to predict the clusters. Generation tasks are also evaluated by PSNR and SSIM of
+their reconstructions of test images, versus a baseline, and their predictions are drawn.
 
     python tools/compare_tasks.py --data cifar10/ --minutes 12 --tasks relative_patch jigsaw
 """
@@ -16,20 +16,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from budget import StepClock, evaluate
 
 import keras_ssl as kssl
 from keras_ssl import plotting
 from keras_ssl.cli import print_table
 from keras_ssl.protocols import Reconstructs
 
-LABELS, TRIAL = 10_000, 40
-SEEDS = 8_000  # classes of the exemplar task, as in its paper
+TRIAL_STEPS = 40
+EXEMPLARS = 8_000  # classes of the exemplar task, as in its paper
 TASKS = {
     "relative_patch": lambda e: kssl.tasks.RelativePatch(e, grid=2, color="projection"),
     "jigsaw": lambda e: kssl.tasks.Jigsaw(e, grid=2),
     "jigsaw_plus": lambda e: kssl.tasks.JigsawPlus(e, grid=2),
     "transfer": lambda e: kssl.tasks.DeepCluster(e, num_images=50_000),
-    "exemplar": lambda e: kssl.tasks.Exemplar(e, num_images=SEEDS),
+    "exemplar": lambda e: kssl.tasks.Exemplar(e, num_images=EXEMPLARS),
     "exemplar_triplet": kssl.tasks.ExemplarTriplet,
     "colorization": kssl.tasks.Colorization,
     "colorization_bins": lambda e: kssl.tasks.Colorization(e, target="ab_bins"),
@@ -46,12 +47,8 @@ def new_encoder(options):
 
 
 def fit(name, images, steps, options, callbacks=()):
-    """Trains a new task for about so many steps; gives it, its last logs and the seconds a step."""
-    task = TASKS[name](new_encoder(options))
-    times = []
-    clock = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: times.append(time.time())
-    )
+    """Trains a new task for about `steps` steps; returns it, its last logs and the seconds per step."""
+    task, clock = TASKS[name](new_encoder(options)), StepClock()
     per_epoch = -(-int(images.cardinality()) // options.batch_size)
     epochs = max(1, round(steps / per_epoch))
     task.compile(task.default_optimizer(min(steps, epochs * per_epoch)))
@@ -60,36 +57,29 @@ def fit(name, images, steps, options, callbacks=()):
         steps_per_epoch=steps if steps < per_epoch else None, callbacks=[*callbacks, clock],
     )  # fmt: skip
     logs = {name: values[-1] for name, values in history.history.items()}
-    return task, logs, float(np.median(np.diff(times[5:])))
+    return task, logs, clock.seconds_per_step(skip=5)
 
 
 def fit_minutes(name, images, options, callbacks=()):
-    """Trains for `--minutes`; the steps follow from a trial. Gives the task and what became of it."""
-    per_step = fit(name, images, TRIAL, options, callbacks)[2]
+    """Trains for `--minutes`, in steps that a trial has measured; returns the task, its logs and budget."""
+    per_step = fit(name, images, TRIAL_STEPS, options, callbacks)[2]
     start = time.time()
     task, logs, _ = fit(name, images, round(options.minutes * 60 / per_step), options, callbacks)
     steps = int(task.optimizer.iterations)
     return task, {"logs": logs, "steps": steps, "minutes": (time.time() - start) / 60}
 
 
-def pretext_figure(task, logs, test):
-    """How well the task itself is solved, in a few characters."""
+def pretext_score(task, logs, test):
+    """Formats how well the task itself is solved."""
     if "accuracy" in logs:
         return f"{100 * logs['accuracy']:.1f}"
     if isinstance(task, Reconstructs):
         found = kssl.evaluation.reconstruction(task, test)
         print_table([list(found), [f"{value:.3f}" for value in found.values()]])
-        return f"{found['psnr']:.2f} dB ({found['psnr'] - found['trivial_psnr']:+.2f})"
+        return f"{found['psnr']:.2f} dB ({found['psnr'] - found['baseline_psnr']:+.2f})"
     made = 127.5 * (task.generate(keras.random.normal((1000, task.codes))).numpy() + 1)
     real = kssl.data.to_arrays(test.shard(10, 0))["image"].astype("float32")
     return f"diversity {np.sqrt(made.var(axis=0).mean() / real.var(axis=0).mean()):.2f}"
-
-
-def judge(encoder, images, test, options):
-    arrays = kssl.data.to_arrays(images)
-    few = np.random.default_rng(0).permutation(len(arrays["id"]))[:LABELS]
-    labelled = kssl.data.from_array(arrays["image"][few], arrays["label"][few])
-    return kssl.evaluation.compare(encoder, new_encoder(options), labelled, test)
 
 
 def main():
@@ -97,7 +87,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", help="folder with train/ and test/; downloaded without it")
-    parser.add_argument("--minutes", type=float, default=12, help="of each task")
+    parser.add_argument("--minutes", type=float, default=12, help="per task")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--stem", choices=["imagenet", "small"], default="imagenet")
@@ -114,22 +104,22 @@ def main():
             teacher = os.path.join(options.out, "jigsaw_plus_cifar10.keras")
             teacher = keras.models.load_model(teacher).encoder
             callbacks = [kssl.callbacks.Relabel(images, when="once", teacher=teacher)]
-        seen = images.take(SEEDS) if name == "exemplar" else images
+        seen = kssl.data.subset(images, range(EXEMPLARS)) if name == "exemplar" else images
         task, found = fit_minutes(name, seen, options, callbacks)
-        results = judge(task.encoder, images, test, options)
+        results = evaluate(task.encoder, new_encoder(options), images, test)
         print(name, flush=True)
         print_table(kssl.evaluation.table(results))
         stages = {k: v for k, v in results.items() if k != "chance"}
         best = max(stages, key=lambda stage: stages[stage]["linear"])
         untrained = max(row["linear_untrained"] for row in stages.values())
-        figures = stages[best]["linear"], untrained, stages[best]["knn"]
-        figures = [f"{100 * figure:.1f}" for figure in figures]
-        pretext = pretext_figure(task, found["logs"], test)
+        accuracies = stages[best]["linear"], untrained, stages[best]["knn"]
+        accuracies = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
+        pretext = pretext_score(task, found["logs"], test)
         if "accuracy" not in found["logs"]:  # a generation task
             drawn = kssl.callbacks.predicted(task, *next(iter(task.dataset(test, 8))))
             plotting.grid(drawn, title=name).savefig(f"{path}.png")
         budget = f"{found['steps']:,}", f"{found['minutes']:.0f}"
-        rows.append((name, pretext, best, *figures, *budget))
+        rows.append((name, pretext, best, *accuracies, *budget))
         task.save(f"{path}.keras")
         with open(f"{path}.json", "w") as file:
             json.dump({**found, "results": results, "row": rows[-1]}, file, indent=1)

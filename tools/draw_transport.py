@@ -1,4 +1,4 @@
-"""Draws the lecture's example of optimal transport: 25 laptops in each of two warehouses, two shops.
+"""Draws an example of optimal transport: 25 laptops in each of two warehouses, for two shops.
 
 python tools/draw_transport.py --out docs/transport.png
 """
@@ -37,8 +37,8 @@ def main():
                     ha="center",
                     fontsize=9,
                 )
-        kilometres = (plan * DISTANCE).sum()
-        axes.set_title(f"$\\lambda$ = {lam:g}: {kilometres:.1f} laptop kilometres", fontsize=10)
+        kilometers = (plan * DISTANCE).sum()
+        axes.set_title(f"$\\lambda$ = {lam:g}: {kilometers:.1f} laptop kilometers", fontsize=10)
         axes.set(xlim=(-0.3, 1.3), ylim=(-0.35, 1.35))
         axes.axis("off")
     figure.savefig(options.out)

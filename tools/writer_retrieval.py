@@ -1,9 +1,9 @@
-"""Writer retrieval: features learned from SIFT clusters beside RootSIFT itself, both encoded by VLAD.
+"""Writer retrieval: features learned from SIFT clusters versus RootSIFT itself, both encoded by VLAD.
 
-Pages are tiled from Omniglot: the characters of one drawer of one alphabet are dealt to four pages of
-five to ten characters, so that no two pages of a writer share one, and enlarged twice. Odd drawers
-train, even drawers test: the network, the codebook and the whitening have seen no test writer. Or give a
-folder of page images with train/ and test/, each with one folder a writer.
+Pages are tiled from Omniglot: the characters of one drawer of one alphabet are divided among four pages of
+five to ten characters, so that no two pages of a writer share one, and enlarged twice. Odd drawers are for
+training, even drawers for testing: the network, the codebook and the whitening have seen no test writer. Or
+give a folder of page images with train/ and test/, each with one folder per writer.
 
     python tools/writer_retrieval.py --omniglot omniglot_small1.zip --minutes 10
     python tools/writer_retrieval.py --pages pages/
@@ -13,7 +13,6 @@ import argparse
 import io
 import os
 import tempfile
-import time
 import zipfile
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -22,15 +21,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from budget import TRIAL_STEPS, StepClock, epochs_within
 from PIL import Image
 
 import keras_ssl as kssl
-from keras_ssl.callbacks import extract
+from keras_ssl.callbacks import features_by_id
 from keras_ssl.cli import print_table
 from keras_ssl.solvers import clustering
 from keras_ssl.training.optimizers import sgd_cosine
 
-PAGES, COLUMNS, BATCH, TRIAL = 4, 4, 64, 60
+PAGES, COLUMNS, BATCH = 4, 4, 64
 
 
 def tile_pages(archive, out):
@@ -40,8 +40,8 @@ def tile_pages(archive, out):
         for name in sorted(n for n in source.namelist() if n.endswith(".png")):
             path = PurePosixPath(name)
             drawer = int(path.stem.split("_")[1])
-            picture = Image.open(io.BytesIO(source.read(name))).convert("L")
-            characters[path.parts[-3], drawer].append(np.asarray(picture))
+            character = Image.open(io.BytesIO(source.read(name))).convert("L")
+            characters[path.parts[-3], drawer].append(np.asarray(character))
     for (alphabet, drawer), drawn in characters.items():
         folder = Path(out) / ("train" if drawer % 2 else "test") / f"{alphabet}_{drawer:02d}"
         folder.mkdir(parents=True)
@@ -57,8 +57,8 @@ def tile_pages(archive, out):
 
 
 def encode(train, test, train_pages, test_pages, options):
-    """VLAD of the test pages, as it is and PCA-whitened by the training pages."""
-    # Local descriptors of length 1, for all alike.
+    """Encodes the test pages by VLAD, without and with PCA whitening learned on the training pages."""
+    # Local descriptors are L2-normalized, whatever they are.
     train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
     _, codebook = clustering.kmeans(train, options.centroids, seed=options.seed)
     reference = kssl.evaluation.vlad(train, train_pages, codebook)
@@ -78,19 +78,17 @@ def train_network(patches, options):
 
     task = new_task()
     relabel = kssl.callbacks.Relabel(patches, when="once")
-    task.relabel(extract(task, patches))
+    task.relabel(features_by_id(task, patches))
     labels = task.labels.numpy()
     print(
         f"{number} patches, {(labels >= 0).mean():.0%} kept, {options.clusters} clusters",
         flush=True,
     )
     data = task.dataset(task.labelled(patches), BATCH)
-    task.compile(sgd_cosine(options.learning_rate, TRIAL))
-    for steps in (10, TRIAL):  # the first traces
-        start = time.time()
-        task.fit(data, steps_per_epoch=steps, callbacks=[relabel], verbose=0)
-    epoch = (time.time() - start) / TRIAL * data.steps_per_epoch
-    epochs = max(1, int(0.95 * options.minutes * 60 / epoch))
+    task.compile(sgd_cosine(options.learning_rate, TRIAL_STEPS))
+    clock = StepClock()
+    task.fit(data, steps_per_epoch=TRIAL_STEPS, callbacks=[relabel, clock], verbose=0)
+    epochs = epochs_within(options.minutes, clock.seconds_per_step() * data.steps_per_epoch)
 
     task = new_task()
     task.labels.assign(labels)

@@ -7,7 +7,7 @@ from keras_ssl.callbacks.finite import Finite
 from keras_ssl.callbacks.pictures import Pictures, predicted
 from keras_ssl.callbacks.progress import Progress
 from keras_ssl.callbacks.projector import Projector
-from keras_ssl.callbacks.relabel import Relabel, extract
+from keras_ssl.callbacks.relabel import Relabel, features_by_id
 
 __all__ = [
     "CSVLog",
@@ -19,7 +19,7 @@ __all__ = [
     "Projector",
     "Relabel",
     "effective_rank",
-    "extract",
     "feature_std",
+    "features_by_id",
     "predicted",
 ]

@@ -1,7 +1,6 @@
-"""Trainings that may be killed at any moment."""
+"""Checkpoint and resume training."""
 
 import json
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,32 +8,33 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_ssl.files import complete
 from keras_ssl.training import distribute
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves the whole state of a training, and lets `fit` go on where it was saved.
+    """Saves the whole training state; `fit` resumes from it.
 
-    Give it to `PretextModel.fit` with a dataset made by `PretextModel.dataset`: where the directory has a
-    checkpoint, the training goes on from the newest, in the middle of an epoch if need be, and ends with
-    the weights that the uninterrupted one would have had, bit for bit on a CPU. Saved are the weights,
-    the pseudo-labels and centroids, the slots of all optimisers, the states of random generators and
-    metrics; the place in the data follows from the step.
+    Give it to `PretextModel.fit` with a dataset made by `PretextModel.dataset`. If the directory has a
+    checkpoint, training resumes from the newest one, also in the middle of an epoch, and ends with the
+    weights of an uninterrupted run, bit for bit on a CPU. The state consists of the weights, the
+    pseudo-labels and centroids, the slots of all optimizers, and the states of random generators and
+    metrics; the position in the data follows from the step.
 
-    A checkpoint is one file, `step-<number>.npz`, that appears only when it is complete. A damaged one is
-    passed over for the one before, with a warning. With several workers only the chief writes, and tells
-    the others what it has read.
+    A checkpoint is one file, `step-<number>.npz`, which appears only when it is complete. A damaged one is
+    skipped with a warning, in favor of the one before. With several workers only the chief writes, and it
+    sends the others what it has read.
 
     Args:
-        directory: folder; made where there is none.
-        every_epochs: int, save at the end of every so many epochs, or None.
-        every_steps: int, save after every so many steps as well, or None.
-        keep: int, how many of the newest checkpoints stay.
+        directory: folder; created if it does not exist.
+        every_epochs: int, save at the end of every `every_epochs`-th epoch, or None.
+        every_steps: int, also save after every `every_steps`-th step, or None.
+        keep: int, number of checkpoints to keep, the newest ones.
 
     Raises:
-        ValueError: a number below 1; `directory` is a file. In `fit`: the checkpoint is of another task,
-            encoder, optimiser or number of steps an epoch.
-        FloatingPointError: in `fit`, weights that are no longer finite; they are not saved.
+        ValueError: a number is below 1, or `directory` is a file. In `fit`: the checkpoint belongs to
+            another task, encoder, optimizer or number of steps per epoch.
+        FloatingPointError: in `fit`, the weights are no longer finite; they are not saved.
 
     Example:
         >>> saved = Checkpoint("checkpoints", every_steps=500)                  # doctest: +SKIP
@@ -52,25 +52,25 @@ class Checkpoint(keras.callbacks.Callback):
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"directory must be a folder, {str(directory)!r} is a file")
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
-        self.latest = None  # the newest good checkpoint: (step, path)
+        self.latest = None  # the newest valid checkpoint: (step, path)
 
     def restore(self, task, dataset):
-        """Gives a task the state of the newest good checkpoint.
+        """Restores a task from the newest valid checkpoint.
 
         Args:
             task: PretextModel, compiled.
-            dataset: what it is to be fitted on, made by `task.dataset`.
+            dataset: the one that it will be trained on, made by `task.dataset`.
 
         Returns:
-            int, the steps that were done; 0 without a checkpoint.
+            int, number of steps done; 0 without a checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of another task, encoder, optimiser or number of steps an epoch,
-                or of steps that are no multiple of `steps_per_execution`.
+            ValueError: the checkpoint belongs to another task, encoder, optimizer or number of steps per
+                epoch, or its step is no multiple of `steps_per_execution`.
         """
-        strategy, steps_per_epoch = task.distribute_strategy, dataset.steps_per_epoch
+        strategy = task.distribute_strategy
         with strategy.scope():
-            # All variables, those of the metrics too, before the first step makes them.
+            # Creates all variables, also those of the metrics, which the first step would create.
             task._symbolic_build(data_batch=next(iter(dataset)))
         chief = distribute.worker(strategy)[0] == 0
         variables = [*task.state(), *task.metrics_variables]
@@ -78,27 +78,15 @@ class Checkpoint(keras.callbacks.Callback):
         problem = ""
         if found:
             step, path, arrays, meta = found
-            if meta["variables"] != _described(variables):
-                problem = (
-                    f"{path} is of another {meta['task']}, encoder or optimiser than this "
-                    f"{type(task).__name__}: give the arguments of that training, or another directory"
-                )
-            elif meta["steps_per_epoch"] != steps_per_epoch:
-                problem = (
-                    f"{path} is of a training with {meta['steps_per_epoch']} steps an epoch, this one has "
-                    f"{steps_per_epoch}: give the same images and batch size, or another directory"
-                )
-            elif step % steps_per_epoch % task.steps_per_execution:
-                problem = (
-                    f"{path} cannot go on with steps_per_execution {task.steps_per_execution}: give that of "
-                    "the training before"
-                )
+            problem = _mismatch(task, dataset, variables, path, meta)
             self.latest = (step, path)
-        # All workers go on alike, or stop alike.
+        # All workers resume together, or stop together.
         state = np.array([step if found else 0, bool(problem)], np.int64)
         step, refused = distribute.from_chief(strategy, [state])[0]
         if refused:
-            raise ValueError(problem or "the chief has a checkpoint of another training: see there")
+            raise ValueError(
+                problem or "the chief's checkpoint belongs to another training run: see its error"
+            )
         if not step:
             return 0
         if not found:
@@ -114,8 +102,8 @@ class Checkpoint(keras.callbacks.Callback):
         return int(step)
 
     def _newest(self):
-        """(step, path, arrays, meta) of the newest checkpoint that is whole, or None."""
-        for leftover in self.directory.glob(".step-*"):
+        """Reads (step, path, arrays, meta) of the newest valid checkpoint, or None."""
+        for leftover in self.directory.glob(".new-step-*"):  # of a run that was killed
             leftover.unlink()
         for path in sorted(self.directory.glob("step-*.npz"), reverse=True):
             try:
@@ -151,7 +139,7 @@ class Checkpoint(keras.callbacks.Callback):
             done = self.epoch * self.params["steps"] + batch + 1
             last = done - self.model.steps_per_execution
             self.due = done // self.every_steps > last // self.every_steps
-            # The last step of an epoch is saved once the other callbacks have seen the epoch's end.
+            # After the last step of an epoch, the other callbacks see the end of the epoch first.
             if self.due and batch + 1 < self.params["steps"]:
                 self.save(done)
 
@@ -160,23 +148,25 @@ class Checkpoint(keras.callbacks.Callback):
             self.save((epoch + 1) * self.params["steps"])
 
     def save(self, step):
-        """Saves now.
+        """Saves a checkpoint now.
 
         Args:
-            step: int, the steps that have been done.
+            step: int, number of steps done.
 
         Raises:
             FloatingPointError: a weight is not finite.
         """
         self.due = False
         variables = [*self.model.state(), *self.model.metrics_variables]
-        arrays = [v.numpy() for v in variables]  # sums the metrics of all workers: each must ask
+        arrays = [
+            v.numpy() for v in variables
+        ]  # sums metrics over all workers, so each must call it
         if not self.chief:
             return
         for variable, array in zip(variables, arrays, strict=True):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise FloatingPointError(
-                    f"the weights {variable.path} are no longer finite after step {step}: train anew with a "
+                    f"the weights {variable.path} are no longer finite after step {step}: train again with a "
                     f"smaller learning rate{self.last_good()}"
                 )
         meta = {
@@ -186,20 +176,37 @@ class Checkpoint(keras.callbacks.Callback):
             "variables": _described(variables),
         }
         path = self.directory / f"step-{step:09d}.npz"
-        hidden = self.directory / f".{path.name}"
-        with open(hidden, "wb") as file:
-            encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-            np.savez(file, meta=encoded, **{f"{i:05d}": a for i, a in enumerate(arrays)})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(hidden, path)
+        encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        with complete(path) as draft:
+            np.savez(draft, meta=encoded, **{f"{i:05d}": a for i, a in enumerate(arrays)})
         self.latest = (step, path)
         for old in sorted(self.directory.glob("step-*.npz"))[: -self.keep]:
             old.unlink()
 
     def last_good(self):
-        """For error messages: where the newest good checkpoint is."""
+        """Names the newest valid checkpoint, for error messages."""
         return f"; the last good checkpoint is {self.latest[1]}" if self.latest else ""
+
+
+def _mismatch(task, dataset, variables, path, meta):
+    """Returns why a checkpoint does not fit a task and its dataset, or an empty string."""
+    steps_per_epoch = dataset.steps_per_epoch
+    if meta["variables"] != _described(variables):
+        return (
+            f"{path} belongs to another {meta['task']}, encoder or optimizer than this "
+            f"{type(task).__name__}: give the arguments of that training run, or another directory"
+        )
+    if meta["steps_per_epoch"] != steps_per_epoch:
+        return (
+            f"{path} belongs to a training run with {meta['steps_per_epoch']} steps per epoch, this one has "
+            f"{steps_per_epoch}: give the same images and batch size, or another directory"
+        )
+    if meta["step"] % steps_per_epoch % task.steps_per_execution:
+        return (
+            f"{path} cannot be resumed with steps_per_execution {task.steps_per_execution}: give that of the "
+            "training run before"
+        )
+    return ""
 
 
 def _described(variables):
@@ -207,10 +214,10 @@ def _described(variables):
 
 
 class Resumed(keras.callbacks.CallbackList):
-    """The callbacks of a training that goes on in the middle of an epoch.
+    """Callbacks of a training run that is resumed in the middle of an epoch.
 
-    Keras always counts the steps of an epoch from 0. The ones that were done before are not run again, and
-    the callbacks do not hear of them.
+    Keras always counts the steps of an epoch from 0. Those done before are not run again, and the callbacks
+    are not called for them.
     """
 
     def __init__(self, task, callbacks, step, epochs, steps, verbose):

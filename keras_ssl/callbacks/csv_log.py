@@ -1,26 +1,26 @@
-"""The figures of each epoch in a file that survives kills."""
+"""Logs the metrics of each epoch to a CSV file that survives kills."""
 
-import contextlib
 import csv
 import os
 
 import keras
 
+from keras_ssl.files import complete
+
 
 class CSVLog(keras.callbacks.Callback):
-    """Writes one row an epoch to a CSV file; a resumed training goes on where its checkpoint was.
+    """Writes one row per epoch to a CSV file, consistently with the checkpoints of a resumed run.
 
-    Unlike `keras.callbacks.CSVLogger`, a training that was killed and resumed leaves exactly the file of an
-    uninterrupted one: rows of epochs that are trained again are dropped first. The whole file is written
-    anew after each epoch and put in place of the old one, so it never ends in half a row. Figures that
-    first appear in a later epoch, such as the `nmi` of `Relabel`, get a column too. Callbacks that add
-    figures must come before this one.
+    Unlike with `keras.callbacks.CSVLogger`, a training run that was killed and resumed leaves the same file
+    as an uninterrupted one: rows of epochs that are trained again are removed first. The whole file is
+    replaced after each epoch, so it never ends in half a row. Metrics that first appear in a later epoch,
+    such as the `nmi` of `Relabel`, get a column too. Callbacks that add metrics must come before this one.
 
     Args:
-        path: file to write, in an existing folder. Its column `epoch` counts from 0, as Keras does.
+        path: file to write, in an existing folder. Its column `epoch` starts at 0, as in Keras.
 
     Raises:
-        ValueError: in `fit`; there is no such folder, or `path` holds something else already.
+        ValueError: in `fit`, there is no such folder, or `path` is a file with other content.
 
     Example:
         >>> import pathlib, tempfile
@@ -47,7 +47,7 @@ class CSVLog(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self.start is None:
             self.start = epoch
-            # A column that only later rows had goes with them.
+            # Columns of the removed rows alone are removed with them.
             self.rows = [
                 {name: value for name, value in row.items() if value != ""}
                 for row in self.rows
@@ -55,25 +55,19 @@ class CSVLog(keras.callbacks.Callback):
             ]
 
     def on_epoch_end(self, epoch, logs=None):
-        figures = {name: str(value) for name, value in (logs or {}).items()}
-        self.rows.append({"epoch": str(epoch), **figures})
+        metrics = {name: str(value) for name, value in (logs or {}).items()}
+        self.rows.append({"epoch": str(epoch), **metrics})
         columns = dict.fromkeys(name for row in self.rows for name in row)
-        new = f"{self.path}.new"
-        try:
-            with open(new, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(new)
-            raise
+        with (
+            complete(self.path) as draft,
+            open(draft, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
     def _read(self):
-        """The rows that are there already, as dicts of strings."""
+        """Reads the rows of an earlier run, as dicts of strings."""
         try:
             with open(self.path, newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file, strict=True)
@@ -86,6 +80,6 @@ class CSVLog(keras.callbacks.Callback):
         except (IsADirectoryError, UnicodeDecodeError, csv.Error):
             pass
         raise ValueError(
-            f"path {str(self.path)!r} is no log of a training (a CSV file whose first column is `epoch`) and "
+            f"path {str(self.path)!r} is not a training log (a CSV file whose first column is `epoch`) and "
             "is left as it is: give another path, or move it away"
         )

@@ -1,4 +1,4 @@
-"""Stops a training that is lost."""
+"""Stops training on a non-finite loss."""
 
 import math
 
@@ -6,21 +6,21 @@ import keras
 
 
 class Finite(keras.callbacks.Callback):
-    """Stops a training whose loss or metrics are no longer finite, with an error that names the step.
+    """Stops training when the loss or a metric is NaN or infinite, with an error that names the step.
 
-    `PretextModel.fit` adds it, unless a `keras.callbacks.TerminateOnNaN` is given.
+    `PretextModel.fit` adds this callback unless it is given a `keras.callbacks.TerminateOnNaN`.
 
     Args:
         checkpoint: callbacks.Checkpoint whose last good checkpoint the error names, or None.
 
     Raises:
-        FloatingPointError: in `fit`; the weights are then useless.
+        FloatingPointError: in `fit`; the weights are useless then.
 
     Example:
         >>> Finite().on_train_batch_end(4, {"loss": 0.5})
     """
 
-    async_safe = True  # the step need not wait for it
+    async_safe = True  # training does not wait for it
     epoch = 0
 
     def __init__(self, checkpoint=None):
@@ -35,7 +35,7 @@ class Finite(keras.callbacks.Callback):
             if not math.isfinite(value):
                 last_good = self.checkpoint.last_good() if self.checkpoint else ""
                 raise FloatingPointError(
-                    f"{name} became {value} in step {batch + 1} of epoch {self.epoch + 1}: train anew "
-                    "with a smaller learning rate, or look for pictures that are not in "
+                    f"{name} became {value} in step {batch + 1} of epoch {self.epoch + 1}: train "
+                    "again with a smaller learning rate, or look for images that are not in "
                     f"0..255{last_good}"
                 )

@@ -1,4 +1,4 @@
-"""What a task sees and says, as pictures."""
+"""Draws inputs, labels and predictions of a task for TensorBoard."""
 
 import io
 
@@ -8,16 +8,17 @@ import tensorflow as tf
 
 
 class Pictures(keras.callbacks.Callback):
-    """Draws what the network sees, its labels and what it predicts, for TensorBoard, after each epoch.
+    """Writes a figure of inputs, labels and predictions for TensorBoard after each epoch.
 
     Args:
-        log_dir: directory of the logs, as of `keras.callbacks.TensorBoard`; the pictures go to its
+        log_dir: directory of the logs, as in `keras.callbacks.TensorBoard`; the figures go to its
             subdirectory `pictures`.
-        images: tf.data.Dataset of dicts with `image` and `id`, some of which are drawn: always the same.
+        images: tf.data.Dataset of dicts with `image` and `id`, from which the same images are drawn after
+            every epoch.
         number: int, images to draw.
 
     Raises:
-        ValueError: `number` below 1.
+        ValueError: `number` is below 1.
 
     Example:
         >>> pictures_of_digits = Pictures("logs", images=[])                    # doctest: +SKIP
@@ -37,14 +38,14 @@ class Pictures(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(f"{self.log_dir}/pictures")
 
     def on_epoch_end(self, epoch, logs=None):
-        from keras_ssl import plotting  # matplotlib, only where something is drawn
+        from keras_ssl import plotting  # imports matplotlib
 
         figure = plotting.grid(predicted(self.model, self.x, self.y))
         encoded = io.BytesIO()
         figure.savefig(encoded, format="png")
         with self.writer.as_default():
-            picture = tf.io.decode_png(encoded.getvalue(), channels=3)
-            tf.summary.image("predictions", picture[None], step=epoch)
+            pixels = tf.io.decode_png(encoded.getvalue(), channels=3)
+            tf.summary.image("predictions", pixels[None], step=epoch)
         self.writer.flush()
 
     def on_train_end(self, logs=None):
@@ -52,14 +53,14 @@ class Pictures(keras.callbacks.Callback):
 
 
 def predicted(task, x, y):
-    """The rows of `task.preview`, with what the task predicts.
+    """Computes the rows of `task.preview`, with the predictions of the task.
 
     Args:
         task: PretextModel.
-        x, y: a batch as its `pretext` made it.
+        x, y: a batch from its `pretext`.
 
     Returns:
         list of lists of (pixels, caption), for `plotting.grid`.
     """
-    found = tf.nest.map_structure(np.asarray, (x, y, task(x, training=False)))
-    return task.preview(*found)
+    arrays = tf.nest.map_structure(np.asarray, (x, y, task(x, training=False)))
+    return task.preview(*arrays)

@@ -1,4 +1,4 @@
-"""How fast a training is, and how long it still takes."""
+"""Progress bar with throughput and remaining time."""
 
 import shutil
 import sys
@@ -7,33 +7,33 @@ import time
 import keras
 import numpy as np
 
-BAR = 20  # characters of Keras' bar, which gives way where the line would not fit
+BAR_WIDTH = 20  # characters of Keras' bar; less if the line would not fit
 
 
 class Progress(keras.callbacks.ProgbarLogger):
-    """Keras' progress bar, with images/s and the time left of the whole training.
+    """Adds images/s and the remaining time of the whole training run to Keras' progress bar.
 
-    Takes the place of the bar that `fit` adds itself; `fit(verbose=...)` means what it always does. Only
-    what is displayed gets the two figures, not the logs. Put it last, so that it shows what other callbacks
-    add to the logs.
+    Replaces the bar that `fit` adds by itself; `fit(verbose=...)` keeps its meaning. The two numbers are
+    displayed but not added to the logs. Put this callback last, so that it shows what the others add to
+    the logs.
 
-    images/s counts from the first step of the epoch to its last, so neither relabelling nor checkpoints
-    between the epochs. The time left does count them. Both leave out the first step of the training, which
-    waits for TensorFlow to trace the network. On a terminal too narrow for all figures, images/s waits
-    for the end of the epoch: a bar that wraps would fill the screen.
+    The throughput is measured from the first step of an epoch to the last, without relabeling and
+    checkpoints between epochs; the remaining time includes them. Both exclude the first step of the run,
+    in which TensorFlow traces the network. On a terminal too narrow for everything, images/s appears only
+    at the end of the epoch: a bar that wraps would fill the screen.
 
     Args:
-        images_per_epoch: int, pictures in the data set.
+        images_per_epoch: int, images in the data set.
 
     Raises:
-        ValueError: `images_per_epoch` below 1.
+        ValueError: `images_per_epoch` is below 1.
 
     Example:
         >>> bar = Progress(images_per_epoch=50_000)
         >>> task.fit(dataset, epochs=90, callbacks=[bar])                       # doctest: +SKIP
     """
 
-    async_safe = True  # the step need not wait for it
+    async_safe = True  # training does not wait for it
 
     def __init__(self, images_per_epoch):
         super().__init__()
@@ -43,8 +43,8 @@ class Progress(keras.callbacks.ProgbarLogger):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        # (steps since epoch 0, time): after the first of this training, before the first of this
-        # epoch, after the latest.
+        # (steps since epoch 0, time): after the first step of this run, before the first step of this
+        # epoch, after the latest step.
         self.first = self.start = self.latest = None
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -56,7 +56,7 @@ class Progress(keras.callbacks.ProgbarLogger):
             self.start = self._now(batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.target is not None:  # as in the first epoch of a dataset of unknown length
+        if self.target is not None:  # None in the first epoch of a dataset of unknown length
             self.latest = self._now(batch + 1)
             if self.first is None:
                 self.first = self.start = self.latest
@@ -71,7 +71,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         return self.epoch * self.target + batch, time.monotonic()
 
     def _show(self, logs, last):
-        parts = self._figures() if self.latest else []
+        parts = self._measurements() if self.latest else []
         if self.verbose == 1 and not last and sys.stdout.isatty():
             used = 2 * len(str(self.target)) + len("/  0:00:00 000ms/step")
             for name, value in (logs or {}).items():
@@ -80,14 +80,14 @@ class Progress(keras.callbacks.ProgbarLogger):
                     f" - {name}: {value:.4f}" if abs(value) > 1e-3 else f" - {name}: {value:.4e}"
                 )
             room = shutil.get_terminal_size().columns - 1 - used
-            while parts and len("".join(parts)) + BAR // 2 > room:
+            while parts and len("".join(parts)) + BAR_WIDTH // 2 > room:
                 parts.pop(0)
-            self.progbar.width = max(1, min(BAR, room - len("".join(parts))))
-        # Of what Progbar writes as it is, the unit comes last: "12ms/step - 812 images/s".
+            self.progbar.width = max(1, min(BAR_WIDTH, room - len("".join(parts))))
+        # Progbar writes its unit last, unchanged: "12ms/step - 812 images/s".
         self.progbar.unit_name = "step" + "".join(parts)
 
-    def _figures(self):
-        """What there is to say: [speed, time left], each of them only where it is known."""
+    def _measurements(self):
+        """Formats throughput and remaining time, each of them only if it is known: list of str."""
         parts = []
         steps, seconds = (b - a for a, b in zip(self.start, self.latest, strict=True))
         if steps > 0 and seconds > 0:

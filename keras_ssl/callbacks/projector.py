@@ -1,4 +1,4 @@
-"""The features as a cloud of points, for TensorBoard."""
+"""Writes features for TensorBoard's embedding projector."""
 
 import math
 
@@ -6,33 +6,32 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.callbacks.collapse import Sample
+from keras_ssl.callbacks.sample import Sample
 
-SIDE = 64  # pixels of a thumbnail's longer side
-SPRITE = 8192  # pixels of a sprite's side, beyond which browsers may not show it
+THUMBNAIL_SIZE = 64  # pixels of the longer side
+MAX_SPRITE_SIZE = 8192  # pixels of a side, beyond which browsers may not show it
 
 
 class Projector(keras.callbacks.Callback):
-    """Writes the features of some pictures for TensorBoard's embedding projector, after each epoch.
+    """Writes the features of a sample of images for TensorBoard's embedding projector after each epoch.
 
-    `tensorboard --logdir LOG_DIR` then shows them as points in space, each as its picture, coloured by its
-    label where it has one. TensorBoard keeps the features that it has read: start it anew for those of a
-    later epoch.
+    `tensorboard --logdir LOG_DIR` shows them as points in space, each drawn as its image and colored by its
+    label if there is one. TensorBoard caches the features: restart it to see those of a later epoch.
 
     Args:
-        log_dir: directory of the logs, as of `keras.callbacks.TensorBoard`; `projector_config.pbtxt`,
+        log_dir: directory of the logs, as in `keras.callbacks.TensorBoard`; `projector_config.pbtxt`,
             `features.tsv`, `metadata.tsv` and `sprite.png` go there.
-        images: tf.data.Dataset of dicts with `image` and `id`; points are named by `label` where there is
-            one, and by the dataset's `class_names` where it has them.
-        number: int, pictures to show: the first ones, or, where the dataset can be asked for pictures by
-            their place, evenly spaced ones. All where there are fewer.
+        images: tf.data.Dataset of dicts with `image` and `id`; points are named by their `label`, if there
+            is one, or by its name, if the dataset has `class_names`.
+        number: int, images to show: evenly spaced ones, or the first ones of a dataset without random
+            access. All images if there are fewer.
 
     Raises:
-        ValueError: `number` below 1; in `fit`, `images` that are none.
+        ValueError: `number` is below 1; in `fit`, `images` is no such dataset.
 
     Example:
-        >>> cloud_of_digits = Projector("logs", images=[])                      # doctest: +SKIP
-        >>> task.fit(dataset, callbacks=[cloud_of_digits])                      # doctest: +SKIP
+        >>> projector = Projector("logs", images=[])                            # doctest: +SKIP
+        >>> task.fit(dataset, callbacks=[projector])                            # doctest: +SKIP
     """
 
     def __init__(self, log_dir, images, number=500):
@@ -61,13 +60,13 @@ class Projector(keras.callbacks.Callback):
         self.config = text_format.MessageToString(config)
 
     def on_epoch_end(self, epoch, logs=None):
-        # Nine digits give back each float32.
+        # Nine digits represent a float32 exactly.
         rows = ("\t".join(f"{value:.9g}" for value in row) for row in self.sample.features())
         self._write("features.tsv", "\n".join(rows) + "\n")
-        self._write("projector_config.pbtxt", self.config)  # it promises the other files
+        self._write("projector_config.pbtxt", self.config)  # last: it refers to the other files
 
     def _write(self, name, content):
-        """At once or not at all: TensorBoard may read at any time."""
+        # TensorBoard may read at any time. files.complete cannot write to a bucket, as log_dir may be.
         path = f"{self.log_dir}/{name}"
         with tf.io.gfile.GFile(f"{path}.new", "wb") as file:
             file.write(content)
@@ -75,29 +74,30 @@ class Projector(keras.callbacks.Callback):
 
 
 def metadata(ids, labels=None, names=None):
-    """A line for each point: its label and its id where there are labels, after a line that says so."""
+    """Formats one line per point: its id, or a header and label and id if there are labels."""
     if labels is None:
         return "".join(f"{id}\n" for id in ids)
-    # A tab or a line break in the name of a folder would end the column.
+    # A tab or a line break in a class name would end the column.
     known = [" ".join(name.split()) for name in names] if names else None
     lines = (f"{known[k] if known else k}\t{id}\n" for k, id in zip(labels, ids, strict=True))
     return "label\tid\n" + "".join(lines)
 
 
-def sprite(pictures):
-    """All pictures in one: thumbnails, row by row, in a square.
+def sprite(images):
+    """Arranges thumbnails of all images row by row in one square image.
 
     Args:
-        pictures: (N, H, W, C) array in 0..255; of more than three channels the first three are shown.
+        images: (N, H, W, C) array in 0..255; of more than three channels the first three are shown.
 
     Returns:
         ((height, width, C) uint8 array, (width, height) of a thumbnail in pixels).
     """
-    number, height, width = pictures.shape[:3]
+    number, height, width = images.shape[:3]
     columns = math.ceil(math.sqrt(number))
-    factor = min(1, SIDE / max(height, width), SPRITE / columns / max(height, width))
+    longer = max(height, width)
+    factor = min(1, THUMBNAIL_SIZE / longer, MAX_SPRITE_SIZE / columns / longer)
     size = [max(1, int(factor * side)) for side in (height, width)]
-    thumbnails = pictures[..., :3]
+    thumbnails = images[..., :3]
     if size != [height, width]:
         thumbnails = tf.image.resize(thumbnails, size, antialias=True).numpy()
     thumbnails = np.clip(np.round(thumbnails), 0, 255).astype(np.uint8)

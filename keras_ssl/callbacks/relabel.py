@@ -1,36 +1,38 @@
-"""When a clustering task makes its labels anew."""
+"""Recomputes the labels of clustering tasks on a schedule."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssl.evaluation.extract import map_batches
+from keras_ssl.protocols import Describes
 from keras_ssl.training import distribute, pipeline
 
 
 class Relabel(keras.callbacks.Callback):
-    """Lets a clustering task make its labels anew from the features of all images.
+    """Recomputes the labels of a clustering task from the features of all images.
 
-    When it is time, the features of the whole data set are extracted, without augmentation, and given
-    to `task.relabel(features)`, which writes the task's weight `labels`. What became of the labels
-    goes to the logs of each epoch, and so to History and, where its callback comes after this one,
-    TensorBoard: `nmi`, the normalised mutual information with the labels before, and `clusters`,
-    `smallest` and `largest`, the number of clusters with members and their sizes (all over all heads).
+    On schedule, the features of the whole data set are extracted without augmentation and passed to
+    `task.relabel(features)`, which assigns the task's weight `labels`. Four metrics are added to the logs
+    of every epoch, and so to History and, if its callback comes after this one, TensorBoard: `nmi`, the
+    normalized mutual information with the previous labels, and `clusters`, `smallest` and `largest`, the
+    number of nonempty clusters and their sizes (over all heads).
 
     Args:
-        images: tf.data.Dataset of dicts with `image` and `id`, those that the task is fitted on.
-        when: int, at the start of every so many epochs; "once", only while there are no labels;
-            ("linear", n) or ("quadratic", n), n times in the whole training, evenly or more often at
-            the start: step `steps * (i / n) ** 2` (SeLa's schedule).
+        images: tf.data.Dataset of dicts with `image` and `id`, the one that the task is trained on.
+        when: int, at the start of every `when`-th epoch; "once", only if there are no labels yet;
+            ("linear", n) or ("quadratic", n), n times during the whole training, evenly or more often at
+            the beginning: in step `steps * (i / n) ** 2` (SeLa's schedule).
         teacher: functional keras.Model, an encoder whose features are clustered instead of the task's
-            own. With `when="once"` that is knowledge transfer: what another task has taught the teacher
-            becomes the labels of a fresh encoder, which may be smaller (Noroozi et al., "Boosting
-            Self-Supervised Learning via Knowledge Transfer", CVPR 2018).
+            own. With `when="once"` that is knowledge transfer: the clusters of features that another task
+            has learned become the labels of a fresh encoder, which may be smaller (Noroozi et al.,
+            "Boosting Self-Supervised Learning via Knowledge Transfer", CVPR 2018).
         batch_size: int, images at a time.
-        verbose: 1 shows the progress of the features, 0 does not, "auto" where `fit` shows its own.
+        verbose: 1 shows the progress of the extraction, 0 does not, "auto" does if `fit` shows its own.
 
     Raises:
-        ValueError: an unknown `when`; a `teacher` that is not called with pictures or for a task that
-            does not cluster features; the ids of `images` are not 0 to task.num_images - 1.
+        ValueError: `when` is unknown; `teacher` is no encoder of images, or the task does not cluster
+            features; the ids of `images` are not 0 to task.num_images - 1.
 
     Example:
         >>> import keras_ssl as kssl
@@ -54,12 +56,12 @@ class Relabel(keras.callbacks.Callback):
             )
         if teacher is not None and len(getattr(teacher, "input_shape", ())) != 4:
             raise ValueError(
-                f"teacher must be an encoder from (B, H, W, C) to (B, D), got {teacher!r}; of a trained "
-                "task it is task.encoder"
+                f"teacher must be an encoder from (B, H, W, C) to (B, D), got {teacher!r}; that of a "
+                "trained task is task.encoder"
             )
         self.images, self.when, self.teacher = images, when, teacher
         self.batch_size, self.verbose = batch_size, verbose
-        self.found = {}
+        self.metrics = {}
 
     def on_train_begin(self, logs=None):
         epochs, self.steps = self.params["epochs"], self.params["steps"]
@@ -80,7 +82,7 @@ class Relabel(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         step = self.epoch * self.steps + batch
-        if self.resumed:  # a training that goes on has done what came before its last execution
+        if self.resumed:  # what was due before the last execution has been done
             self.due = [due for due in self.due if due > step - self.model.steps_per_execution]
             self.resumed = False
         if not self.due or self.due[0] > step:
@@ -89,14 +91,14 @@ class Relabel(keras.callbacks.Callback):
         self.relabel()
 
     def relabel(self):
-        """Relabels now, whatever the schedule."""
+        """Recomputes the labels now, regardless of the schedule."""
         from sklearn.metrics import normalized_mutual_info_score
 
         task, strategy = self.model, self.model.distribute_strategy
         before = task.labels.numpy()
         verbose = self.params.get("verbose") == 1 if self.verbose == "auto" else self.verbose
-        features = extract(task, self.images, self.batch_size, int(verbose), self.teacher)
-        # Once for all workers: two machines may round differently, and their labels would part.
+        features = features_by_id(task, self.images, self.batch_size, int(verbose), self.teacher)
+        # On one worker for all: machines may round differently, and their labels would diverge.
         worker, workers = distribute.worker(strategy)
         if worker == 0:
             task.relabel(features)
@@ -107,64 +109,68 @@ class Relabel(keras.callbacks.Callback):
                 variable.assign(value)
         after = task.labels.numpy()
         sizes = np.concatenate([np.bincount(head[head >= 0]) for head in np.atleast_2d(after)])
-        self.found = {
+        self.metrics = {
             "clusters": int((sizes > 0).sum()),
             "smallest": int(sizes[sizes > 0].min()),
             "largest": int(sizes.max()),
         }
         if (before >= 0).any():
             scores = map(normalized_mutual_info_score, np.atleast_2d(before), np.atleast_2d(after))
-            self.found["nmi"] = float(np.mean(list(scores)))
+            self.metrics["nmi"] = float(np.mean(list(scores)))
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
-            logs.update(self.found)
+            logs.update(self.metrics)
 
 
-def extract(task, images, batch_size=256, verbose=0, teacher=None):
-    """What a clustering task clusters, for every image, in the order of their ids.
+def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
+    """Extracts what a clustering task clusters, for every image, in the order of the ids.
 
     Args:
-        task: clustering task. Its features are extracted, or, where it has a method
-            `descriptors(batch)`, the (B, D) array that this makes of a batch.
+        task: clustering task. Its features are extracted or, if it has a method `descriptors(batch)`, the
+            (B, D) array that this computes from a batch.
         images: tf.data.Dataset of dicts with `image` and `id`.
         batch_size: int, images at a time.
-        verbose: 1 shows progress.
-        teacher: encoder whose features are taken instead.
+        verbose: 1 shows progress, 0 does not.
+        teacher: encoder whose features are extracted instead, or None.
 
     Returns:
         (task.num_images, D) float32 array.
 
     Raises:
-        ValueError: the ids of `images` are not 0 to task.num_images - 1; a `teacher` for a task that
-            clusters descriptors.
+        ValueError: the ids of `images` are not 0 to task.num_images - 1, or a `teacher` is given for a task
+            that clusters descriptors.
     """
-    if teacher is not None and hasattr(task, "descriptors"):
-        raise ValueError(
-            f"teacher has no use: {type(task).__name__} clusters descriptors, not features"
-        )
-    source = task.features if teacher is None else lambda x: teacher(x, training=False)
-    features = tf.function(source, reduce_retracing=True)
-    describe = getattr(task, "descriptors", lambda batch: features(batch["image"]))
-    parts, ids = [], []
     strategy, number = task.distribute_strategy, int(images.cardinality())
     worker = distribute.worker(strategy)
-    batches = pipeline.shard(images, worker).batch(batch_size).prefetch(2)
-    steps = -(-number // (batch_size * worker[1]))
-    bar = keras.utils.Progbar(steps, verbose=verbose, unit_name="batch")
-    for batch in batches:
-        parts.append(np.asarray(describe(batch), np.float32))
-        ids.append(batch["id"].numpy())
-        bar.add(1)
-    features = distribute.gather(strategy, np.concatenate(parts))
-    ids = distribute.gather(strategy, np.concatenate(ids))
+    describe = _descriptors(task, teacher)
+    features, ids = map_batches(
+        lambda batch: (np.asarray(describe(batch), np.float32), batch["id"]),
+        pipeline.shard(images, worker).batch(batch_size).prefetch(2),
+        steps=-(-number // (batch_size * worker[1])),
+        verbose=verbose,
+    )
+    features, ids = distribute.gather(strategy, features), distribute.gather(strategy, ids)
     in_range = ids.min() >= 0 and ids.max() < task.num_images
     if number != task.num_images or not in_range or len(set(ids.tolist())) < len(ids):
         raise ValueError(
             f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got "
             f"{len(ids)} images with ids {ids.min()} to {ids.max()}"
         )
-    # A picture that cannot be read gets a label like any other, which is never asked for.
+    # An unreadable image gets the mean, and so a label like any other, which is never used.
     found = np.repeat(features.mean(axis=0, keepdims=True), task.num_images, axis=0)
     found[ids] = features
     return found
+
+
+def _descriptors(task, teacher):
+    """The function from a batch to what is clustered."""
+    if isinstance(task, Describes):
+        if teacher is not None:
+            raise ValueError(
+                f"teacher cannot be used: {type(task).__name__} clusters descriptors, not features"
+            )
+        return task.descriptors
+    source = task.features if teacher is None else lambda x: teacher(x, training=False)
+    features = tf.function(source, reduce_retracing=True)
+    return lambda batch: features(batch["image"])

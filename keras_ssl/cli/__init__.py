@@ -184,7 +184,7 @@ def extract(folder, out, model, server, batch_size, retries, ca, certificate, ke
         with kssl.FeatureClient(
             server, model, batch_size=batch_size, retries=retries, credentials=tls
         ) as client:
-            paths = kssl.data.folder.pictures_in(folder)
+            paths = kssl.data.folder.image_files(folder)
             shape = serving.extract(client, paths, out, progress=True)
         click.echo("wrote {}: {} x {}".format(out, *shape))
         return

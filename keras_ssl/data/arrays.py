@@ -1,4 +1,4 @@
-"""Readers for pictures in memory, and the two data sets that need no preparation."""
+"""Reader for images in memory, and two data sets that need no preparation."""
 
 from pathlib import Path
 
@@ -6,27 +6,32 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.data.columns import addressable
+from keras_ssl.data.columns import random_access
 from keras_ssl.data.folder import from_folder
 
 
-def from_array(images, labels=None):
-    """Dataset from an array of pictures.
+def from_array(images, labels=None, **columns):
+    """Creates a dataset from an array of images.
 
     Args:
-        images: (N, H, W, 3) or (N, H, W) array, uint8 or float, in 0..255; gray pictures become
+        images: (N, H, W, 3) or (N, H, W) array, uint8 or float, in 0..255; grayscale images become
             three equal channels.
-        labels: optional (N,) integer array, for evaluation only.
+        labels: (N,) integer array, for evaluation only, or None.
+        **columns: further arrays with one row per image, such as `frames` (N, T, H, W, 3) uint8,
+            `depth` (N, H, W, 1) float in meters with NaN where unknown, or `motion` (N, T - 1, 6) float.
+            Floats become float32.
 
     Returns:
-        tf.data.Dataset of dicts with `image` (H, W, 3), `id` (the index) and `label` if given.
+        tf.data.Dataset of dicts with `image` (H, W, 3), `id` (the index), `label` if there are labels, and
+        the further columns.
 
     Raises:
-        ValueError: wrong shape, no pictures, values outside 0..255 or not finite, or `labels` of
-            another length.
+        ValueError: wrong shape, no images, values outside 0..255 or not finite, or `labels` or a column
+            that does not have one row per image.
 
     Example:
-        >>> from_array(np.zeros((5, 8, 8, 3), "uint8")).element_spec["image"].shape
+        >>> frames = np.zeros((5, 3, 8, 8, 3), "uint8")
+        >>> from_array(frames[:, 1], frames=frames).element_spec["image"].shape
         TensorShape([8, 8, 3])
     """
     images = np.asarray(images)
@@ -42,23 +47,35 @@ def from_array(images, labels=None):
             raise ValueError(
                 f"images must be in 0..255, got {images.min()} to {images.max()}: rescale them"
             )
-    columns = {"image": images, "id": np.arange(len(images), dtype=np.int64)}
+    rows = {"image": images, "id": np.arange(len(images), dtype=np.int64)}
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (len(images),):
             raise ValueError(f"labels must be ({len(images)},), one per image, got {labels.shape}")
-        columns["label"] = labels.astype(np.int64)
-    return addressable(columns)
+        rows["label"] = labels.astype(np.int64)
+    return random_access({**rows, **_further_columns(columns, len(images))})
+
+
+def _further_columns(columns, number):
+    arrays = {name: np.asarray(column) for name, column in columns.items()}
+    for name, array in arrays.items():
+        if name in ("image", "id", "label"):
+            raise ValueError(f"{name} is a column of its own: give images and labels")
+        if array.shape[:1] != (number,):
+            raise ValueError(
+                f"{name} must have {number} rows, one per image, got shape {array.shape}"
+            )
+    return {k: a.astype(np.float32) if a.dtype.kind == "f" else a for k, a in arrays.items()}
 
 
 def to_arrays(dataset):
-    """The whole dataset in memory: a dict of arrays with the image on axis 0.
+    """Loads a whole dataset into memory.
 
     Args:
         dataset: tf.data.Dataset of dicts whose elements all have the same shape.
 
     Returns:
-        dict of numpy arrays.
+        dict of numpy arrays with the image on axis 0, one for each column.
 
     Example:
         >>> to_arrays(digits("test"))["image"].shape
@@ -68,44 +85,14 @@ def to_arrays(dataset):
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def subset(dataset, places):
-    """Some elements of a dataset, in their order.
-
-    Args:
-        dataset: tf.data.Dataset of known length. Of an addressable one, as the readers make it, the others
-            are not loaded, and the part is addressable too.
-        places: (n,) increasing int array.
-
-    Returns:
-        tf.data.Dataset of length n, with the attribute `class_names` if `dataset` has it.
-
-    Example:
-        >>> subset(from_array(np.zeros((5, 8, 8, 3))), [1, 3]).columns["id"].numpy().tolist()
-        [1, 3]
-    """
-    if hasattr(dataset, "columns"):
-        with tf.device("CPU:0"):
-            columns = {name: tf.gather(column, places) for name, column in dataset.columns.items()}
-        part = addressable(columns, dataset.load_row)
-    else:
-        chosen = np.zeros(int(dataset.cardinality()), bool)
-        chosen[places] = True
-        part = dataset.enumerate().filter(lambda place, _: tf.gather(chosen, place))
-        part = part.map(lambda _, element: element)
-        part = part.apply(tf.data.experimental.assert_cardinality(len(places)))
-    if hasattr(dataset, "class_names"):
-        part.class_names = dataset.class_names
-    return part
-
-
 def digits(split="train"):
-    """scikit-learn's real handwritten digits, enlarged from 8x8 to 32x32: needs no download.
+    """Loads scikit-learn's handwritten digits, enlarged from 8x8 to 32x32; needs no download.
 
     Args:
-        split: "train" (1,437 pictures), "test" (the other 360), fixed and stratified by digit.
+        split: "train" (1,437 images) or "test" (the other 360), fixed and stratified by digit.
 
     Returns:
-        tf.data.Dataset as from `from_array`, labelled 0 to 9.
+        tf.data.Dataset as of `from_array`, labeled 0 to 9.
 
     Raises:
         ValueError: unknown `split`.
@@ -127,15 +114,15 @@ def digits(split="train"):
 
 
 def cifar10(path=None, split="train"):
-    """CIFAR-10: 50,000 training and 10,000 test pictures, 32x32, ten classes.
+    """Loads CIFAR-10: 50,000 training and 10,000 test images, 32x32, ten classes.
 
     Args:
-        path: None for Keras' download, or a folder with `train/<class>/` and `test/<class>/`.
+        path: folder with `train/<class>/` and `test/<class>/`, or None to let Keras download it.
         split: "train" or "test".
 
     Returns:
-        tf.data.Dataset as from `from_array`, with the attribute `class_names`; labels are in the
-        alphabetical order of the classes, which is the order of the original too.
+        tf.data.Dataset as of `from_array`, with the attribute `class_names`; the labels are in the
+        alphabetical order of the classes, which is also the original one.
 
     Raises:
         ValueError: unknown `split`, or `path` has no folder of that name.
@@ -147,7 +134,7 @@ def cifar10(path=None, split="train"):
     if path is None:
         try:
             train, test = keras.datasets.cifar10.load_data()
-        except Exception as error:  # Keras raises nothing narrower when it cannot download
+        except Exception as error:  # Keras raises nothing narrower if it cannot download
             raise ConnectionError(
                 f"CIFAR-10 could not be downloaded ({error}): give a folder with train/<class>/ and "
                 "test/<class>/ as path"
@@ -155,8 +142,9 @@ def cifar10(path=None, split="train"):
         images, labels = train if split == "train" else test
         return from_array(images, labels[:, 0])
     files = from_folder(Path(path) / split, size=32)
-    # Read once and kept: 150 MB instead of 50,000 small files every epoch.
-    dataset = from_array(**{f"{k}s": v for k, v in to_arrays(files).items() if k != "id"})
+    # Read once and kept in memory: 150 MB instead of 50,000 small files per epoch.
+    arrays = to_arrays(files)
+    dataset = from_array(arrays["image"], arrays.get("label"))
     dataset.class_names = files.class_names
     return dataset
 

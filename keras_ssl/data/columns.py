@@ -1,20 +1,24 @@
-"""Datasets whose pictures can be asked for by their place."""
+"""Datasets with random access: any row can be loaded by its index."""
 
+import numpy as np
 import tensorflow as tf
 
 
-def addressable(columns, load=None):
-    """Dataset from columns that are in memory: the pictures themselves, or what it takes to load them.
+def random_access(columns, load=None):
+    """Creates a dataset with random access from columns in memory.
 
-    `PretextModel.dataset` draws places instead of pictures where it is given such a dataset. So the order
-    of an epoch is a permutation of all pictures without a buffer that holds them, each worker loads its own
-    pictures only, and a resumed training starts in the middle of an epoch without reading what came
-    before.
+    The columns hold the images themselves, or what is needed to load them, such as paths.
+    `PretextModel.dataset` shuffles the row indices of such a dataset instead of its images. So an epoch is
+    a permutation of all images without a shuffle buffer, each worker loads its own images only, and
+    training resumes in the middle of an epoch without reading what came before.
+
+    `take`, `map` and other methods of tf.data.Dataset return datasets without random access:
+    `keras_ssl.data.subset` selects rows and keeps it.
 
     Args:
-        columns: dict of arrays with the picture on axis 0, among them `id` (int64).
-        load: function from one row, a dict of tensors, to the element of the dataset, in TensorFlow; None
-            where the row is the element.
+        columns: dict of arrays with the image on axis 0, among them `id` (int64).
+        load: function, in TensorFlow, from one row (a dict of tensors) to an element of the dataset; None
+            if the rows are the elements.
 
     Returns:
         tf.data.Dataset of dicts, in the order of the rows, with the attributes `columns` (dict of tensors
@@ -22,7 +26,7 @@ def addressable(columns, load=None):
 
     Example:
         >>> rows = {"id": tf.range(3, dtype=tf.int64), "path": ["a.png", "b.png", "c.png"]}
-        >>> addressable(rows).cardinality().numpy().item()
+        >>> random_access(rows).cardinality().numpy().item()
         3
     """
     with tf.device("CPU:0"):
@@ -32,3 +36,34 @@ def addressable(columns, load=None):
         dataset = dataset.map(load, tf.data.AUTOTUNE)
     dataset.columns, dataset.load_row = columns, load
     return dataset
+
+
+def subset(dataset, rows):
+    """Selects rows of a dataset; random access, if there is any, is kept.
+
+    Args:
+        dataset: tf.data.Dataset of known length. With random access, as almost all readers provide it, the
+            other rows are not loaded.
+        rows: (n,) int array, increasing indices of the rows.
+
+    Returns:
+        tf.data.Dataset of length n, with the attribute `class_names` if `dataset` has it.
+
+    Example:
+        >>> rows = random_access({"id": tf.range(5, dtype=tf.int64)})
+        >>> subset(rows, [1, 3]).columns["id"].numpy().tolist()
+        [1, 3]
+    """
+    if hasattr(dataset, "columns"):
+        with tf.device("CPU:0"):
+            columns = {name: tf.gather(column, rows) for name, column in dataset.columns.items()}
+        part = random_access(columns, dataset.load_row)
+    else:
+        selected = np.zeros(int(dataset.cardinality()), bool)
+        selected[rows] = True
+        part = dataset.enumerate().filter(lambda row, _: tf.gather(selected, row))
+        part = part.map(lambda _, element: element)
+        part = part.apply(tf.data.experimental.assert_cardinality(len(rows)))
+    if hasattr(dataset, "class_names"):
+        part.class_names = dataset.class_names
+    return part

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_ssl.data.arrays import cifar10, digits, subset
+from keras_ssl.data.arrays import cifar10, digits
+from keras_ssl.data.columns import subset
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.records import record_files
 from keras_ssl.data.tfrecord import from_tfrecord

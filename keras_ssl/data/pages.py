@@ -1,4 +1,4 @@
-"""Reader for pages of handwriting: patches around SIFT keypoints on ink."""
+"""Reader for scanned handwriting: patches around SIFT keypoints on ink."""
 
 import warnings
 from pathlib import Path
@@ -6,37 +6,38 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.data.columns import addressable
-from keras_ssl.data.folder import pictures_in
+from keras_ssl import files
+from keras_ssl.data.columns import random_access
+from keras_ssl.data.folder import height_and_width, image_files
 from keras_ssl.ops import decode
 
-PATCH = 32
+PATCH_SIZE = 32
 
 
-def from_pages(path, size=PATCH):
-    """Dataset of the patches around the SIFT keypoints of page images.
+def from_pages(path, size=PATCH_SIZE):
+    """Creates a dataset of the patches around the SIFT keypoints of page images.
 
-    Ink is what Otsu's threshold finds dark; keypoints elsewhere are left out. Every keypoint is taken
-    upright, since the slant belongs to the hand, and once for each place.
+    Keypoints are kept only on ink, the dark side of Otsu's threshold. All get the same orientation,
+    since the slant characterizes the handwriting, and only one is kept at each position.
 
     Args:
-        path: folder of page images (JPEG, PNG, BMP, GIF), dark ink on bright ground. The writer of a
-            page is the folder it lies in, or, for pages that lie in `path` itself, the part of the file
+        path: folder of page images (JPEG, PNG, BMP, GIF), dark ink on bright paper. The writer of a
+            page is the subfolder that it is in, or, for pages in `path` itself, the part of the file
             name before the first "_" or "-".
-        size: int, height and width of the patches in pixels, or (height, width); parts beyond the
-            page are white.
+        size: int, height and width of the patches in pixels, or (height, width); parts outside the page
+            are white.
 
     Returns:
         tf.data.Dataset of dicts with `image` (height, width, 3) uint8, `id` int64, `descriptor` (128,)
-        float32 (RootSIFT), `page` int64 (place in `paths`) and `label` int64 (place of the writer in
-        `class_names`); with the attributes `paths`, `class_names` and `writers` (the label of each
-        page).
+        float32 (RootSIFT), `page` int64 (index in `paths`) and `label` int64 (index of the writer in
+        `class_names`); with random access and the attributes `paths`, `class_names` and `writers` (the
+        label of each page).
 
     Raises:
-        ValueError: no such folder, no readable page in it, or no keypoint on any of them.
+        ValueError: there is no such folder, no readable page in it, or no keypoint on any page.
 
     Warns:
-        UserWarning: pages that cannot be read or have no keypoint.
+        UserWarning: which pages cannot be read or have no keypoint.
 
     Reference: Christlein, Gropp, Fiel & Maier, "Unsupervised Feature Learning for Writer
     Identification and Writer Retrieval", ICDAR 2017, section III.
@@ -44,39 +45,33 @@ def from_pages(path, size=PATCH):
     Example:
         >>> patches = from_pages("pages/")                              # doctest: +SKIP
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size!r}")
-    found = pictures_in(path)
-    columns, paths, names, empty = [], [], [], []
+    height, width = height_and_width(size)
+    found = image_files(path)
+    columns, paths, skipped = [], [], []
     for file in found:
         try:
             page = decode.decode(tf.io.read_file(file)).numpy()
+            patches, descriptors = keypoints(page, height, width)
         except tf.errors.InvalidArgumentError:
-            empty.append(Path(file).name)
-            continue
-        patches, descriptors = keypoints(page, height, width)
+            patches = ()
         if not len(patches):
-            empty.append(Path(file).name)
+            skipped.append(Path(file).name)
             continue
         columns.append((patches, descriptors, np.full(len(patches), len(paths))))
         paths.append(file)
-        below = Path(file).relative_to(path)
-        alone = below.stem.replace("-", "_").split("_")[0]
-        names.append(below.parts[0] if len(below.parts) > 1 else alone)
     if not columns:
         raise ValueError(f"none of the {len(found)} pages in {str(path)!r} has a keypoint on ink")
-    if empty:
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+    if skipped:
         warnings.warn(
-            f"skipped {len(empty)} of {len(found)} pages in {str(path)!r}, unreadable or without a "
-            f"keypoint on ink: {', '.join(empty[:10])}{more}",
+            f"skipped {len(skipped)} of {len(found)} pages in {str(path)!r}, unreadable or without a "
+            f"keypoint on ink: {files.listed(skipped)}",
             stacklevel=2,
         )
     patches, descriptors, pages = map(np.concatenate, zip(*columns, strict=True))
+    names = [_writer(Path(file).relative_to(path)) for file in paths]
     class_names = sorted(set(names))
     writers = np.array([class_names.index(name) for name in names], np.int64)
-    dataset = addressable(
+    dataset = random_access(
         {
             "image": patches,
             "id": np.arange(len(patches), dtype=np.int64),
@@ -89,12 +84,17 @@ def from_pages(path, size=PATCH):
     return dataset
 
 
-def keypoints(page, height=PATCH, width=PATCH):
-    """Patches and RootSIFT descriptors at the keypoints on the ink of a page.
+def _writer(page):
+    """Name of the writer of a page, from its path relative to the folder of all pages."""
+    return page.parts[0] if len(page.parts) > 1 else page.stem.replace("-", "_").split("_")[0]
+
+
+def keypoints(page, height=PATCH_SIZE, width=PATCH_SIZE):
+    """Computes patches and RootSIFT descriptors at the SIFT keypoints on the ink of a page.
 
     Args:
-        page: (H, W, 3) uint8 array, dark ink on bright ground.
-        height, width: int, of the patches.
+        page: (H, W, 3) uint8 array, dark ink on bright paper.
+        height, width: int, of the patches in pixels.
 
     Returns:
         (patches, descriptors): (n, height, width, 3) uint8 and (n, 128) float32 arrays.
@@ -120,22 +120,22 @@ def keypoints(page, height=PATCH, width=PATCH):
             upright.setdefault((y, x), point)
     if not upright:
         return np.zeros((0, height, width, 3), np.uint8), np.zeros((0, 128), np.float32)
-    places = sorted(upright)
-    _, descriptors = sift.compute(gray, [upright[place] for place in places])
+    positions = sorted(upright)
+    _, descriptors = sift.compute(gray, [upright[position] for position in positions])
     top, left = height // 2, width // 2
     white = np.pad(page, ((top, height), (left, width), (0, 0)), constant_values=255)
-    patches = np.stack([white[y : y + height, x : x + width] for y, x in places])
+    patches = np.stack([white[y : y + height, x : x + width] for y, x in positions])
     return patches, root_sift(descriptors)
 
 
 def root_sift(descriptors):
-    """RootSIFT: SIFT descriptors whose Euclidean distance is the Hellinger distance.
+    """Computes RootSIFT, whose Euclidean distance is the Hellinger distance between SIFT descriptors.
 
     Args:
-        descriptors: (n, 128) array of SIFT descriptors, not negative.
+        descriptors: (n, 128) array of SIFT descriptors, which are not negative.
 
     Returns:
-        (n, 128) float32 array: divided by their sum, square roots, length 1.
+        (n, 128) float32 array: the square roots of the L1-normalized descriptors, of length 1.
 
     Reference: Arandjelović & Zisserman, "Three Things Everyone Should Know to Improve Object
     Retrieval", CVPR 2012, section 3.

@@ -1,4 +1,4 @@
-"""TFRecord files as a table of records: where each one is, and how to read one alone."""
+"""Random access to TFRecord files: an index of their records, and reading a single one."""
 
 import os
 import re
@@ -8,52 +8,41 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-FILES = re.compile(r"(?!\.)(.+\.tfrecords?(-\d{5}-of-\d{5})?|[^.]+-\d{5}-of-\d{5})")
+from keras_ssl.files import listed
+
+FILE_NAMES = re.compile(r"(?!\.)(.+\.tfrecords?(-\d{5}-of-\d{5})?|[^.]+-\d{5}-of-\d{5})")
+HEADERS_AT_ONCE = 4096  # verifying many checksums together is much faster than one by one
 
 
 def record_files(path):
-    """The TFRecord files in a folder by their names, sorted: list of str."""
+    """Lists the TFRecord files in a folder, recognized by their names, sorted: list of str."""
     names = os.listdir(path) if os.path.isdir(path) else []
-    return sorted(os.path.join(path, name) for name in names if FILES.fullmatch(name))
+    return sorted(os.path.join(path, name) for name in names if FILE_NAMES.fullmatch(name))
 
 
 def scan(file):
-    """Where the records of a TFRecord file are: framing only, the data are skipped.
+    """Finds the records of a TFRecord file by their headers, without reading their data.
 
     Args:
         file: path of an uncompressed TFRecord file.
 
     Returns:
-        (offsets, lengths, damaged): (N,) int64 arrays, the byte at which each record's header begins and the
-        bytes of its data; a list of (first, last + 1) bytes that belong to no whole record.
+        (offsets, lengths, damaged): (N,) int64 arrays, the byte at which the header of each record begins and
+        the number of bytes of its data; a list of (start, end) of bytes that belong to no whole record.
     """
-    # A record is its length (uint64), a masked CRC32C of these 8 bytes, the data, and one of the data.
     offsets, lengths, damaged = [], [], []
     position, size = 0, os.path.getsize(file)
-    with open(file, "rb") as bytes_of:
+    with open(file, "rb") as content:
         while position < size:
-            starts, headers, place, fits = [], [], position, True
-            # Checked some thousands at a time: a length that is wrong leads astray.
-            while place + 16 <= size and len(starts) < 4096:
-                bytes_of.seek(place)
-                header = bytes_of.read(12)
-                end = place + 16 + int.from_bytes(header[:8], "little")
-                if end > size:
-                    fits = False
-                    break
-                starts.append(place)
-                headers.append(header)
-                place = end
-            # The checksums of all at once are much faster than one by one.
-            headers = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, 12)
+            starts, headers, end = _read_headers(content, position, size)
             bad = np.flatnonzero(~_valid(headers))
-            number, place = (bad[0], starts[bad[0]]) if len(bad) else (len(starts), place)
-            offsets.append(np.array(starts[:number], np.int64))
+            number = bad[0] if len(bad) else len(starts)
+            offsets.append(starts[:number])
             lengths.append(headers[:number, :8].copy().view("<i8")[:, 0])
-            position = place
-            if len(bad) or not fits or size - 16 < place < size:
-                position = _next_header(bytes_of, place + 1, size)
-                damaged.append((place, position))
+            position = int(starts[number]) if len(bad) else end
+            if len(bad) or (len(starts) < HEADERS_AT_ONCE and end < size):
+                start, position = position, _next_header(content, position + 1, size)
+                damaged.append((start, position))
     return (
         np.concatenate([*offsets, np.empty(0, int)]),
         np.concatenate([*lengths, np.empty(0, int)]),
@@ -61,16 +50,40 @@ def scan(file):
     )
 
 
+def _read_headers(file, position, size):
+    """Reads the headers of successive records, without verifying them.
+
+    A record is its length (uint64), the masked CRC32C of the length, the data, and their masked CRC32C. Since
+    a wrong length misleads to wrong positions, only some thousands are read before they are verified.
+
+    Returns:
+        (starts, headers, end): (n,) int64 positions, (n, 12) uint8 headers, and the position after the last
+        record, at which no whole record follows if n is less than HEADERS_AT_ONCE.
+    """
+    starts, headers = [], []
+    while position + 16 <= size and len(starts) < HEADERS_AT_ONCE:
+        file.seek(position)
+        header = file.read(12)
+        end = position + 16 + int.from_bytes(header[:8], "little")
+        if end > size:
+            break
+        starts.append(position)
+        headers.append(header)
+        position = end
+    headers = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, 12)
+    return np.array(starts, np.int64), headers, position
+
+
 def _valid(headers):
-    """Do the checksums of (n, 12) bytes, lengths of records, fit? (n,) bool."""
-    # A CRC is linear: that of eight bytes is the exclusive or of one table entry for each.
-    crc = np.bitwise_xor.reduce(TABLES[np.arange(8), headers[:, :8]], axis=1) ^ ZEROS
+    """Verifies the checksums of (n, 12) bytes of record headers: (n,) bool."""
+    # A CRC is linear: that of eight bytes is the exclusive or of one table entry per byte.
+    crc = np.bitwise_xor.reduce(CRC_TABLES[np.arange(8), headers[:, :8]], axis=1) ^ CRC_OF_ZEROS
     masked = (crc >> 15 | crc << 17) + np.uint32(0xA282EAD8)
     return masked == headers[:, 8:].copy().view("<u4")[:, 0]
 
 
 def _tables():
-    """CRC32C (Castagnoli) of eight bytes: the share of each byte value at each place, and of zeros."""
+    """Computes CRC32C (Castagnoli) tables of each byte value at each of 8 positions, and the CRC of zeros."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = table >> 1 ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
@@ -78,22 +91,22 @@ def _tables():
     for _ in range(7):
         tables.append(tables[-1] >> 8 ^ table[tables[-1] & 255])
     tables = np.array(tables[::-1])
-    # The four bytes that CRC32C begins with are inverted, and so is the result.
+    # CRC32C inverts the first four bytes and the result.
     zeros = np.bitwise_xor.reduce(tables[:4, 255]) ^ np.uint32(0xFFFFFFFF)
     return tables, zeros
 
 
-TABLES, ZEROS = _tables()
+CRC_TABLES, CRC_OF_ZEROS = _tables()
 
 
 def _next_header(file, start, size):
-    """The next place at which a record can be whole; `size` where there is none."""
+    """Finds the next position at which a whole record can begin; `size` if there is none."""
     while start + 16 <= size:
         file.seek(start)
         block = np.frombuffer(file.read(2**20), np.uint8)
         windows = np.lib.stride_tricks.sliding_window_view(block, 12)
-        # No file has 2**48 bytes: where the upper bytes are not zero there is no length. Long runs of zeros,
-        # as a crash of the machine leaves them, are passed over: their checksum is not zero.
+        # No file has 2**48 bytes, so the upper bytes of a length are zero. Long runs of zeros, as a crash of
+        # the machine leaves them, are no headers: the checksum of a zero length is not zero.
         checksum = block[8:-3] | block[9:-2] | block[10:-1] | block[11:]
         places = np.flatnonzero((block[6:-5] == 0) & (block[7:-4] == 0) & (checksum != 0))
         places = places[_valid(windows[places])]
@@ -106,23 +119,23 @@ def _next_header(file, start, size):
 
 
 def index(path, files):
-    """Where the records of many files are, by reading 12 bytes of each.
+    """Finds the records of many files by reading 12 bytes of each record.
 
     Args:
         path: folder, for the messages.
-        files: list of str, as `record_files` gives them.
+        files: list of str, as `record_files` returns them.
 
     Returns:
-        dict of (N,) arrays, a row for each whole record: `file` (int32, place in `files`), `offset` and
-        `length` as of `scan`, and `id` (int64, its place).
+        dict of (N,) arrays, one row for each whole record: `file` (int32, index in `files`), `offset` and
+        `length` as of `scan`, and `id` (int64, the index of the row).
 
     Raises:
         ValueError: no file holds a whole record.
 
     Warns:
-        UserWarning: what is damaged.
+        UserWarning: which parts of which files are damaged.
     """
-    # Files on a network are slow to answer: ask for several at a time.
+    # Network file systems have a high latency: scan several files at a time.
     with ThreadPoolExecutor(8) as pool:
         scans = list(pool.map(scan, files))
     lost = [(file, *span) for file, (_, _, d) in zip(files, scans, strict=True) for span in d]
@@ -133,11 +146,10 @@ def index(path, files):
             "empty, damaged or compressed (then decompress them)"
         )
     if lost:
-        text = (f"{os.path.basename(f)} ({b - a} bytes at {a})" for f, a, b in lost[:10])
-        more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+        names = listed([f"{os.path.basename(f)} ({b - a} bytes at {a})" for f, a, b in lost])
         warnings.warn(
             f"skipped {len(lost)} damaged parts of TFRecord files in {str(path)!r}, one record each or more: "
-            f"{', '.join(text)}{more}",
+            f"{names}",
             stacklevel=3,
         )
     counts = [len(offsets) for offsets, _, _ in scans]
@@ -150,7 +162,7 @@ def index(path, files):
 
 
 def read(file, offset, length):
-    """One record, by TensorFlow operations only.
+    """Reads one record, in TensorFlow.
 
     Args:
         file: () string tensor.
@@ -160,10 +172,10 @@ def read(file, offset, length):
         () string tensor.
 
     Raises:
-        tf.errors.DataLossError: the checksum of the header or of the data does not fit.
+        tf.errors.DataLossError: the checksum of the header or of the data is wrong.
     """
-    # tf.data.TFRecordDataset cannot begin in the middle, and FixedLengthRecordDataset reads all that lies
-    # before its header_bytes. This operation seeks and checks the data too. The buffer makes it one read.
+    # tf.data.TFRecordDataset cannot start in the middle, and FixedLengthRecordDataset reads everything before
+    # its header_bytes. This operation seeks, and verifies the data. With this buffer size it reads once.
     records = tf.raw_ops.TFRecordDatasetV2(
         filenames=[file], compression_type="", buffer_size=length + 16, byte_offsets=[offset]
     )

@@ -1,9 +1,9 @@
-"""Batches made on other machines, by TensorFlow's own tf.data service.
+"""Batches from other machines, by the tf.data service of TensorFlow.
 
-The workers (`keras-ssl data-service`) get the graph that makes the batches, with all that is in memory:
-pictures of `from_array` are sent whole, to each worker once a training, so whoever has more than some
-hundred megabytes should give files instead. Of files only the paths are sent: they are read by the workers,
-under the same paths. What a worker cannot read is read here.
+The workers (`keras-ssl data-service`) get the graph that computes the batches, with all data in memory:
+images of `from_array` are sent to each worker once per training run, so data sets of more than some
+hundred megabytes should be files. Of files only the paths are sent: the workers read them, under the
+same paths. What a worker cannot read is read by this process.
 """
 
 import threading
@@ -13,32 +13,32 @@ import warnings
 import grpc
 import tensorflow as tf
 
-WINDOW = 64  # batches that may be ahead of one that does not come
-PATIENCE = 10.0  # seconds that a batch is waited for
-TICK = 0.1  # seconds
+MAX_AHEAD = 64  # batches that may arrive before one that is missing
+WAIT_SECONDS = 10.0  # for a batch, before it is computed by this process
+TICK_SECONDS = 0.1  # between two looks at the clock
 
 
 def check(address, images):
-    """Refuses what cannot be used as a tf.data service.
+    """Validates the address of a tf.data service and the dataset for it.
 
     Args:
         address: str, "grpc://host:port" of the dispatcher.
-        images: tf.data.Dataset whose pictures the service shall load.
+        images: tf.data.Dataset whose images the service shall load.
 
     Raises:
-        ValueError: `address` is no address, no dispatcher answers there, or `images` is not addressable.
+        ValueError: `address` is malformed, no dispatcher answers there, or `images` has no random access.
     """
-    protocol, _, place = str(address).partition("://")
-    host, _, port = place.rpartition(":")
+    protocol, _, target = str(address).partition("://")
+    host, _, port = target.rpartition(":")
     if protocol != "grpc" or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"service must be of the form grpc://host:port, got {address!r}")
     if not hasattr(images, "columns"):
         raise ValueError(
-            "service needs images that can be asked for by their place, as the readers of keras_ssl.data "
-            "make them, not a dataset derived from one"
+            "service needs images with random access, as the readers of keras_ssl.data make them; take, map "
+            "and the like lose it, keras_ssl.data.subset does not"
         )
-    # TensorFlow asks for hours where nobody, or somebody else, answers.
-    with grpc.insecure_channel(place) as channel:
+    # TensorFlow itself retries for hours if nobody, or another server, answers.
+    with grpc.insecure_channel(target) as channel:
         try:
             channel.unary_unary("/tensorflow.data.DispatcherService/GetVersion")(b"", timeout=10)
         except grpc.RpcError as error:
@@ -49,23 +49,23 @@ def check(address, images):
 
 
 def served(one_step, first, last, address):
-    """The batches of some steps, made by the workers of a tf.data service, in the order of the steps.
+    """Creates a dataset of the batches that the workers of a tf.data service compute, in order.
 
-    The service deals the steps out to its workers as they ask for them, and hands each batch over once: what
-    a worker had in hand when it was killed is lost. What does not come in time is made here, so the batches
-    are those that this process would have made alone, whatever happens to workers and dispatcher.
+    The service assigns the steps to its workers on demand and delivers each batch once: what a worker was
+    working on when it was killed is lost. This process computes what does not arrive in time. So the
+    batches are those that it would have computed alone, whatever happens to workers and dispatcher.
 
     Args:
-        one_step: function from an int64 scalar, the step, to a tf.data.Dataset of its one batch, as
-            (bool, x, y): whether all pictures of the step are in it. One that lacks some is made here again.
+        one_step: function from an int64 scalar, the step, to a tf.data.Dataset of its single batch, a tuple
+            (bool, x, y): whether the batch has all images of the step. If not, it is computed again here.
         first, last: int, the first step and the one to stop before.
-        address: "grpc://host:port" of the dispatcher.
+        address: str, "grpc://host:port" of the dispatcher.
 
     Returns:
         tf.data.Dataset of (x, y).
 
     Warns:
-        UserWarning: the service has failed, or delivers nothing.
+        UserWarning: the service has failed or delivers nothing.
     """
 
     def numbered(step):
@@ -79,57 +79,66 @@ def served(one_step, first, last, address):
             tf.data.experimental.service.ShardingPolicy.DYNAMIC, address, max_outstanding_requests=8
         )
     )
-    arriving, spec = _with_ticks(remote), remote.element_spec[2:]
+    arriving = _with_ticks(remote)
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.int64)])
-    def here(step):
+    def compute(step):
         return one_step(step).get_single_element()[1:]
 
-    def ordered():
-        source, arrived, step = [iter(arriving)], {}, first
-        asked, patience, warned = time.monotonic(), PATIENCE, False
-        try:
-            while step < last:
-                number, complete, *batch = next(source[0])
-                if number >= 0:
-                    patience = PATIENCE
-                if number >= step:
-                    arrived[int(number)] = batch if complete else None
-                looked = time.monotonic()
-                late = looked - asked >= patience
-                while step < last and (step in arrived or len(arrived) >= WINDOW or late):
-                    if late and step not in arrived:
-                        if patience and not arrived and not warned:
-                            warned = True
-                            _warn(
-                                f"{address} has delivered nothing for {PATIENCE:g} s", "meanwhile"
-                            )
-                        patience = 0  # until it delivers something
-                    yield tuple(arrived.pop(step, None) or here(step))
-                    step, asked = step + 1, time.monotonic()
-                    late = patience == 0 and asked - looked < TICK
-        except tf.errors.OpError as error:
-            _warn(f"{address} failed ({error.message})", f"from step {step} on")
-            for rest in range(step, last):
-                yield tuple(arrived.pop(rest, None) or here(rest))
-        finally:
-            # It takes leave of the dispatcher, which may hang.
-            threading.Thread(target=source.clear, daemon=True).start()
+    return tf.data.Dataset.from_generator(
+        lambda: _in_order(arriving, compute, first, last, address),
+        output_signature=remote.element_spec[2:],
+    )
 
-    return tf.data.Dataset.from_generator(ordered, output_signature=spec)
+
+def _in_order(arriving, compute, first, last, address):
+    """Yields the batches of all steps in order, and computes those that the service does not deliver.
+
+    Args:
+        arriving: tf.data.Dataset of (step, complete, x, y) in any order, with ticks.
+        compute: function from a step to its batch.
+        first, last, address: as of `served`.
+    """
+    source, arrived, step = [iter(arriving)], {}, first
+    waiting_since, patience, warned = time.monotonic(), WAIT_SECONDS, False
+    try:
+        while step < last:
+            number, complete, *batch = next(source[0])
+            if number >= 0:
+                patience = WAIT_SECONDS
+            if number >= step:
+                arrived[int(number)] = batch if complete else None
+            now = time.monotonic()
+            late = now - waiting_since >= patience
+            if late and step not in arrived:
+                if patience and not arrived and not warned:
+                    warned = True
+                    _warn(f"{address} has delivered nothing for {WAIT_SECONDS:g} s", "meanwhile")
+                patience = 0  # until it delivers something
+            while step < last and (step in arrived or len(arrived) >= MAX_AHEAD or late):
+                yield tuple(arrived.pop(step, None) or compute(step))
+                step, waiting_since = step + 1, time.monotonic()
+                late = patience == 0 and waiting_since - now < TICK_SECONDS
+    except tf.errors.OpError as error:
+        _warn(f"{address} failed ({error.message})", f"from step {step} on")
+        for rest in range(step, last):
+            yield tuple(arrived.pop(rest, None) or compute(rest))
+    finally:
+        # The iterator signs off at the dispatcher, which may hang.
+        threading.Thread(target=source.clear, daemon=True).start()
 
 
 def _with_ticks(dataset):
-    """A dataset's elements as they come, and an empty one numbered -1 every TICK, so that nobody waits."""
+    """Interleaves a dataset with an empty element numbered -1 every TICK_SECONDS, so that nothing blocks."""
     spec = dataset.element_spec
 
-    def nothing(part):
+    def zeros(part):
         return tf.zeros([size or 0 for size in part.shape], part.dtype)
 
-    empty = (tf.constant(-1, tf.int64), *tf.nest.map_structure(nothing, spec[1:]))
+    empty = (tf.constant(-1, tf.int64), *tf.nest.map_structure(zeros, spec[1:]))
     ticks = tf.raw_ops.SleepDataset(
         input_dataset=tf.data.experimental.to_variant(tf.data.Dataset.from_tensors(empty).repeat()),
-        sleep_microseconds=int(TICK * 1e6),
+        sleep_microseconds=int(TICK_SECONDS * 1e6),
         output_types=[part.dtype for part in tf.nest.flatten(spec)],
         output_shapes=[part.shape for part in tf.nest.flatten(spec)],
     )
@@ -143,4 +152,4 @@ def _with_ticks(dataset):
 
 
 def _warn(what, since):
-    warnings.warn(f"the tf.data service {what}: batches are made here {since}", stacklevel=3)
+    warnings.warn(f"the tf.data service {what}: batches are computed here {since}", stacklevel=4)

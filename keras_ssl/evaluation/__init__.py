@@ -1,4 +1,4 @@
-"""How good are features? Arrays in, numbers out, wherever the features come from."""
+"""Evaluation of features: kNN, linear probe, retrieval and reconstruction."""
 
 from keras_ssl.evaluation.extract import extract
 from keras_ssl.evaluation.probes import compare, knn, linear_probe, table

@@ -1,23 +1,25 @@
-"""Features of a whole dataset, of every stage of an encoder."""
+"""Features of a whole dataset, batch by batch."""
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_ssl import encoders
 
 
 def extract(encoder, images, batch_size=256, verbose=0):
-    """Runs an encoder over a dataset.
+    """Extracts the features of a dataset at every stage of an encoder.
 
     Args:
         encoder: functional keras.Model with named stages, as `keras_ssl.encoders` makes them.
         images: tf.data.Dataset of dicts with `image`, `id` and perhaps `label`.
-        batch_size: int, pictures at a time.
+        batch_size: int, images at a time.
         verbose: 1 shows a progress bar, 0 does not.
 
     Returns:
-        (features, others): `features` a dict `stage1`, ..., `features` of (N, c) float32 arrays,
-        each stage averaged over the picture; `others` a dict of the (N,) arrays `id` and `label`.
+        (features, others): `features` a dict `stage1`, ..., `features` of (N, c) float32 arrays, each
+        stage averaged over the image; `others` a dict of `id`, `label` and all other columns with at most
+        one axis per image.
 
     Example:
         >>> from keras_ssl import data
@@ -26,13 +28,37 @@ def extract(encoder, images, batch_size=256, verbose=0):
         ((360, 8), (360,))
     """
     model = encoders.stages(encoder)
-    columns, others = {}, {}
-    batches = images.batch(batch_size).prefetch(2)
-    bar = keras.utils.Progbar(int(batches.cardinality()), verbose=verbose, unit_name="batch")
+    # Columns in pixels, such as frames, would fill the memory.
+    kept = [k for k, spec in images.element_spec.items() if k != "image" and spec.shape.rank <= 1]
+
+    def run(batch):
+        features = model.predict_on_batch(batch["image"])
+        features = {name: np.asarray(value, np.float32) for name, value in features.items()}
+        return features, {name: batch[name] for name in kept}
+
+    return map_batches(run, images.batch(batch_size).prefetch(2), verbose=verbose)
+
+
+def map_batches(function, batches, steps=None, verbose=0):
+    """Applies a function to every batch and concatenates the results.
+
+    Args:
+        function: from a batch to an array, or a structure of arrays, with the image on axis 0.
+        batches: tf.data.Dataset of batches, or another sized iterable.
+        steps: int, number of batches that the progress bar counts to; by default that of `batches`.
+        verbose: 1 shows a progress bar, 0 does not.
+
+    Returns:
+        numpy array, or the structure of them.
+
+    Example:
+        >>> map_batches(lambda x: 10 * x, [np.array([1, 2]), np.array([3])]).tolist()
+        [10, 20, 30]
+    """
+    if steps is None:
+        steps = len(batches) if isinstance(batches, list) else int(batches.cardinality())
+    bar, parts = keras.utils.Progbar(steps, verbose=verbose, unit_name="batch"), []
     for batch in batches:
-        for name, value in model.predict_on_batch(batch.pop("image")).items():
-            columns.setdefault(name, []).append(np.asarray(value, np.float32))
-        for name, value in batch.items():
-            others.setdefault(name, []).append(value.numpy())
+        parts.append(tf.nest.map_structure(np.asarray, function(batch)))
         bar.add(1)
-    return tuple({k: np.concatenate(v) for k, v in d.items()} for d in (columns, others))
+    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)

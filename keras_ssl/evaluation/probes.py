@@ -1,4 +1,4 @@
-"""Weighted kNN and linear probe: the two standard measures of frozen features."""
+"""Weighted kNN and linear probe, the two standard evaluations of frozen features."""
 
 import warnings
 
@@ -8,21 +8,22 @@ from keras_ssl.evaluation.extract import extract
 
 
 def knn(train_features, train_labels, test_features, test_labels, k=20, temperature=0.07):
-    """Accuracy of a weighted k-nearest-neighbour classifier with cosine similarity.
+    """Computes the accuracy of a weighted kNN classifier with cosine similarity.
 
-    Each of the k nearest training features votes for its label with exp(similarity / temperature).
+    Each of the k nearest training features votes for its label with weight
+    exp(similarity / temperature).
 
     Args:
         train_features, test_features: (N, D) and (M, D) float arrays.
         train_labels, test_labels: (N,) and (M,) integer arrays.
-        k: int, neighbours.
-        temperature: float; smaller listens more to the nearest.
+        k: int, number of neighbors.
+        temperature: float; a smaller one gives the nearest neighbors more weight.
 
     Returns:
-        float, the share of test labels that were right, in 0..1.
+        float, the accuracy on the test set, in [0, 1].
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or k not in 1..N.
+        ValueError: shapes do not match, features are not finite, or k is not in 1..N.
 
     Reference: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", CVPR 2018, section 3.4.
@@ -42,32 +43,32 @@ def knn(train_features, train_labels, test_features, test_labels, k=20, temperat
         faiss.normalize_L2(features)
     index = faiss.IndexFlatIP(train.shape[1])
     index.add(train)
-    similarity, neighbours = index.search(test, k)
+    similarity, neighbors = index.search(test, k)
     classes, codes = np.unique(train_y, return_inverse=True)
-    # The largest similarity taken off first, so that sharp temperatures do not overflow.
+    # The largest similarity is subtracted first, so that small temperatures do not overflow.
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
     votes = np.zeros((len(test), len(classes)))
     for column in range(k):
-        votes[np.arange(len(test)), codes[neighbours[:, column]]] += weights[:, column]
+        votes[np.arange(len(test)), codes[neighbors[:, column]]] += weights[:, column]
     return float(np.mean(classes[votes.argmax(1)] == test_y))
 
 
 def linear_probe(
     train_features, train_labels, test_features, test_labels, l2=1.0, max_iterations=300
 ):
-    """Accuracy of logistic regression on the frozen features, standardised by the training set.
+    """Computes the accuracy of logistic regression on standardized frozen features.
 
     Args:
         train_features, test_features: (N, D) and (M, D) float arrays.
         train_labels, test_labels: (N,) and (M,) integer arrays.
-        l2: float, weight of half the squared norm of the coefficients beside the summed loss.
-        max_iterations: int, of L-BFGS; the accuracy has settled long before the weights have.
+        l2: float, weight of half the squared norm of the coefficients, relative to the summed loss.
+        max_iterations: int, of L-BFGS; the accuracy converges long before the weights do.
 
     Returns:
-        float, the share of test labels that were right, in 0..1.
+        float, the accuracy on the test set, in [0, 1].
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or a single class.
+        ValueError: shapes do not match, features are not finite, or there is only one class.
 
     Reference: Zhang, Isola & Efros, "Split-Brain Autoencoders", CVPR 2017, section 4.
 
@@ -93,18 +94,18 @@ def linear_probe(
 
 
 def compare(encoder, untrained, train, test, k=20, verbose=0):
-    """kNN and linear probe of every stage, trained beside untrained beside chance.
+    """Evaluates every stage of an encoder by kNN and linear probe, versus an untrained one and chance.
 
     Args:
         encoder: functional keras.Model with named stages.
         untrained: the same architecture with its initial weights.
         train, test: tf.data.Datasets of dicts with `image` and `label`.
-        k: int, neighbours.
-        verbose: 1 shows progress.
+        k: int, number of neighbors.
+        verbose: 1 shows progress, 0 does not.
 
     Returns:
-        dict: `chance` (share of the most frequent test label) and, per stage, a dict of the
-        accuracies `knn`, `knn_untrained`, `linear`, `linear_untrained`, all in 0..1.
+        dict: `chance` (fraction of the most frequent test label) and, for each stage, a dict of the
+        accuracies `knn`, `knn_untrained`, `linear`, `linear_untrained`, all in [0, 1].
 
     Raises:
         ValueError: `train` or `test` has no labels.
@@ -118,7 +119,7 @@ def compare(encoder, untrained, train, test, k=20, verbose=0):
     for name, dataset in (("train", train), ("test", test)):
         if "label" not in dataset.element_spec:
             raise ValueError(
-                f"{name} has no labels: evaluation needs pictures in one folder per class"
+                f"{name} has no labels: evaluation needs images in one folder per class"
             )
     results = {}
     for suffix, model in (("", encoder), ("_untrained", untrained)):
@@ -128,7 +129,7 @@ def compare(encoder, untrained, train, test, k=20, verbose=0):
         last = None
         for stage in train_features:
             arrays = train_features[stage], labels, test_features[stage], test_labels
-            # The features are often the last stage, averaged: no need to probe them twice.
+            # The features are often the last stage, averaged, and need not be probed twice.
             if last is None or not all(map(np.array_equal, arrays, last)):
                 accuracies = knn(*arrays, k=min(k, len(labels))), linear_probe(*arrays)
             row = results.setdefault(stage, {})
@@ -138,13 +139,13 @@ def compare(encoder, untrained, train, test, k=20, verbose=0):
 
 
 def table(results):
-    """What `compare` found, as rows of text to print.
+    """Formats the results of `compare` as rows of text.
 
     Args:
         results: dict that `compare` returned.
 
     Returns:
-        list of tuples of str, the header first; accuracies in percent.
+        list of tuples of str, the header first; accuracies are in percent.
 
     Example:
         >>> accuracies = dict(knn=0.5, knn_untrained=0.4, linear=0.6, linear_untrained=0.5)
@@ -162,7 +163,7 @@ def table(results):
 
 
 def _checked(train_features, train_labels, test_features, test_labels):
-    # Copies: faiss normalises in place.
+    # Copies, since faiss normalizes in place.
     train, test = (np.array(f, np.float32, order="C") for f in (train_features, test_features))
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     for name, features, labels in (

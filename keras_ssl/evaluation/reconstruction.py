@@ -1,29 +1,28 @@
-"""How near are pictures that were given back to what they were?"""
+"""Quality of reconstructed images: PSNR and SSIM."""
 
-import keras
-import numpy as np
 import tensorflow as tf
 
+from keras_ssl.evaluation.extract import map_batches
 from keras_ssl.metrics import psnr
 from keras_ssl.protocols import Reconstructs
 
 
 def reconstruction(task, images, batch_size=100, verbose=0):
-    """Judges a generation task on whole pictures, beside the answer that needs no network.
+    """Computes PSNR and SSIM of the images that a generation task reconstructs, versus a baseline.
 
     Args:
         task: PretextModel with the methods `corrupt(image, seed)`, `reconstruct(x, y, y_pred)` and
             `baseline(x, y)`: Colorization, Inpainting, SuperResolution.
-        images: tf.data.Dataset of dicts with `image` and `id`, not those it was trained on.
+        images: tf.data.Dataset of dicts with `image` and `id` that the task was not trained on.
         batch_size: int, images at a time.
-        verbose: 1 shows progress.
+        verbose: 1 shows progress, 0 does not.
 
     Returns:
-        dict of floats: `psnr` (dB) and `ssim` (at most 1), means over the pictures, and the same of the
-        trivial answer, `trivial_psnr` and `trivial_ssim`.
+        dict of floats: `psnr` (dB) and `ssim` (at most 1), averaged over the images, and `baseline_psnr` and
+        `baseline_ssim`, those of the baseline that needs no network.
 
     Raises:
-        ValueError: `task` gives no picture back.
+        ValueError: `task` does not reconstruct images.
 
     Reference: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity",
     IEEE TIP 2004 (SSIM).
@@ -31,36 +30,30 @@ def reconstruction(task, images, batch_size=100, verbose=0):
     Example:
         >>> import keras_ssl as kssl
         >>> task = kssl.tasks.SuperResolution(kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,)))
-        >>> found = reconstruction(task, kssl.data.digits("test"))
-        >>> sorted(found)
-        ['psnr', 'ssim', 'trivial_psnr', 'trivial_ssim']
+        >>> scores = reconstruction(task, kssl.data.digits("test"))
+        >>> sorted(scores)
+        ['baseline_psnr', 'baseline_ssim', 'psnr', 'ssim']
     """
     if not isinstance(task, Reconstructs):
         raise ValueError(
-            f"task must give pictures back, as Colorization, Inpainting and SuperResolution do; got {task!r}"
+            "task must reconstruct images, as Colorization, Inpainting and SuperResolution do; got "
+            f"{task!r}"
         )
 
     @tf.function(reduce_retracing=True)
     def scores(batch):
         ids = tf.cast(batch["id"], tf.int64)
         x, y = task.corrupt(batch["image"], tf.stack([tf.zeros_like(ids), ids], axis=1))
-        picture = tf.cast(batch["image"], tf.float32)
-        size = min(11, *picture.shape[1:3])  # of SSIM's window
-        return [
-            score
-            for answer in (task.reconstruct(x, y, task(x, training=False)), task.baseline(x, y))
-            for score in (
-                psnr(picture / 127.5 - 1, answer / 127.5 - 1),
-                tf.image.ssim(picture, answer, 255, size),
-            )
-        ]
+        image = tf.cast(batch["image"], tf.float32)
+        window = min(11, *image.shape[1:3])  # of SSIM
+        found = {}
+        for prefix, result in (
+            ("", task.reconstruct(x, y, task(x, training=False))),
+            ("baseline_", task.baseline(x, y)),
+        ):
+            found[f"{prefix}psnr"] = psnr(image / 127.5 - 1, result / 127.5 - 1)
+            found[f"{prefix}ssim"] = tf.image.ssim(image, result, 255, window)
+        return found
 
-    parts = []
-    batches = images.batch(batch_size).prefetch(2)
-    bar = keras.utils.Progbar(int(batches.cardinality()), verbose=verbose, unit_name="batch")
-    for batch in batches:
-        parts.append(np.array(scores(batch)))
-        bar.add(1)
-    names = ("psnr", "ssim", "trivial_psnr", "trivial_ssim")
-    means = np.concatenate(parts, axis=1).mean(axis=1)
-    return {name: float(mean) for name, mean in zip(names, means, strict=True)}
+    found = map_batches(scores, images.batch(batch_size).prefetch(2), verbose=verbose)
+    return {name: float(values.mean()) for name, values in found.items()}

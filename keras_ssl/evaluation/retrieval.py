@@ -1,4 +1,4 @@
-"""Retrieval: which pages are by the same writer? Descriptors to encodings, encodings to mAP and top-k."""
+"""Retrieval: VLAD encodings of local descriptors, mean average precision and top-k."""
 
 import numpy as np
 
@@ -6,22 +6,22 @@ from keras_ssl.solvers import clustering
 
 
 def vlad(descriptors, groups, centroids, power=0.5):
-    """Encodes groups of local descriptors (the patches of a page) as one vector each.
+    """Encodes each group of local descriptors (the patches of a page) as one VLAD vector.
 
-    For each centroid, the differences between it and the descriptors that are nearest to it are
-    summed; powers of the absolute values keep frequent patterns from drowning the rest.
+    For each centroid, the differences between it and the descriptors nearest to it are summed. Power
+    normalization keeps frequent patterns from dominating the others.
 
     Args:
         descriptors: (N, D) float array.
         groups: (N,) integer array, the group of each descriptor, 0 to G - 1.
-        centroids: (K, D) float array, for example of `clustering.kmeans`.
-        power: float in 0..1; 1 keeps the sums as they are.
+        centroids: (K, D) float array, for example from `clustering.kmeans`.
+        power: float in [0, 1], of the power normalization; 1 keeps the sums as they are.
 
     Returns:
-        (G, K * D) float32 array of vectors of length 1 (0 for a group without descriptors).
+        (G, K * D) float32 array of vectors of length 1 (zeros for a group without descriptors).
 
     Raises:
-        ValueError: shapes that do not fit, or a negative group.
+        ValueError: shapes do not match, or a group is negative.
 
     Reference: Jégou et al., "Aggregating Local Image Descriptors into Compact Codes", PAMI 2012.
 
@@ -51,19 +51,21 @@ def vlad(descriptors, groups, centroids, power=0.5):
 
 
 def retrieval(encodings, labels, top=(1, 5)):
-    """Queries with every encoding for the others of its label, by cosine similarity.
+    """Computes mAP and top-k accuracy of retrieving encodings of the same label by cosine similarity.
+
+    Every encoding is a query once, and all others are ranked.
 
     Args:
-        encodings: (N, D) float array, one per page.
-        labels: (N,) array, the writer of each.
-        top: ints k; a query counts where one of its k nearest has its label.
+        encodings: (N, D) float array, for example one row per page.
+        labels: (N,) array, for example the writer of each page.
+        top: ints k; a query is a success if one of its k nearest encodings has its label.
 
     Returns:
-        dict of floats in 0..1: `map`, the mean average precision, and `top1`, `top5`, ... Queries whose
-        label nothing else has are left out.
+        dict of floats in [0, 1]: `map`, the mean average precision, and `top1`, `top5`, ... Queries whose
+        label is unique are left out.
 
     Raises:
-        ValueError: shapes that do not fit, encodings that are not finite, or no label that two share.
+        ValueError: shapes do not match, encodings are not finite, or all labels are unique.
 
     Example:
         >>> retrieval([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], [0, 0, 1, 1], top=[1])
@@ -82,7 +84,7 @@ def retrieval(encodings, labels, top=(1, 5)):
         raise ValueError("labels must have at least one value that two encodings share")
     unit = encodings / np.maximum(np.linalg.norm(encodings, axis=1, keepdims=True), 1e-12)
     similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -np.inf)  # the query itself comes last, and is cut off
+    np.fill_diagonal(similarity, -np.inf)  # ranks the query itself last, where it is cut off
     order = np.argsort(-similarity, axis=1, kind="stable")[queries, :-1]
     hits = np.take_along_axis(same[queries], order, axis=1)
     precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)

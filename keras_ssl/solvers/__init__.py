@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: optimal transport and clustering."""
+"""Solvers on arrays: optimal transport and clustering."""
 
 from keras_ssl.solvers import clustering, transport
 

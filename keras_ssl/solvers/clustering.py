@@ -1,19 +1,19 @@
-"""Clustering of features: arrays in, labels out. What the clustering tasks have in common."""
+"""k-means, PCA whitening and nearest centroids: what the clustering tasks have in common."""
 
 import numpy as np
 
 
 def whiten(features, dimensions=256, reference=None):
-    """PCA-whitens features and normalises each to length 1.
+    """PCA-whitens features and L2-normalizes each of them.
 
     Args:
         features: (N, D) float array.
-        dimensions: int, of the result; fewer where the reference spans fewer.
-        reference: (M, D) float array that the mean and the directions are taken from, such as those of
-            the training set; by default the features themselves.
+        dimensions: int, of the result; fewer if the reference spans fewer.
+        reference: (M, D) float array from which the mean and the principal directions are computed,
+            such as the features of the training set; by default the features themselves.
 
     Returns:
-        (N, d) float32 array with d <= dimensions; one column of zeros where the reference is constant.
+        (N, d) float32 array with d <= dimensions; one column of zeros if the reference is constant.
 
     Reference: Jégou & Chum, "Negative Evidences and Co-occurrences in Image Retrieval: The Benefit of
     PCA and Whitening", ECCV 2012.
@@ -29,7 +29,7 @@ def whiten(features, dimensions=256, reference=None):
     if (reference == reference[0]).all():
         return np.zeros((len(features), 1), np.float32)
     pca = PCA(min(dimensions, *reference.shape), random_state=0).fit(reference)
-    # What is only rounding errors would be blown up to the size of the rest.
+    # Directions with nothing but rounding errors would be scaled up to the size of the others.
     variances = pca.explained_variance_
     kept = variances > 1e-7 * variances[0]
     whitened = pca.transform(features)[:, kept] / np.sqrt(variances[kept])
@@ -38,24 +38,24 @@ def whiten(features, dimensions=256, reference=None):
 
 
 def kmeans(features, num_clusters, iterations=20, seed=0):
-    """k-means (faiss) without empty clusters.
+    """Clusters features by k-means (faiss), without empty clusters.
 
-    Where a cluster has no member, the centroid of a random other cluster with unequal members is
-    copied, the two copies are moved apart by a small random step, and its members divided between
-    them (DeepCluster, section 3.3). Only where the features have fewer different values than there are
-    clusters, some stay empty.
+    An empty cluster gets a copy of the centroid of a random cluster whose members differ. The two
+    centroids are moved apart by a small random step, and the members are divided between them
+    (DeepCluster, section 3.3). Clusters stay empty only if the features have fewer distinct values
+    than there are clusters.
 
     Args:
         features: (N, D) float array.
         num_clusters: int, at most N.
         iterations: int.
-        seed: int, of the first centroids and of the random steps.
+        seed: int, for the initial centroids and the random steps.
 
     Returns:
         (labels, centroids): (N,) int32 and (num_clusters, D) float32 arrays.
 
     Raises:
-        ValueError: more clusters than features.
+        ValueError: there are fewer than two features or clusters, or more clusters than features.
 
     Example:
         >>> labels, _ = kmeans(np.array([[0.0], [0.1], [5.0], [5.1]]), 2)
@@ -80,7 +80,7 @@ def kmeans(features, num_clusters, iterations=20, seed=0):
 
 
 def nearest(features, centroids, number):
-    """The nearest centroids of each feature.
+    """Finds the nearest centroids of each feature.
 
     Args:
         features: (N, D) float32 array.
@@ -103,7 +103,7 @@ def nearest(features, centroids, number):
 
 
 def fill_empty(features, labels, centroids, seed=0):
-    """Gives every empty cluster half of another one, as `kmeans` does at its end.
+    """Gives every empty cluster half of another one, the last step of `kmeans`.
 
     Args:
         features: (N, D) float array.
@@ -112,7 +112,7 @@ def fill_empty(features, labels, centroids, seed=0):
         seed: int.
 
     Returns:
-        (labels, centroids): as given, without empty clusters as far as that is possible.
+        (labels, centroids): copies of the arguments, without empty clusters if that is possible.
 
     Example:
         >>> labels, _ = fill_empty(np.array([[0.0], [1.0]]), np.array([0, 0]), np.zeros((2, 1)))
@@ -142,7 +142,7 @@ def fill_empty(features, labels, centroids, seed=0):
 
 
 def check_number(num_clusters, num_images):
-    """Refuses numbers of clusters that cannot be.
+    """Validates the number of clusters.
 
     Args:
         num_clusters, num_images: int.

@@ -1,6 +1,7 @@
-"""A training goes on where it was saved, bit for bit, whatever happened to it or its files."""
+"""Training resumes from checkpoints bit for bit, whatever is killed or damaged."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def make(width=4, execution=1, optimizer="adam"):
 
 
 class Stop(keras.callbacks.Callback):
-    """Ends a training in the middle, as a kill does."""
+    """Interrupts training, as a kill does."""
 
     def __init__(self, after):
         super().__init__()
@@ -61,9 +62,24 @@ def same(task, weights):
     return all(np.array_equal(a, b) for a, b in zip(task.get_weights(), weights, strict=True))
 
 
+@pytest.fixture(scope="module")
+def interrupted(images, tmp_path_factory):
+    """Copies the checkpoints of a run that was stopped in a step to a folder."""
+    source = tmp_path_factory.mktemp("interrupted")
+    stopped(images, source, 7, every_steps=2, keep=9)
+    assert [int(path.stem[5:]) for path in sorted(source.iterdir())] == [2, 4, 5, 6]
+
+    def copy(folder, step):
+        for path in source.iterdir():
+            if int(path.stem[5:]) < step:
+                shutil.copy(path, folder)
+
+    return copy
+
+
 @pytest.mark.parametrize("after", [3, 5, 7])
-def test_goes_on_in_the_middle_of_an_epoch(after, images, whole, tmp_path):
-    stopped(images, tmp_path, after, every_steps=2)
+def test_resumes_in_the_middle_of_an_epoch(after, images, whole, interrupted, tmp_path):
+    interrupted(tmp_path, after)
     task, seen = make(), []
     keras.utils.set_random_seed(7)  # must not matter
     note = keras.callbacks.LambdaCallback(
@@ -73,13 +89,13 @@ def test_goes_on_in_the_middle_of_an_epoch(after, images, whole, tmp_path):
     history = fit(task, images, note, Checkpoint(tmp_path, every_steps=2))
     assert same(task, whole[1])
     first = after // 2 * 2
-    assert seen[0] == first % STEPS  # the callbacks hear of no step twice
+    assert seen[0] == first % STEPS  # the callbacks see no step twice
     assert len(seen) == 2 * (STEPS * EPOCHS - first)
     for name, values in history.items():  # the means of the interrupted epoch too
         assert values == whole[0][name][-len(values) :]
 
 
-def test_a_finished_training_is_not_trained_further(images, whole, tmp_path):
+def test_a_finished_run_is_not_trained_further(images, whole, tmp_path):
     fit(make(), images, Checkpoint(tmp_path))
     assert [p.name for p in sorted(tmp_path.iterdir())] == [
         f"step-{n:09d}.npz" for n in (5, 10, 15)
@@ -95,9 +111,9 @@ def test_keeps_the_newest(images, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_one_is_passed_over(damage, images, whole, tmp_path):
-    stopped(images, tmp_path, 7, every_steps=2)
-    (tmp_path / ".step-000000008.npz").write_bytes(b"a kill while it was written")
+def test_a_damaged_newest_checkpoint_is_skipped(damage, images, whole, interrupted, tmp_path):
+    interrupted(tmp_path, 7)
+    (tmp_path / ".new-step-000000008.npz").write_bytes(b"killed while writing")
     newest = max(tmp_path.glob("step-*.npz"))
     data = bytearray(newest.read_bytes())
     if damage == "truncated":
@@ -111,18 +127,20 @@ def test_a_damaged_newest_one_is_passed_over(damage, images, whole, tmp_path):
     with pytest.warns(UserWarning, match=rf"{newest.name} is damaged .* going back to the one"):
         fit(task, images, Checkpoint(tmp_path, every_steps=2))
     assert same(task, whole[1])
-    assert not list(tmp_path.glob(".step*"))
+    assert not list(tmp_path.glob(".new*"))
 
 
-def test_other_trainings_are_refused(images, tmp_path):
-    stopped(images, tmp_path, 5, every_steps=3)
+def test_checkpoints_of_other_runs(images, interrupted, tmp_path):
+    interrupted(tmp_path, 5)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     for task in (make(width=2), make(optimizer="sgd")):
-        with pytest.raises(ValueError, match="step-000000003.npz is of another Rotation, encoder"):
+        with pytest.raises(
+            ValueError, match="step-000000004.npz belongs to another Rotation, encoder"
+        ):
             fit(task, images, Checkpoint(tmp_path))
-    with pytest.raises(ValueError, match="training with 5 steps an epoch, this one has 10"):
+    with pytest.raises(ValueError, match="training run with 5 steps per epoch, this one has 10"):
         fit(make(), images, Checkpoint(tmp_path), batch=4)
-    with pytest.raises(ValueError, match="cannot go on with steps_per_execution 5"):
+    with pytest.raises(ValueError, match="cannot be resumed with steps_per_execution 5"):
         fit(make(execution=5), images, Checkpoint(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -136,7 +154,7 @@ def test_several_steps_at_once(images, whole, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(images, tmp_path):
+def test_non_finite_weights_name_the_last_valid_checkpoint(images, tmp_path):
     class Poison(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if batch == 3:
@@ -150,7 +168,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(images, tmp_pa
         fit(make(), images, Poison(), checkpoint)
 
 
-def test_bad_arguments(tmp_path):
+def test_invalid_arguments(tmp_path):
     for name in ("every_epochs", "every_steps", "keep"):
         with pytest.raises(ValueError, match=f"{name} must be a positive whole number, got 0"):
             Checkpoint(tmp_path, **{name: 0})
@@ -159,7 +177,7 @@ def test_bad_arguments(tmp_path):
         Checkpoint(tmp_path / "file")
 
 
-def test_killed_trainings_of_several_families_end_alike(monkeypatch, capsys):
+def test_killed_runs_of_several_families(monkeypatch, capsys):
     """A short form of tools/soak_resume.py: real processes, SIGKILL."""
     spec = importlib.util.spec_from_file_location("soak_resume", ROOT / "tools/soak_resume.py")
     soak = importlib.util.module_from_spec(spec)
@@ -167,5 +185,5 @@ def test_killed_trainings_of_several_families_end_alike(monkeypatch, capsys):
     tasks = ["self_label", "gan"]
     monkeypatch.setattr(sys, "argv", ["soak_resume", "--kills", "1", "--tasks", *tasks])
     assert soak.main() == 0
-    said = capsys.readouterr().out
-    assert said.count("0 differ") == 2, said
+    out = capsys.readouterr().out
+    assert out.count("0 differ") == 2, out

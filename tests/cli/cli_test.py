@@ -148,7 +148,7 @@ def test_evaluate_says_how_well_pictures_are_given_back(command, photos):
     code, out, _ = command("evaluate", "super_resolution_photos.keras", "--data", photos)
     assert code == 0
     *_, names, figures = out.splitlines()
-    assert names.split() == ["psnr", "ssim", "trivial_psnr", "trivial_ssim"]
+    assert names.split() == ["psnr", "ssim", "baseline_psnr", "baseline_ssim"]
     psnr, ssim, trivial, _ = (float(figure) for figure in figures.split())
     assert psnr == pytest.approx(trivial, abs=2)  # one epoch is hardly more than bicubic
     assert ssim <= 1

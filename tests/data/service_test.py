@@ -1,4 +1,4 @@
-"""Batches made by real workers: the same ones in the same order, whoever is killed."""
+"""Batches from real worker processes: the same ones in the same order, whatever is killed."""
 
 import contextlib
 import os
@@ -96,8 +96,8 @@ def images(noise):
 @pytest.fixture
 def photos(noise, tmp_path):
     """21 JPEG files."""
-    for k, picture in enumerate(noise[:21]):
-        (tmp_path / f"{k:02}.jpg").write_bytes(tf.io.encode_jpeg(picture).numpy())
+    for k, image in enumerate(noise[:21]):
+        (tmp_path / f"{k:02}.jpg").write_bytes(tf.io.encode_jpeg(image).numpy())
     return tmp_path
 
 
@@ -113,7 +113,7 @@ def same(expected, got):
 
 
 def disturbed(task, images, address, acts):
-    """All 80 batches of 2 pictures of 4 epochs, `acts[n]` called after n of them, and what was warned of."""
+    """All 80 batches of 2 images of 4 epochs, `acts[n]` called after n of them, and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batches = []
@@ -123,13 +123,13 @@ def disturbed(task, images, address, acts):
     return batches, [str(w.message) for w in caught if "tf.data service" in str(w.message)]
 
 
-def test_the_same_batches_as_without(cluster, task, images, recwarn):
+def test_same_batches_as_without_a_service(cluster, task, images, recwarn):
     served = task.dataset(images, 12, epochs=2, seed=3, service=cluster.address)
     assert int(served.cardinality()) == 8
     expected = list(task.dataset(images, 12, epochs=2, seed=3))
     got = list(served)
     same(expected, got)
-    assert not [w for w in recwarn if "tf.data service" in str(w.message)]  # it made them
+    assert not [w for w in recwarn if "tf.data service" in str(w.message)]  # it delivered them
     with pytest.raises(AssertionError):
         same(expected, got[::-1])  # the batches do differ
     same(expected[3:], list(served.from_step(3)))
@@ -148,7 +148,29 @@ def test_files_are_read_by_the_workers(name, more, cluster, photos):
     same(expected, list(task.dataset(images, 4, service=cluster.address)))
 
 
-def test_what_cannot_be_read_is_left_out(cluster, task, photos):
+class Clips(kssl.tasks.Rotation):
+    """Passes on frames and depth."""
+
+    needs = ("frames", "depth")
+
+    def pretext(self, batch, seed):
+        return {name: batch[name] for name in ("frames", "depth")}, batch["id"]
+
+
+def test_further_columns(cluster, noise):
+    depth = noise[..., :1].astype(np.float32)
+    depth[:, ::3] = np.nan
+    frames = np.stack([noise, noise[::-1]], axis=1)
+    images = kssl.data.from_array(noise, frames=frames, depth=depth)
+    task = Clips(encoder())
+    batches = list(task.dataset(images, 16, service=cluster.address))
+    same(list(task.dataset(images, 16)), batches)
+    (first, ids), *_ = batches
+    np.testing.assert_array_equal(first["frames"], frames[ids])
+    np.testing.assert_array_equal(first["depth"], depth[ids])
+
+
+def test_unreadable_images_are_left_out(cluster, task, photos):
     images = kssl.data.from_folder(photos, 32)
     whole = list(task.dataset(images, 4, shuffle=False))
     (photos / "05.jpg").write_bytes(b"damaged since")
@@ -157,7 +179,7 @@ def test_what_cannot_be_read_is_left_out(cluster, task, photos):
     same([whole[0], kept, *whole[2:]], damaged)
 
 
-def test_fit_and_what_is_left_behind(cluster, task, images):
+def test_fit_and_no_threads_left_behind(cluster, task, images):
     task.compile("sgd")
     history = task.fit(
         task.dataset(images, 8, epochs=2, service=cluster.address), epochs=2, verbose=0
@@ -173,9 +195,9 @@ def test_fit_and_what_is_left_behind(cluster, task, images):
     assert threading.active_count() <= before
 
 
-def test_workers_that_hang_come_and_are_killed(cluster, task, images, monkeypatch):
-    monkeypatch.setattr(service, "PATIENCE", 2.0)
-    monkeypatch.setattr(service, "WINDOW", 8)
+def test_workers_that_hang_start_late_and_are_killed(cluster, task, images, monkeypatch):
+    monkeypatch.setattr(service, "WAIT_SECONDS", 2.0)
+    monkeypatch.setattr(service, "MAX_AHEAD", 8)
     expected = list(task.dataset(images, 2, epochs=4))
     first, second = cluster.first
     acts = {10: lambda: first.send_signal(signal.SIGSTOP), 40: first.kill}
@@ -198,13 +220,15 @@ def test_workers_that_hang_come_and_are_killed(cluster, task, images, monkeypatc
         ("grpc://no.such.host.invalid:5050", "is no dispatcher that answers"),
     ],
 )
-def test_addresses_that_cannot_be(address, message, task, images):
+def test_invalid_addresses(address, message, task, images):
     with pytest.raises(ValueError, match=f"service .*{message}"):
         task.dataset(images, 8, service=address)
 
 
-def test_pictures_that_cannot_be_asked_for(cluster, task, images):
-    with pytest.raises(ValueError, match="by their place.*not a dataset derived from one"):
+def test_images_without_random_access(cluster, task, images):
+    with pytest.raises(
+        ValueError, match="images with random access.*keras_ssl.data.subset does not"
+    ):
         task.dataset(images.take(20), 8, service=cluster.address)
 
 
@@ -223,36 +247,36 @@ def test_pictures_that_cannot_be_asked_for(cluster, task, images):
         (["dispatcher", "--port", "x"], "data-service: .*--port.*'x'"),
     ],
 )
-def test_commands_that_cannot_be(arguments, message):
+def test_invalid_commands(arguments, message):
     with pytest.raises(ValueError, match=message):
         service_command.main(arguments)
 
 
-def test_a_port_that_is_taken(cluster):
+def test_a_port_in_use(cluster):
     for role in (["dispatcher"], ["worker", "--dispatcher", f"localhost:{cluster.port}"]):
         with pytest.raises(ValueError, match=f"--port {cluster.port} cannot be had .*in use"):
             service_command.main([*role, "--port", cluster.port])
 
 
-def test_nobody_left(cluster, task, images, monkeypatch):
-    """Runs last: a dispatcher that hangs, and then none."""
-    monkeypatch.setattr(service, "PATIENCE", 1.0)
+def test_a_dispatcher_that_hangs_and_dies(cluster, task, images, monkeypatch):
+    """Runs last, since it ends the cluster."""
+    monkeypatch.setattr(service, "WAIT_SECONDS", 1.0)
     expected = list(task.dataset(images, 2, epochs=4))
 
     def halt():
         for process in cluster.processes:
             process.send_signal(signal.SIGSTOP)
 
-    got, said = disturbed(task, images, cluster.address, {10: halt})
+    got, warned = disturbed(task, images, cluster.address, {10: halt})
     for process in cluster.processes:
         process.send_signal(signal.SIGCONT)
     same(expected, got)
-    assert said == [
-        f"the tf.data service {cluster.address} has delivered nothing for 1 s: batches are made here "
+    assert warned == [
+        f"the tf.data service {cluster.address} has delivered nothing for 1 s: batches are computed here "
         "meanwhile"
     ]
-    got, said = disturbed(task, images, cluster.address, {10: cluster.dispatcher.kill})
+    got, _ = disturbed(task, images, cluster.address, {10: cluster.dispatcher.kill})
     same(expected, got)
     codes = cluster.stop()
-    # The last worker stops in good order, though its dispatcher is gone.
-    assert codes == [-signal.SIGKILL] * 3 + [0]
+    # The last worker stops regularly although its dispatcher is gone.
+    assert (codes[0], codes[-1]) == (-signal.SIGKILL, 0)

@@ -1,4 +1,4 @@
-"""tensorflow-datasets: a small data set on the disk, no network."""
+"""tensorflow-datasets: a small data set on disk, no network."""
 
 import sys
 
@@ -10,10 +10,10 @@ import keras_ssl as kssl
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """(data_dir, pictures as they are read) of a data set `dots` of 7 pictures of different sizes."""
+    """(data_dir, images in the order of reading) of a data set `dots` of 7 images of different sizes."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs keras-ssl[tfds]")
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (9 + i, 12, 3), np.uint8) for i in range(7)]
+    images = [rng.integers(0, 256, (9 + i, 12, 3), np.uint8) for i in range(7)]
 
     class Dots(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -30,8 +30,8 @@ def prepared(tmp_path_factory):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for i, picture in enumerate(pictures):
-                yield i, {"image": picture, "label": i % 2}
+            for i, image in enumerate(images):
+                yield i, {"image": image, "label": i % 2}
 
     folder = tmp_path_factory.mktemp("tfds")
     builder = Dots(data_dir=folder)
@@ -40,7 +40,7 @@ def prepared(tmp_path_factory):
     return folder, order
 
 
-def test_pictures_in_their_order_resized(prepared):
+def test_images_in_order_and_resized(prepared):
     folder, order = prepared
     dataset = kssl.data.from_tfds("dots", size=8, data_dir=folder)
     arrays = kssl.data.to_arrays(dataset)
@@ -58,7 +58,7 @@ def test_pictures_in_their_order_resized(prepared):
     assert kssl.data.to_arrays(part)["label"].tolist() == arrays["label"][2:5].tolist()
 
 
-def test_refuses(prepared):
+def test_invalid_arguments(prepared):
     folder = prepared[0]
     for arguments, words in (
         ({"name": "no_such_dots"}, "name must be a data set .* got 'no_such_dots'"),
@@ -70,7 +70,7 @@ def test_refuses(prepared):
         assert "\n" not in str(error.value)
 
 
-def test_says_what_to_install(monkeypatch):
+def test_without_tensorflow_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r'pip install "keras-ssl\[tfds\]"'):
         kssl.data.from_tfds("dots", size=8)

@@ -6,7 +6,7 @@ import pytest
 from keras_ssl.evaluation import retrieval, vlad
 
 
-def test_vlad_against_a_plain_loop():
+def test_vlad_equals_a_plain_loop():
     random = np.random.default_rng(0)
     descriptors, centroids = random.normal(size=(40, 3)), random.normal(size=(5, 3))
     groups = random.integers(0, 4, 40)
@@ -58,6 +58,6 @@ def test_perfect_and_worst_order():
         (lambda: retrieval([[1.0], [0]], [0, 1]), "at least one value that two encodings share"),
     ],
 )
-def test_refuses(call, message):
+def test_invalid_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()

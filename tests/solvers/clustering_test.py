@@ -26,18 +26,18 @@ def test_constant_features_whiten_to_zeros():
     assert clustering.whiten(one).shape == (10, 1)
 
 
-def test_kmeans_finds_separate_clusters():
+def test_kmeans_finds_well_separated_clusters():
     random = np.random.default_rng(0)
     truth = random.integers(0, 4, 200)
-    centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])
-    labels, centroids = clustering.kmeans(centres[truth] + random.normal(size=(200, 2)), 4, seed=1)
+    centers = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])
+    labels, centroids = clustering.kmeans(centers[truth] + random.normal(size=(200, 2)), 4, seed=1)
     pairs = set(zip(truth.tolist(), labels.tolist(), strict=True))
     assert len(pairs) == 4
     for cluster, label in pairs:
-        np.testing.assert_allclose(centroids[label], centres[cluster], atol=0.6)
+        np.testing.assert_allclose(centroids[label], centers[cluster], atol=0.6)
 
 
-def test_kmeans_is_the_same_for_the_same_seed():
+def test_kmeans_is_deterministic_given_the_seed():
     features = np.random.default_rng(0).normal(size=(100, 3))
     a, b, other = (clustering.kmeans(features, 10, seed=seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
@@ -57,7 +57,7 @@ def test_empty_clusters_get_half_of_another():
     assert (labels[:39] == 0).all()  # what was given is left as it was
 
 
-def test_equal_features_cannot_be_divided():
+def test_equal_features_leave_clusters_empty():
     labels, _ = clustering.fill_empty(np.ones((6, 2)), np.zeros(6, int), np.ones((3, 2)))
     assert (labels == 0).all()
 
@@ -76,7 +76,7 @@ def test_nearest_centroids():
         (1, 10, "num_clusters must be in 2..10"),
     ],
 )
-def test_refuses(clusters, images, message):
+def test_invalid_numbers(clusters, images, message):
     with pytest.raises(ValueError, match=message):
         clustering.check_number(clusters, images)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Optimal transport against POT, exact transport, closed forms and its own laws."""
+"""Sinkhorn against POT, exact transport, closed forms and invariances."""
 
 import numpy as np
 import ot
@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_ssl.solvers import transport
+from keras_ssl.solvers import gibbs
 from keras_ssl.solvers.transport import sinkhorn
 
 
@@ -21,7 +21,7 @@ def problem(n, k, seed=0):
     )
 
 
-def test_the_lectures_warehouses():
+def test_two_warehouses_and_two_shops():
     # Kilometres from warehouses A and B (rows) to shops 1 and 2: 25 laptops each.
     distance = np.array([[1.0, 3.0], [2.0, 1.0]])
     found = sinkhorn(-distance, rows=[25, 25], columns=[25, 25])
@@ -61,14 +61,14 @@ def test_exact_transport_as_the_temperature_goes_to_zero():
 @given(
     n=st.integers(1, 30), k=st.integers(1, 12), lam=st.floats(0.1, 30), seed=st.integers(0, 1000)
 )
-def test_marginals_shifts_and_permutations(n, k, lam, seed):
+def test_marginals_and_invariance_to_shifts_and_permutations(n, k, lam, seed):
     scores, rows, columns = problem(n, k, seed)
     found = sinkhorn(scores, rows, columns, lam, tolerance=1e-6, max_iterations=5000)
     plan = found.plan()
     assert (plan >= 0).all()
     np.testing.assert_allclose(plan.sum(1), rows, rtol=1e-4)
     assert np.abs(plan.sum(0) - columns).sum() < 3e-6
-    # What is added to a row or a column of the scores changes nothing.
+    # Constants added to a row or a column of the scores change nothing.
     random = np.random.default_rng(seed)
     shifted = scores + random.standard_normal((n, 1)) + random.standard_normal(k)
     again = sinkhorn(shifted, rows, columns, lam, tolerance=1e-6, max_iterations=5000)
@@ -78,8 +78,8 @@ def test_marginals_shifts_and_permutations(n, k, lam, seed):
     np.testing.assert_allclose(permuted.plan(), plan[order], atol=1e-5)
 
 
-def test_sharp_temperatures_in_float32():
-    """Scores far below what exp holds in float32, where the textbook gives NaN."""
+def test_float32_does_not_underflow_at_low_temperatures():
+    """exp(lam * scores) is zero in whole columns, where matrix scaling gives NaN."""
     random = np.random.default_rng(0)
     scores = random.standard_normal((60, 6)) - np.array([0, 5, 10, 20, 40, 80])
     kernel = np.exp(np.float32(25) * scores.astype(np.float32))
@@ -89,35 +89,53 @@ def test_sharp_temperatures_in_float32():
     assert np.bincount(found.assignments, minlength=6).min() >= 8
 
 
-def test_blocks_of_a_function_are_one_matrix(monkeypatch):
+def test_a_function_of_blocks_equals_one_matrix(monkeypatch):
     scores, rows, columns = problem(100, 9)
     whole = sinkhorn(scores, rows, columns, 5.0, 1e-6)
     parts = sinkhorn(lambda: np.split(scores, [7, 20, 99]), rows, columns, 5.0, 1e-6)
     np.testing.assert_allclose(parts.plan(), whole.plan(), atol=1e-7)
     np.testing.assert_array_equal(parts.assignments, whole.assignments)
-    monkeypatch.setattr(transport, "BLOCK", 18)  # 50 blocks: the sampled start
+    monkeypatch.setattr(gibbs, "BLOCK_ENTRIES", 18)  # 50 blocks: the sampled start
     sampled = sinkhorn(scores, rows, columns, 5.0, 1e-6)
     np.testing.assert_allclose(sampled.plan(), whole.plan(), atol=1e-6)
 
 
-def test_infinitely_low_scores_forbid_a_pair():
+def test_a_large_tolerance_still_reads_all_rows(monkeypatch):
+    """An error within the tolerance ends the iterations only once all blocks have been read."""
+    scores = np.random.default_rng(0).standard_normal((1000, 10))
+    monkeypatch.setattr(gibbs, "BLOCK_ENTRIES", 100)  # 100 blocks, of which 13 are sampled
+    found = sinkhorn(scores, lam=5, tolerance=0.5)
+    assert found.converged
+    assert found.assignments.shape == (1000,)
+    assert np.abs(found.plan().sum(0) - 0.1).sum() <= 0.5
+
+
+def test_a_single_column_traced_first(monkeypatch):
+    fresh = tf.function(gibbs._sweep.python_function, autograph=False)
+    monkeypatch.setattr(gibbs, "_sweep", fresh)
+    np.testing.assert_allclose(sinkhorn(np.zeros((4, 1))).plan(), 1 / 4)
+
+
+def test_minus_infinity_forbids_a_pair():
     scores = np.array([[0.0, -np.inf, 1.0], [0.0, 0.0, 0.0], [2.0, 0.0, -np.inf]])
     plan = sinkhorn(scores, lam=2.0).plan()
     assert plan[0, 1] == plan[2, 2] == 0
     np.testing.assert_allclose(plan.sum(0), 1 / 3, atol=1e-5)
 
 
-def test_two_replicas_give_what_one_gives(two_replicas, monkeypatch):
+def test_two_replicas_equal_one(two_replicas, monkeypatch):
     scores, rows, columns = problem(101, 8)
     one = sinkhorn(scores, rows, columns, 25.0, 1e-6)
-    monkeypatch.setattr(transport, "BLOCK", 8 * 30)  # rows 30, 30, 30 and 11, two blocks a replica
+    monkeypatch.setattr(
+        gibbs, "BLOCK_ENTRIES", 8 * 30
+    )  # rows 30, 30, 30 and 11, two blocks a replica
     with two_replicas.scope():
         two = sinkhorn(scores, rows, columns, 25.0, 1e-6)
     np.testing.assert_allclose(two.plan(), one.plan(), atol=1e-5)
     np.testing.assert_array_equal(two.assignments, one.assignments)
 
 
-def test_bfloat16_holds_three_digits():
+def test_bfloat16_is_accurate_to_three_digits():
     scores, rows, columns = problem(200, 8)
     exact = sinkhorn(scores, rows, columns, 10.0, 1e-6)
     coarse = sinkhorn(scores, rows, columns, 10.0, 1e-6, dtype="bfloat16")
@@ -126,7 +144,7 @@ def test_bfloat16_holds_three_digits():
     assert (coarse.assignments == exact.assignments).mean() > 0.98
 
 
-def test_says_when_it_has_not_converged():
+def test_warns_if_not_converged():
     scores, rows, columns = problem(40, 7)
     with pytest.warns(UserWarning, match="max_iterations 2 with an error of .* more iterations"):
         found = sinkhorn(scores, rows, columns, max_iterations=2)
@@ -158,13 +176,12 @@ def test_shows_progress(capsys):
         ({"dtype": "float16"}, "dtype must be"),
     ],
 )
-def test_refuses(arguments, message):
+def test_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sinkhorn(**{"scores": np.zeros((3, 2)), **arguments})
 
 
-def test_many_blocks_of_labels_stay_balanced():
-    """A thousand images that all look alike but for noise: each label gets its share."""
+def test_labels_of_nearly_equal_images_are_balanced():
     scores = tf.nn.log_softmax(1e-3 * np.random.default_rng(0).standard_normal((1000, 10)))
     found = sinkhorn(scores, lam=25, tolerance=1e-6)
     sizes = np.bincount(found.assignments, minlength=10)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_ssl as kssl
-from keras_ssl.data.columns import addressable
+from keras_ssl.data.columns import random_access
 from keras_ssl.training import pipeline
 
 
@@ -106,7 +106,7 @@ def test_shard_loads_only_what_falls_to_the_worker():
         seen = tf.numpy_function(lambda i: (loaded.append(int(i)), i)[1], [row["id"]], tf.int64)
         return {"image": tf.zeros((2, 2, 3), tf.uint8), "id": tf.ensure_shape(seen, ())}
 
-    images = addressable({"id": np.arange(10)}, load)
+    images = random_access({"id": np.arange(10)}, load)
     share = [int(e["id"]) for e in pipeline.shard(images, (1, 3))]
     assert share == sorted(loaded) == [1, 4, 7]
 
@@ -161,7 +161,7 @@ def test_columns_of_clips_arrive_in_every_order_of_places():
     """Frames and depth of an image stay together, NaN included, shuffled or not."""
     frames = np.arange(6 * 3 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 3, 2, 2, 3)
     depth = np.where(frames[:, 0, ..., :1] % 5 == 0, np.nan, frames[:, 0, ..., :1]).astype("f4")
-    images = addressable(
+    images = random_access(
         {
             "image": frames[:, 1],
             "id": np.arange(6, dtype=np.int64),

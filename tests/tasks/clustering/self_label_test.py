@@ -73,7 +73,7 @@ def test_stays_balanced_where_deep_cluster_has_one_cluster():
     )
     outputs = keras.layers.GlobalAveragePooling2D()(stage(keras.layers.Rescaling(1 / 255)(inputs)))
     deep = kssl.tasks.DeepCluster(keras.Model(inputs, outputs), IMAGES, num_clusters=6)
-    features = kssl.callbacks.extract(deep, images)
+    features = kssl.callbacks.features_by_id(deep, images)
     assert np.ptp(features, axis=0).max() == 0
     deep.relabel(features)
     assert np.bincount(deep.labels.numpy()).max() == IMAGES

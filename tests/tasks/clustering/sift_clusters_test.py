@@ -65,7 +65,7 @@ def test_patches_between_two_clusters_are_left_out():
 def test_digits_without_keypoints_get_one_in_the_middle():
     images = kssl.data.digits("test").take(30)
     task = make(30, num_clusters=3)
-    descriptors = kssl.callbacks.extract(task, images)
+    descriptors = kssl.callbacks.features_by_id(task, images)
     assert descriptors.shape == (30, 128)
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
     assert np.ptp(descriptors, axis=0).max() > 0.1

@@ -1,3 +1,5 @@
+"""kNN and linear probe against their definitions, and the comparison of all stages."""
+
 import keras
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def test_knn_leaves_its_arguments_alone():
     np.testing.assert_array_equal(train, before)
 
 
-def test_linear_probe_standardises():
+def test_linear_probe_standardizes():
     # The classes differ in a feature a million times smaller than the others.
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 2
@@ -67,12 +69,12 @@ def test_linear_probe_equals_scikit_learn():
      (lambda a: [*a[:2], a[2] * np.nan, a[3]], "test_features must be finite"),
      (lambda a: [*a[:2], a[2][:0], a[3][:0]], "N > 0"), (lambda a: [a[0][0], *a[1:]], "train_features")],
 )  # fmt: skip
-def test_probes_refuse(probe, change, words):
+def test_invalid_arrays(probe, change, words):
     with pytest.raises(ValueError, match=words):
         probe(*change([*features(50, 0), *features(40, 1)]))
 
 
-def test_probes_refuse_numbers():
+def test_invalid_numbers():
     arrays = [*features(50, 0), *features(40, 1)]
     for k in (0, 51):
         with pytest.raises(ValueError, match=r"k must be in 1\.\.50"):
@@ -81,16 +83,7 @@ def test_probes_refuse_numbers():
         evaluation.linear_probe(arrays[0], np.ones(50, int), *arrays[2:])
 
 
-def test_extract_keeps_order_and_stages(task, noise):
-    columns, others = evaluation.extract(task.encoder, kssl.data.from_array(noise, range(40)), 16)
-    np.testing.assert_allclose(columns["features"], task.features(noise), rtol=1e-4, atol=1e-5)
-    assert {k: v.shape for k, v in columns.items()} == {
-        "stage1": (40, 4), "stage2": (40, 8), "features": (40, 8),
-    }  # fmt: skip
-    assert others["id"].tolist() == others["label"].tolist() == list(range(40))
-
-
-def test_compare_gives_every_stage_beside_untrained_and_chance(task):
+def test_compare_every_stage_with_untrained_and_chance(task):
     train, test = kssl.data.digits("train").take(300), kssl.data.digits("test").take(100)
     untrained = keras.models.clone_model(task.encoder)
     results = evaluation.compare(task.encoder, untrained, train, test)
@@ -106,7 +99,7 @@ def test_compare_gives_every_stage_beside_untrained_and_chance(task):
     assert results["stage1"]["knn"] == again
 
 
-def test_compare_refuses_pictures_without_labels(task, noise):
+def test_compare_needs_labels(task, noise):
     with pytest.raises(ValueError, match="test has no labels"):
         evaluation.compare(
             task.encoder, task.encoder, kssl.data.digits(), kssl.data.from_array(noise)

@@ -1,0 +1,38 @@
+"""Training within a budget of minutes and evaluation by probes: what the comparison tools share."""
+
+import time
+
+import keras
+import numpy as np
+
+import keras_ssl as kssl
+
+TRIAL_STEPS = 60  # to measure the duration of a step
+LABELS = 10_000  # for the probes
+
+
+class StepClock(keras.callbacks.Callback):
+    """Measures the duration of the training steps."""
+
+    def on_train_begin(self, logs=None):
+        self.times = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.times.append(time.perf_counter())
+
+    def seconds_per_step(self, skip=10):
+        """Median duration of a step, without the first ones, in which TensorFlow traces."""
+        return float(np.median(np.diff(self.times[skip:])))
+
+
+def epochs_within(minutes, seconds_per_epoch):
+    """Number of epochs that fit into a budget."""
+    # 5 % in reserve: a run that the machine slows down later must not exceed the budget.
+    return max(1, int(0.95 * minutes * 60 / seconds_per_epoch))
+
+
+def evaluate(encoder, untrained, images, test):
+    """kNN and linear probe of every stage, from 10,000 random labels, as of `evaluation.compare`."""
+    rows = np.random.default_rng(0).permutation(int(images.cardinality()))[:LABELS]
+    labeled = kssl.data.subset(images, np.sort(rows))
+    return kssl.evaluation.compare(encoder, untrained, labeled, test)
