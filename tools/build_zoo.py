@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import keras_ssl as kssl
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
 WIDTH, BLOCKS, BATCH, LEARNING_RATE, LABELS = 32, (1, 1, 1, 1), 64, 0.1, 10_000

@@ -19,7 +19,7 @@ import numpy as np
 
 import keras_ssl as kssl
 from keras_ssl import plotting
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 
 LABELS, TRIAL = 10_000, 40
 SEEDS = 8_000  # classes of the exemplar task, as in its paper

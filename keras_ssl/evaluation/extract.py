@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_ssl import encoders
 
@@ -28,9 +29,12 @@ def extract(encoder, images, batch_size=256, verbose=0):
     model = encoders.stages(encoder)
     columns, others = {}, {}
     batches = images.batch(batch_size).prefetch(2)
+    # One trace for batches of all sizes, where predict_on_batch would trace the last one again.
+    signature = [batches.element_spec["image"]]
+    features_of = tf.function(lambda x: model(x, training=False), input_signature=signature)
     bar = keras.utils.Progbar(int(batches.cardinality()), verbose=verbose, unit_name="batch")
     for batch in batches:
-        for name, value in model.predict_on_batch(batch.pop("image")).items():
+        for name, value in features_of(batch.pop("image")).items():
             columns.setdefault(name, []).append(np.asarray(value, np.float32))
         for name, value in batch.items():
             others.setdefault(name, []).append(value.numpy())

@@ -230,7 +230,7 @@ def test_commands_that_cannot_be(arguments, message):
 
 def test_a_port_that_is_taken(cluster):
     for role in (["dispatcher"], ["worker", "--dispatcher", f"localhost:{cluster.port}"]):
-        with pytest.raises(ValueError, match=f"--port {cluster.port} cannot be had .*in use"):
+        with pytest.raises(ValueError, match=f"--port {cluster.port} is not available .*in use"):
             service_command.main([*role, "--port", cluster.port])
 
 
