@@ -1,3 +1,8 @@
+"""The command as a whole: every subcommand once, usage errors, and when TensorFlow is imported."""
+
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -5,20 +10,84 @@ import pytest
 from PIL import Image
 
 import keras_ssl as kssl
-from keras_ssl import cli, serving
+from keras_ssl import serving
+
+# Runs command lines one after the other, as the console script does, and stops at the first that imports
+# TensorFlow.
+LIGHT = """
+import sys
+sys.argv[0] = "keras-ssl"
+from keras_ssl.cli import main
+for line in {lines!r}:
+    sys.argv[1:] = line.split()
+    try:
+        main()
+    except SystemExit:
+        pass
+    assert "tensorflow" not in sys.modules, line
+    assert "matplotlib" not in sys.modules, line
+"""
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of two classes, ten pictures each, told apart by their colour."""
-    rng = np.random.default_rng(0)
-    for name, channel in (("blue", 2), ("red", 0)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(10):
-            pixels = rng.integers(0, 100, (20, 24, 3), np.uint8)
-            pixels[..., channel] += 150
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    return tmp_path / "photos"
+def python(program, cwd):
+    inherited = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")  # set by keras_ssl in this process
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, env=environment, check=False, capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+
+def test_help_and_usage_errors_do_not_import_tensorflow(tmp_path):
+    (tmp_path / "rotation_digits.keras").write_text("hours of work")
+    lines = [
+        "", "--help", "--version", "tasks", "nonsense",
+        "pretrain --help", "serve --help", "data-service --help", "data-service worker --help",
+        "pretrain --nonsense", "pretrain nosuchtask", "pretrain rotation --epochs 0",
+        "pretrain rotation --data nowhere", "pretrain rotation --blocks a", "pretrain rotation",
+        "preview rotation --number 0", "preview nosuchtask", "preview missing.keras",
+        "evaluate missing.keras", "evaluate rotation_digits.keras --data nowhere",
+        "export missing.keras", "extract nowhere --model m", "extract .", "extract . --model m",
+        "serve --nonsense", "serve . --enable_batching=perhaps", "quickstart --out nowhere",
+        "data-service worker --dispatcher localhost:1",
+    ]  # fmt: skip
+    process = python(LIGHT.format(lines=lines), tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "deep_cluster" in process.stdout
+    assert process.stderr.count("keras-ssl: ") == len(process.stderr.splitlines()) == 20
+
+
+def test_the_command_imports_the_public_names_at_their_first_use(task, tmp_path):
+    task.save(tmp_path / "task.keras")
+    program = """
+import sys
+sys.argv[0] = "keras-ssl"
+import keras_ssl as kssl
+assert not hasattr(kssl, "nonsense")
+assert "tensorflow" not in sys.modules
+from keras_ssl import encoders
+assert kssl.encoders is encoders and kssl.tasks.Rotation.__name__ == "Rotation"
+assert not hasattr(kssl, "nonsense") and not hasattr(kssl.tasks, "nonsense")
+assert not [name for name in kssl.__all__ if not hasattr(kssl, name)]
+import keras
+keras.models.load_model("task.keras")
+"""
+    process = python(program, tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")  # nor a line of TensorFlow's log
+
+
+def test_import_keras_ssl_registers_every_class(task, tmp_path):
+    task.save(tmp_path / "task.keras")
+    program = "import keras_ssl, keras; print(type(keras.models.load_model('task.keras')))"
+    process = python(program, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "keras_ssl.tasks.context.rotation.Rotation" in process.stdout
+
+
+def test_public_names():
+    public = kssl._public
+    assert {name for name in vars(public) if not name.startswith("_")} == set(kssl.__all__)
+    assert set(kssl.tasks.__all__) <= set(dir(kssl.tasks))
 
 
 def test_tasks_prints_the_table(command):
@@ -27,33 +96,24 @@ def test_tasks_prints_the_table(command):
     assert "rotation context Gidaris et al. 2018" in " ".join(out.split())
 
 
-def test_from_pictures_to_features(command, photos, tmp_path):
+def test_from_images_to_features(command, photos, tmp_path):
     """preview, pretrain, evaluate, export and extract, each from what the one before wrote."""
     assert command("preview", "rotation", "--data", photos, "--size", 16)[0] == 0
     assert Image.open("preview.png").size[0] > 300
 
     small = (
-        "--width",
-        2,
-        "--blocks",
-        "1,1",
-        "--size",
-        16,
-        "--epochs",
-        1,
-        "--set",
-        "num_rotations=2",
-    )
+        "--width", 2, "--blocks", "1,1", "--size", 16, "--epochs", 1, "--set", "num_rotations=2",
+    )  # fmt: skip
     code, out, _ = command(
         "pretrain", "rotation", "--data", photos, *small, "--batch-size", 8, "--tensorboard", "logs",
         "--log", "log.csv", "--checkpoint", "saved", "--checkpoint-every", 2,
     )  # fmt: skip
     assert code == 0
-    assert "20 images, 3 steps an epoch, 1 epoch, 1 CPU, float32" in out
+    assert "20 images, 3 steps per epoch, 1 epoch, 1 CPU, float32" in out
     assert "checkpoints in saved" in out
     assert " images/s" in out
     assert [p.name for p in sorted(Path("saved").iterdir())] == [
-        "step-000000002.npz", "step-000000003.npz"
+        "output.txt", "step-000000002.npz", "step-000000003.npz"
     ]  # fmt: skip
     assert (
         Path("log.csv").read_text().startswith("epoch,accuracy,loss,feature_std,effective_rank\n0,")
@@ -62,96 +122,38 @@ def test_from_pictures_to_features(command, photos, tmp_path):
     assert list((tmp_path / "logs").rglob("events*"))
     assert list((tmp_path / "logs" / "pictures").glob("events*"))
     code, out, _ = command(
-        "preview", "rotation_photos.keras", "--data", photos, "--out", "said.png"
+        "preview", "rotation_photos.keras", "--data", photos, "--out", "predicted.png"
     )
     assert code == 0
-    assert Image.open("said.png").size[0] > 300
+    assert Image.open("predicted.png").size[0] > 300
 
     code, out, _ = command("evaluate", "rotation_photos.keras", "--data", photos)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [
-        "stage",
-        "stage1",
-        "stage2",
-        "features",
-    ]
-    assert out.splitlines()[0].split() == [
-        "stage",
-        "kNN",
-        "untrained",
-        "linear",
-        "untrained",
-        "chance",
-    ]
+    stages = ["stage", "stage1", "stage2", "features"]
+    assert [line.split()[0] for line in out.splitlines()] == stages
+    columns = ["stage", "kNN", "untrained", "linear", "untrained", "chance"]
+    assert out.splitlines()[0].split() == columns
     assert out.splitlines()[1].split()[-1] == "50.0"
 
     code, out, _ = command("export", "rotation_photos.keras")
     assert code == 0
     assert "wrote saved_models/rotation_photos/1" in out
 
-    assert (
-        command("extract", photos, "--model", "saved_models/rotation_photos", "--batch-size", 6)[0]
-        == 0
-    )
+    export = ("--model", "saved_models/rotation_photos")
+    assert command("extract", photos, *export, "--batch-size", 6)[0] == 0
     local = dict(np.load("features.npz"))
     assert local["id"].tolist() == list(range(20))
     assert [p.endswith("blue/0.png") for p in local["path"]] == [True] + [False] * 19
     with serving.Server("saved_models") as server:
-        address = f"localhost:{server.port}"
         code, _, _ = command(
-            "extract",
-            photos,
-            "--model",
-            "rotation_photos",
-            "--server",
-            address,
-            "--out",
-            "served.npz",
-        )
+            "extract", photos, "--model", "rotation_photos", "--server", f"localhost:{server.port}",
+            "--out", "served.npz",
+        )  # fmt: skip
     assert code == 0
     served = dict(np.load("served.npz"))
     np.testing.assert_array_equal(served["path"], local["path"])
     np.testing.assert_allclose(served["features"], local["features"], rtol=1e-5, atol=1e-5)
     assert not list(tmp_path.glob("*.part"))
-
-
-@pytest.mark.parametrize(
-    "task",
-    [
-        "relative_patch", "jigsaw", "jigsaw_plus", "exemplar", "exemplar_triplet", "colorization",
-        "inpainting", "super_resolution", "gan",
-    ],
-)  # fmt: skip
-def test_pretrains_on_pictures_of_all_sizes(command, tmp_path, task):
-    rng = np.random.default_rng(0)
-    (tmp_path / "album").mkdir()
-    for i, size in enumerate([(96, 96), (40, 300), (301, 77), (7, 9), (200, 100), (1, 1)]):
-        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "album" / f"{i}.png")
-    gray = Image.fromarray(rng.integers(0, 256, (50, 60), np.uint8))
-    gray.save(tmp_path / "album" / "gray.png")
-    Image.new("RGB", (64, 64), "white").save(tmp_path / "album" / "white.png")
-    few = ("--set", "num_permutations=10") if task.startswith("jigsaw") else ()
-    code, out, err = command(
-        "pretrain", task, "--data", "album", "--size", 96, "--width", 2, "--blocks", "1,1", "--stem",
-        "imagenet", "--epochs", 2, "--batch-size", 3, *few,
-    )  # fmt: skip
-    assert code == 0, err
-    assert f"wrote {task}_album.keras" in out
-    assert "nan" not in out
-    assert command("preview", task, "--data", "album", "--size", 96, *few)[0] == 0
-
-
-def test_evaluate_says_how_well_pictures_are_given_back(command, photos):
-    small = ("--width", 2, "--blocks", "1,1", "--size", 16, "--epochs", 1, "--batch-size", 8)
-    assert command("pretrain", "super_resolution", "--data", photos, *small)[0] == 0
-    code, out, _ = command("evaluate", "super_resolution_photos.keras", "--data", photos)
-    assert code == 0
-    *_, names, figures = out.splitlines()
-    assert names.split() == ["psnr", "ssim", "trivial_psnr", "trivial_ssim"]
-    psnr, ssim, trivial, _ = (float(figure) for figure in figures.split())
-    assert psnr == pytest.approx(trivial, abs=2)  # one epoch is hardly more than bicubic
-    assert ssim <= 1
 
 
 WRONG = {
@@ -166,7 +168,7 @@ WRONG = {
     ),
     "trained with another size": (
         ("preview", "one.keras", "--size", 96),
-        "one.keras has its --size and --set from its training",
+        "one.keras has the --size and --set of its training run",
     ),
     "no such trained task": (("preview", "one.keras"), "there is no file 'one.keras'"),
     "target": (("preview", "colorization", "--set", "target=lab"), 'must be "rgb" or "ab_bins"'),
@@ -179,7 +181,15 @@ WRONG = {
     "codes": (("preview", "gan", "--set", "codes=0"), "codes must be at least 1, got 0"),
     "learning rate": (
         ("pretrain", "gan", "--learning-rate", 0),
-        "--learning-rate must be positive, got 0.0",
+        "Invalid value for '--learning-rate': 0.0 is not in the range x>0",
+    ),
+    "epochs": (
+        ("pretrain", "gan", "--epochs", 0),
+        "Invalid value for '--epochs': 0 is not in the range x>=1",
+    ),
+    "number": (
+        ("preview", "gan", "--number", 0),
+        "Invalid value for '--number': 0 is not in the range x>=1",
     ),
     "gap": (("preview", "relative_patch", "--set", "gap=20"), "need 45 pixels"),
     "nowhere to save": (
@@ -203,7 +213,7 @@ WRONG = {
     "unknown command": (("train",), "No such command"),
     "wrong type": (("pretrain", "rotation", "--epochs", "many"), "not a valid integer"),
     "no folder": (("preview", "rotation", "--data", "nowhere"), "there is no folder 'nowhere'"),
-    "empty folder": (("pretrain", "rotation", "--data", "empty"), "no pictures in 'empty'"),
+    "empty folder": (("pretrain", "rotation", "--data", "empty"), "in 'empty'"),
     "text as jpg": (("pretrain", "rotation", "--data", "text"), "none of the 1 files in 'text'"),
     "unknown setting": (
         ("preview", "rotation", "--set", "turns=4"),
@@ -216,13 +226,21 @@ WRONG = {
     "setting of a wrong type": (("preview", "rotation", "--set", "angles=3"), "--set angles=3"),
     "no value": (("preview", "rotation", "--set", "flip"), "NAME=VALUE"),
     "bad blocks": (("pretrain", "rotation", "--blocks", "a"), "--blocks must be numbers"),
-    "bad out": (("pretrain", "rotation", "--out", "model.h5"), "must end in .keras"),
+    "bad out": (("pretrain", "rotation", "--out", "model.h5"), "ending in .keras, got 'model.h5'"),
+    "folder as out": (("pretrain", "rotation", "--out", "a.keras"), "must be a file ending in"),
     "no place for out": (("preview", "rotation", "--out", "no/a.png"), "there is no folder 'no'"),
-    "no model": (("evaluate", "nowhere"), "'nowhere' has no assets.extra/encoder.json"),
+    "no model": (("evaluate", "nowhere"), "there is no file or folder 'nowhere'"),
+    "no file": (("evaluate", "one.keras"), "there is no file or folder 'one.keras'"),
+    "no export": (("evaluate", "one"), "'one' has no assets.extra/encoder.json"),
     "no labels": (("evaluate", "model", "--data", "one"), "no labels"),
     "nothing to export": (("export", "nowhere.keras"), "does not exist"),
     "no models to serve": (("serve", "empty"), "no model in 'empty'"),
     "model missing": (("extract", "one"), "--model is missing"),
+    "nothing to extract": (("extract", "nowhere", "--model", "m"), "there is no folder 'nowhere'"),
+    "certificate for nobody": (
+        ("extract", "one", "--model", "model", "--ca", "a"),
+        "need --server",
+    ),
     "no server": (
         ("extract", "one", "--model", "m", "--server", "localhost:1", "--retries", "0"),
         "no server at",
@@ -232,10 +250,9 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_errors_are_one_line(command, exported, tmp_path, case):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text").mkdir()
+    for name in ("empty", "text", "one", "a.keras"):
+        (tmp_path / name).mkdir()
     (tmp_path / "text" / "a.jpg").write_text("hello")
-    (tmp_path / "one").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / "one" / f"{name}.png")
     (tmp_path / "model").symlink_to(exported)
@@ -257,57 +274,3 @@ def test_unreadable_files_are_one_warning(command, photos):
     assert "wrote preview.png" in out
     assert err.startswith("keras-ssl: warning: skipped 1 unreadable of 21 files")
     assert err.count("\n") == 1
-
-
-def test_train_and_test_folders_are_used_as_they_are(photos, tmp_path):
-    (tmp_path / "both").mkdir()
-    photos.rename(tmp_path / "both" / "train")
-    for name in ("red", "blue"):
-        (tmp_path / "both" / "test" / name).mkdir(parents=True)
-        Image.new("RGB", (9, 9)).save(tmp_path / "both" / "test" / name / "x.png")
-        if name == "red":  # alone it would be class 0, while it is class 1 of the training pictures
-            with pytest.raises(ValueError, match="same class folders"):
-                cli.named(str(tmp_path / "both"), 16, split=True)
-    train, test = cli.named(str(tmp_path / "both"), 16, split=True)
-    assert (int(train.cardinality()), int(test.cardinality())) == (20, 2)
-    assert kssl.data.to_arrays(test)["label"].tolist() == [0, 1]
-    assert int(cli.named(str(tmp_path / "both"), 16)[0].cardinality()) == 20
-    train, test = cli.named(str(tmp_path / "both" / "train"), 16, split=True)
-    assert (int(train.cardinality()), int(test.cardinality())) == (16, 4)
-    assert sorted(kssl.data.to_arrays(test)["label"]) == [0, 0, 1, 1]
-
-
-def test_clustering_tasks_from_folders(command, photos, tmp_path):
-    small = ("--width", 2, "--blocks", "1", "--size", 16, "--epochs", 2, "--batch-size", 10)
-    clusters = ("--set", "num_clusters=4", "--set", "num_heads=2")
-    code, out, _ = command("pretrain", "self_label", "--data", photos, *small, *clusters, "--sobel")
-    assert code == 0, out
-    assert "nmi" in out
-    task = cli.keras.models.load_model("self_label_photos.keras")
-    assert task.labels.shape == (2, 20)
-    assert command("export", "self_label_photos.keras", "models/self_label")[0] == 0
-    assert kssl.load("models/self_label").output_shape == (None, 2)
-
-    pages = tmp_path / "pages"
-    pages.mkdir()
-    for writer in ("ann", "bob"):
-        page = np.full((120, 120, 3), 255, np.uint8)
-        for y in range(10, 110, 20):
-            page[y : y + 8, 10 : 10 + y] = 0
-        Image.fromarray(page).save(pages / f"{writer}_0.png")
-    assert command("preview", "sift_clusters", "--data", pages, "--number", 3)[0] == 0
-    small = ("--width", 2, "--blocks", "1", "--epochs", 1, "--set", "num_clusters=3")
-    assert command("pretrain", "sift_clusters", "--data", pages, *small)[0] == 0
-
-
-def test_clustering_says_what_is_wrong_in_one_line(command, photos, tmp_path):
-    many = ("--set", "num_clusters=50")
-    code, _, err = command("pretrain", "deep_cluster", "--data", photos, "--size", 16, *many)
-    assert code == 2
-    assert "num_clusters must be in 2..20, the number of images, got 50" in err
-    (tmp_path / "pages").mkdir()
-    Image.new("RGB", (60, 60), "white").save(tmp_path / "pages" / "ann_0.png")
-    code, _, err = command("pretrain", "sift_clusters", "--data", tmp_path / "pages")
-    assert code == 2
-    assert "has a keypoint on ink" in err
-    assert not list(tmp_path.glob("*.keras"))
