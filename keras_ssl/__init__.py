@@ -2,7 +2,6 @@
 
 # ruff: noqa: F403, F405  (_public.py imports the names of __all__)
 import importlib
-import sys
 
 from keras_ssl import _start
 
@@ -43,8 +42,6 @@ if not _start.COMMAND:
 
 def __getattr__(name):
     # The command imports TensorFlow at the first use of a public name: --help and errors need none.
-    if name not in __all__ or "keras_ssl._public" in sys.modules:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    public = importlib.import_module("keras_ssl._public")
-    globals().update({public_name: getattr(public, public_name) for public_name in __all__})
-    return globals()[name]
+    return getattr(importlib.import_module("keras_ssl._public"), name)

@@ -1,10 +1,10 @@
 """`keras-ssl pretrain`: trains an encoder on a pretext task."""
 
-import dataclasses
 import itertools
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import click
@@ -16,55 +16,6 @@ from keras_ssl.cli import common
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 POSITIVE = click.IntRange(1)
 OWNED = "output.txt"  # in the checkpoint folder: the file that the training run has written
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The command line."""
-
-    task: str
-    data: str
-    size: int | None
-    settings: tuple[str, ...]
-    seed: int
-    # the encoder
-    width: int
-    blocks: str
-    stem: str
-    sobel: bool
-    # the training run
-    epochs: int
-    batch_size: int
-    learning_rate: float | None
-    steps_per_execution: int
-    # the devices
-    strategy: str
-    precision: str
-    xla: bool | None
-    service: str | None
-    # the files
-    out: str | None
-    overwrite: bool
-    checkpoint: str | None
-    checkpoint_every: int | None
-    tensorboard: str | None
-    log: str | None
-
-    @property
-    def output(self):
-        """pathlib.Path of the trained task."""
-        return Path(self.out or f"{self.task}_{Path(self.data).resolve().name}.keras")
-
-    @property
-    def stages(self):
-        """Tuple of ints: the blocks of each stage."""
-        try:
-            return tuple(int(number) for number in self.blocks.split(","))
-        except ValueError:
-            raise ValueError(
-                f"--blocks must be numbers such as 2,2,2,2, got {self.blocks!r}"
-            ) from None
-
 
 _encoder_options = common.options(
     click.option(
@@ -134,7 +85,7 @@ _file_options = common.options(
 @_file_options
 def pretrain(**options):
     """Trains an encoder on a pretext task, without labels."""
-    options = Options(**options)
+    options = types.SimpleNamespace(**options)
     check(options)
     common.import_tensorflow()
     run(options)
@@ -143,36 +94,56 @@ def pretrain(**options):
 def check(options):
     """Checks what can be checked without TensorFlow.
 
+    Args:
+        options: types.SimpleNamespace of the command line.
+
     Raises:
         ValueError: an option that makes no sense, or an output file of an earlier run.
     """
-    row, path = common.find_row(options.task), options.output
+    common.find_row(options.task)
+    path = output_path(options)
     if path.suffix != ".keras" or path.is_dir():
         raise ValueError(f"--out must be a file ending in .keras, got {str(path)!r}")
     common.check_parent("--out", path)
     common.check_data(options.data)
     if options.checkpoint_every and not options.checkpoint:
         raise ValueError("--checkpoint-every needs --checkpoint, the folder to save in")
-    _ = options.stages
+    blocks_per_stage(options)
     if is_chief(options.strategy) and not may_replace(options):
         raise ValueError(
-            f"{str(path)!r} of an earlier {row.name} run exists: give another --out, or --overwrite to "
-            "replace it"
+            f"{str(path)!r} exists already: give another --out, or --overwrite to replace it"
         )
+
+
+def output_path(options):
+    """pathlib.Path of the file to write."""
+    return Path(options.out or f"{options.task}_{Path(options.data).resolve().name}.keras")
+
+
+def blocks_per_stage(options):
+    """Tuple of ints, of the option `--blocks`."""
+    try:
+        return tuple(int(number) for number in options.blocks.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--blocks must be numbers such as 2,2,2,2, got {options.blocks!r}"
+        ) from None
 
 
 def may_replace(options):
     """Whether the output file can be written without losing that of another run.
 
-    A run may replace the file that its checkpoint folder names: a job that is restarted after it has ended
-    ends well again.
+    A run may replace the file that its checkpoint folder names: a job that is restarted after its end
+    succeeds again.
     """
-    if options.overwrite or not options.output.exists():
+    if options.overwrite or not output_path(options).exists():
         return True
     if not options.checkpoint:
         return False
     owned = Path(options.checkpoint, OWNED)
-    return owned.is_file() and owned.read_text() == relative(options.output, options.checkpoint)
+    return owned.is_file() and owned.read_text() == relative(
+        output_path(options), options.checkpoint
+    )
 
 
 def is_chief(strategy):
@@ -183,13 +154,14 @@ def is_chief(strategy):
     """
     if strategy == "mirrored":
         return True
+    described = os.environ.get("TF_CONFIG")
+    if not described:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
     try:
-        config = json.loads(os.environ["TF_CONFIG"])
+        config = json.loads(described)
         kind, index = config["task"]["type"], int(config["task"]["index"])
         return index == 0 and kind == ("chief" if config["cluster"].get("chief") else "worker")
-    except KeyError:
-        return os.environ.get("SLURM_PROCID", "0") == "0"
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return True  # `distribute.strategy` says what is wrong with it
 
 
@@ -235,7 +207,7 @@ def build(options, devices, images):
     encoder = kssl.encoders.resnet(
         (size, size, 3),
         options.width,
-        options.stages,
+        blocks_per_stage(options),
         options.stem,
         synchronized=devices.num_replicas_in_sync > 1,
         preprocessing=kssl.layers.Sobel() if options.sobel else None,
@@ -305,7 +277,7 @@ def save(task, options):
     Returns:
         pathlib.Path.
     """
-    path = options.output
+    path = output_path(options)
     if not may_replace(options):
         numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
         path = next(other for other in numbered if not other.exists())
