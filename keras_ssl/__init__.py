@@ -1,18 +1,9 @@
-"""Self-supervised pretext tasks for Keras 3 on TensorFlow: pictures in, served features out."""
+"""Self-supervised pretext tasks for Keras 3 on TensorFlow: images in, served features out."""
 
-from keras_ssl import _start  # noqa: I001  (first: it sets what TensorFlow reads when imported)
+# ruff: noqa: F403, F405  (_public.py imports the names of __all__)
+import importlib
 
-from keras_ssl.training import adversarial, distribute
-from keras_ssl import callbacks, data, encoders, evaluation, layers, losses, metrics, tasks
-from keras_ssl.solvers import clustering, transport
-from keras_ssl import ops, solvers, training
-from keras_ssl.ops import images, masks, patches
-from keras_ssl.ops import lab as colors
-from keras_ssl.tasks.similarity import exemplars
-from keras_ssl.tasks.context import permutations
-from keras_ssl.saved_model import export, load
-from keras_ssl.pretext import PretextModel
-from keras_ssl.serving import AsyncFeatureClient, FeatureClient
+from keras_ssl import _start
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,9 +29,19 @@ __all__ = [
     "ops",
     "patches",
     "permutations",
+    "serving",
     "solvers",
     "tasks",
     "training",
     "transport",
 ]
-del _start
+
+if not _start.COMMAND:
+    from keras_ssl._public import *
+
+
+def __getattr__(name):
+    # The command imports TensorFlow at the first use of a public name: --help and errors need none.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("keras_ssl._public"), name)

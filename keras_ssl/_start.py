@@ -1,28 +1,40 @@
-"""Imports Keras on TensorFlow, quietly for the command line, before anything else of the package."""
+"""Sets what TensorFlow reads when it is imported, and imports it quietly for the command."""
 
+import contextlib
 import os
 import sys
 
+# Whether this process is the keras-ssl command, which imports TensorFlow only where a subcommand needs it.
+COMMAND = os.path.basename(sys.argv[0] if sys.argv else "") == "keras-ssl"
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-# The command answers in one line; TensorFlow's C++ log would put its own above it, and while it is
-# imported (no CUDA here, oneDNN on) it heeds no log level.
-command = os.path.basename(sys.argv[0] if sys.argv else "") == "keras-ssl"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if command else "1")
-if command:
-    stderr = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if COMMAND else "1")
+
+
+def import_keras():
+    """Imports Keras and TensorFlow; for the command without what TensorFlow prints meanwhile.
+
+    Raises:
+        ImportError: Keras has another backend.
+    """
+    with _stderr_muted() if COMMAND else contextlib.nullcontext():
+        import keras
+        import tensorflow_serving.apis.predict_pb2  # noqa: F401
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(
+            "keras_ssl runs on Keras' TensorFlow backend, but KERAS_BACKEND is "
+            f"{keras.backend.backend()!r}: set KERAS_BACKEND=tensorflow before keras is imported"
+        )
+
+
+@contextlib.contextmanager
+def _stderr_muted():
+    # TensorFlow's C++ log (no CUDA here, oneDNN on) heeds no log level while TensorFlow is imported.
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
-try:
-    import keras
-    import tensorflow_serving.apis.predict_pb2  # noqa: F401
-finally:
-    if command:
+    try:
+        yield
+    finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nothing)
-
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "keras_ssl runs on Keras' TensorFlow backend, but KERAS_BACKEND is "
-        f"{keras.backend.backend()!r}: set KERAS_BACKEND=tensorflow before keras is imported"
-    )

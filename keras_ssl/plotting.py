@@ -1,16 +1,13 @@
-"""Pictures for people: grids of what a network sees."""
-
-import numpy as np
-from matplotlib.figure import Figure
+"""Figures and tables for people to look at."""
 
 
 def grid(rows, axes=None, title=None):
-    """Draws rows of captioned pictures.
+    """Draws rows of captioned images.
 
     Args:
-        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of up to three pictures
-            are put side by side, six pictures in a row.
-        axes: matplotlib Axes to draw into, or None for a figure of its own.
+        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of up to three images are put
+            side by side, six images per row.
+        axes: matplotlib Axes to draw into, or None for a new figure.
         title: text above it.
 
     Returns:
@@ -20,15 +17,18 @@ def grid(rows, axes=None, title=None):
         ValueError: no rows, or an empty one.
 
     Example:
+        >>> import numpy as np
         >>> figure = grid([[(np.zeros((8, 8, 3)), "black")]])
     """
+    from matplotlib.figure import Figure  # half a second that print_table does not need
+
     if not rows or not all(rows):
-        raise ValueError("rows must hold at least one picture each")
+        raise ValueError("rows must hold at least one image each")
     length = max(len(row) for row in rows)
-    if length <= 3:  # no narrow columns: six pictures a row
+    if length <= 3:  # no narrow columns: six images per row
         each = 6 // length
         rows = [
-            [picture for row in rows[i : i + each] for picture in row]
+            [image for row in rows[i : i + each] for image in row]
             for i in range(0, len(rows), each)
         ]
     columns = max(len(row) for row in rows)
@@ -39,16 +39,7 @@ def grid(rows, axes=None, title=None):
     # One canvas of equal cells, one unit wide and 1.25 high to leave room for the caption.
     for i, row in enumerate(rows):
         for j, (pixels, caption) in enumerate(row):
-            pixels = np.clip(np.asarray(pixels, np.float32) / 255, 0, 1)
-            if pixels.shape[-1] == 1:
-                pixels = pixels.repeat(3, axis=-1)
-            height, width = np.array(pixels.shape[:2]) / max(pixels.shape[:2])
-            left, top = j + 0.5 - 0.46 * width, 1.25 * i + 0.75 - 0.46 * height
-            axes.imshow(
-                pixels,
-                extent=(left, left + 0.92 * width, top + 0.92 * height, top),
-                interpolation="nearest",
-            )
+            _draw(axes, pixels, j + 0.5, 1.25 * i + 0.75)
             axes.text(j + 0.5, 1.25 * i + 0.14, caption, ha="center", va="center", fontsize=7)
     axes.set(xlim=(0, columns), ylim=(1.25 * len(rows), 0), aspect="equal")
     axes.axis("off")
@@ -67,10 +58,13 @@ def side_by_side(columns):
         list with one entry per image: a list of ((H, W, C) array, caption).
 
     Example:
+        >>> import numpy as np
         >>> rows = side_by_side([(np.zeros((2, 8, 8, 3)), "input"), (np.ones((2, 8, 8, 3)), "target")])
         >>> [caption for _, caption in rows[1]]
         ['input', 'target']
     """
+    import numpy as np
+
     arrays = [np.asarray(images) for images, _ in columns]
     captions = [caption for _, caption in columns]
     return [list(zip(row, captions, strict=True)) for row in zip(*arrays, strict=True)]
@@ -90,10 +84,13 @@ def labeled_views(x, y, y_pred, name, text):
         list with one entry per image: a list of ((H, W, C) array, caption).
 
     Example:
+        >>> import numpy as np
         >>> rows = labeled_views(np.zeros((1, 8, 8, 3)), np.array([1]), np.eye(2)[:1], "class", str)
         >>> [caption for _, caption in rows[0]]
         ['class 1, predicted 0']
     """
+    import numpy as np
+
     views = x if x.ndim == 5 else x[:, None]
     labels = np.reshape(y, (len(x), -1)).tolist()
     predicted = [[]] * len(x)
@@ -108,3 +105,31 @@ def labeled_views(x, y, y_pred, name, text):
             captions[k] += f", predicted {text(label)}"
         rows.append(list(zip(shown, captions, strict=True)))
     return rows
+
+
+def _draw(axes, pixels, x, y):
+    """Draws an image around (x, y), its longer side 0.92 units."""
+    import numpy as np
+
+    pixels = np.clip(np.asarray(pixels, np.float32) / 255, 0, 1)
+    if pixels.shape[-1] == 1:
+        pixels = pixels.repeat(3, axis=-1)
+    height, width = 0.92 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
+    left, top = x - width / 2, y - height / 2
+    axes.imshow(pixels, extent=(left, left + width, top + height, top), interpolation="nearest")
+
+
+def print_table(rows):
+    """Prints rows of text in columns, the header first.
+
+    Args:
+        rows: list of sequences of str, all of the same length.
+
+    Example:
+        >>> print_table([("stage", "kNN"), ("stage1", "58.1")])
+        stage   kNN
+        stage1  58.1
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())

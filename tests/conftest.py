@@ -66,7 +66,7 @@ def exported(task, tmp_path_factory):
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; gives its exit code, output and errors."""
+    """Runs the command in an empty folder; returns its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

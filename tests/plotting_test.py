@@ -5,23 +5,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from keras_ssl import plotting
 
 
-def test_grid_draws_every_picture_in_its_place():
-    colours = np.array(
+def test_grid_draws_every_image_in_its_place():
+    colors = np.array(
         [
             [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 0, 255]],
             [[255, 255, 0], [0, 255, 255], [9, 9, 9], [99, 9, 9]],
         ]
     )
     rows = [
-        [(np.tile(colour, (4, 6, 1)).astype("uint8"), "caption") for colour in line]
-        for line in colours
+        [(np.tile(color, (4, 6, 1)).astype("uint8"), "caption") for color in line]
+        for line in colors
     ]
     figure = plotting.grid(rows, title="title")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3].reshape(-1, 3)
-    for colour in colours.reshape(-1, 3):
-        assert (drawn == colour).all(axis=1).sum() > 1000
+    for color in colors.reshape(-1, 3):
+        assert (drawn == color).all(axis=1).sum() > 1000
     axes = figure.axes[0]
     boxes = [image.get_extent() for image in axes.images]  # left, right, bottom, top
     assert boxes[1][0] > boxes[0][1]  # the second lies right of the first
@@ -42,7 +42,7 @@ def test_grid_takes_gray_and_refuses_nothing():
             plotting.grid(rows)
 
 
-def test_single_pictures_stand_side_by_side():
+def test_single_images_stand_side_by_side():
     rows = [[(np.zeros((8, 8, 3)), str(i))] for i in range(8)]
     texts = plotting.grid(rows).axes[0].texts
     assert [text.get_text() for text in texts] == [str(i) for i in range(8)]
@@ -55,3 +55,8 @@ def test_short_rows_stand_side_by_side_too(sides):
     texts = plotting.grid(rows).axes[0].texts
     assert [t.get_text() for t in texts] == [f"{i}{side}" for i in range(4) for side in sides]
     assert [t.get_position()[0] for t in texts] == [k % 6 + 0.5 for k in range(4 * len(sides))]
+
+
+def test_print_table_aligns_columns(capsys):
+    plotting.print_table([("a", "long name", "b"), ("longer", "c", "")])
+    assert capsys.readouterr().out == "a       long name  b\nlonger  c\n"

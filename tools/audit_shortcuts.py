@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
 FRINGE = 0.04  # red is this much larger than green, blue this much smaller

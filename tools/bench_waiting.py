@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.tasks import TASKS
 
 SIZE, WARM_UP, STEPS = 32, 5, 12

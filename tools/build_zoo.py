@@ -16,7 +16,7 @@ import numpy as np
 from budget import LABELS, TRIAL_STEPS, StepClock, epochs_within, evaluate
 
 import keras_ssl as kssl
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
 WIDTH, BLOCKS, BATCH, LEARNING_RATE = 32, (1, 1, 1, 1), 64, 0.1

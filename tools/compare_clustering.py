@@ -20,7 +20,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import keras_ssl as kssl
 from keras_ssl import plotting
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
 CLUSTERS = 128

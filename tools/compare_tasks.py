@@ -20,7 +20,7 @@ from budget import StepClock, evaluate
 
 import keras_ssl as kssl
 from keras_ssl import plotting
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.protocols import Reconstructs
 
 TRIAL_STEPS = 40

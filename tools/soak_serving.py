@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 import keras_ssl as kssl
-from keras_ssl.cli.serve import free_port
 
 BATCHING = """max_batch_size { value: 32 }
 batch_timeout_micros { value: 1000 }
@@ -35,6 +35,13 @@ max_enqueued_batches { value: 100 }
 num_batch_threads { value: 2 }
 """
 MONITORING = "prometheus_config { enable: true }"
+
+
+def free_port():
+    """A port that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Served:

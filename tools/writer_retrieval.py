@@ -26,7 +26,7 @@ from PIL import Image
 
 import keras_ssl as kssl
 from keras_ssl.callbacks import features_by_id
-from keras_ssl.cli import print_table
+from keras_ssl.plotting import print_table
 from keras_ssl.solvers import clustering
 from keras_ssl.training.optimizers import sgd_cosine
 

@@ -1,44 +1,46 @@
 """`keras-ssl data-service`: the dispatcher and the workers of TensorFlow's tf.data service."""
 
-import argparse
 import os
 import signal
 import socket
 import threading
 
-import tensorflow as tf
+import click
 
-from keras_ssl.cli.serve import free_port
+from keras_ssl.cli import common
 
-# A worker that is killed is missed after this time; its place is then no longer asked for batches.
-WORKER_TIMEOUT = 5  # seconds
-UNUSED_JOB = 20  # seconds after which the workers forget a training that is gone
+WORKER_TIMEOUT = 5  # seconds without a heartbeat until a worker is asked for no more batches
+UNUSED_JOB = 20  # seconds until the workers drop the data of a training run that has ended
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(f"data-service: {message} (keras-ssl data-service --help)")
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def data_service(arguments):
+    """Runs a tf.data service that makes batches for training."""
+    main(list(arguments))
 
 
 def parser():
-    """The argparse.ArgumentParser of the command."""
-    p = _Parser(
+    """The argparse.ArgumentParser of the subcommand."""
+    p = common.ArgumentParser(
         prog="keras-ssl data-service",
         description="TensorFlow's tf.data service: one dispatcher and any number of workers, which make "
-        "the batches of task.dataset(..., service='grpc://host:port'). Whoever reaches a port can run "
-        "what TensorFlow can run: open them to machines of your own only.",
+        "the batches of task.dataset(..., service='grpc://host:port'). Anyone who reaches a port can run "
+        "whatever TensorFlow can run: open the ports only to machines that you trust.",
         allow_abbrev=False,
     )
     roles = p.add_subparsers(dest="role", required=True, metavar="dispatcher|worker")
     dispatcher = roles.add_parser("dispatcher", allow_abbrev=False)
     dispatcher.add_argument("--port", type=int, default=5050, help="0 is a free one")
-    dispatcher.add_argument("--work-dir", help="where to keep what a restarted one needs to go on")
+    dispatcher.add_argument(
+        "--work-dir", help="where to keep the state that a restart resumes from"
+    )
     worker = roles.add_parser("worker", allow_abbrev=False)
     worker.add_argument("--dispatcher", required=True, metavar="HOST:PORT")
     worker.add_argument("--port", type=int, default=0, help="0, the default, is a free one")
     worker.add_argument(
         "--address", metavar="HOST:PORT",
-        help="where trainings reach this worker; by default where the dispatcher sees it",
+        help="where training processes reach this worker; by default where the dispatcher sees it",
     )  # fmt: skip
     return p
 
@@ -53,30 +55,56 @@ def main(arguments):
         ValueError: flags that make no sense, a dispatcher that does not answer, a port that is taken.
     """
     args = parser().parse_args(arguments)
-    if not 0 <= args.port < 2**16:
-        raise ValueError(f"data-service: --port must be in 0..65535, got {args.port}")
-    if args.port:
-        try:  # which gRPC does not: it would share the port
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("", args.port))
-        except OSError as error:
-            raise ValueError(
-                f"data-service: --port {args.port} cannot be had ({error.strerror})"
-            ) from None
-    # Held, since the server ends with its last reference.
-    _server, said = _dispatcher(args) if args.role == "dispatcher" else _worker(args)
+    _check_port(args.port)
+    address = _reachable_address(args) if args.role == "worker" else None
+
+    common.import_tensorflow()
+    # Referenced until the end, since the server stops with its last reference.
+    _server, message = _dispatcher(args) if args.role == "dispatcher" else _worker(args, address)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    print(f"{said}; Ctrl-C stops", flush=True)
+    print(f"{message}; Ctrl-C stops", flush=True)
     stopped.wait()
-    # Without server.stop(), which for a worker whose dispatcher is gone takes an hour. What a worker has in
-    # hand is made by the training, and the dispatcher's journal is written before it answers.
+    # Without server.stop(), which takes an hour for a worker whose dispatcher is gone. The training process
+    # makes again what a worker was making, and the dispatcher's journal is written before it answers.
     os._exit(0)
 
 
+def _check_port(port):
+    if not 0 <= port < 2**16:
+        raise ValueError(f"data-service: --port must be in 0..65535, got {port}")
+    if port:
+        try:  # gRPC does not: it would share the port
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
+        except OSError as error:
+            raise ValueError(
+                f"data-service: --port {port} is not available ({error.strerror})"
+            ) from None
+
+
+def _reachable_address(args):
+    """The worker's (address, port): of this machine as the dispatcher sees it, unless given."""
+    host, colon, port = args.dispatcher.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ValueError(f"data-service: --dispatcher must be HOST:PORT, got {args.dispatcher!r}")
+    try:
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            own = connection.getsockname()[0]
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"data-service: no dispatcher answers at {args.dispatcher!r} ({error}): start one by "
+            "keras-ssl data-service dispatcher"
+        ) from None
+    port = args.port or common.free_port()
+    return args.address or (f"[{own}]:{port}" if ":" in own else f"{own}:{port}"), port
+
+
 def _dispatcher(args):
+    import tensorflow as tf
+
     server = tf.data.experimental.service.DispatchServer(
         tf.data.experimental.service.DispatcherConfig(
             port=args.port,
@@ -91,26 +119,16 @@ def _dispatcher(args):
     return server, f"dispatcher listens on port {port}"
 
 
-def _worker(args):
-    host, colon, port = args.dispatcher.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise ValueError(f"data-service: --dispatcher must be HOST:PORT, got {args.dispatcher!r}")
-    try:
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
-            seen = connection.getsockname()[0]
-    except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"data-service: no dispatcher answers at {args.dispatcher!r} ({error}): start one by "
-            "keras-ssl data-service dispatcher"
-        ) from None
-    port = args.port or free_port()
-    address = args.address or (f"[{seen}]:{port}" if ":" in seen else f"{seen}:{port}")
+def _worker(args, address):
+    import tensorflow as tf
+
+    name, port = address
     server = tf.data.experimental.service.WorkerServer(
         tf.data.experimental.service.WorkerConfig(
             dispatcher_address=args.dispatcher,
-            worker_address=address,
+            worker_address=name,
             port=port,
             heartbeat_interval_ms=1000,
         )
     )
-    return server, f"worker listens on port {port} and is known as {address}"
+    return server, f"worker listens on port {port} and is known as {name}"

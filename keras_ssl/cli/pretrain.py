@@ -1,189 +1,295 @@
-"""The pretrain command: from unlabelled pictures to a trained task."""
+"""`keras-ssl pretrain`: trains an encoder on a pretext task."""
 
-import ast
-import inspect
+import itertools
+import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import click
-import keras
-import numpy as np
-import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl import callbacks
-from keras_ssl.data.named import named
-from keras_ssl.tasks import TASKS
-from keras_ssl.training import distribute
+from keras_ssl import files
+from keras_ssl.cli import common
+from keras_ssl.protocols import Relabels
 
-DATA_HELP = "A folder of pictures or TFRecords, or digits, or cifar10 (downloaded by Keras)."
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+POSITIVE = click.IntRange(1)
+OWNED = "output.txt"  # in the checkpoint folder: the file that the training run has written
 
-
-def encoder_options(command):
-    """The options that describe the encoder and the task, shared by preview and pretrain."""
-    for option in (
-        click.option("--size", type=int, help="Pixels, height and width; 32 by default."),
-        click.option(
-            "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."
-        ),
-        click.option("--seed", default=0, show_default=True),
-    ):
-        command = option(command)
-    return command
+_encoder_options = common.options(
+    click.option(
+        "--width", default=32, show_default=True, type=POSITIVE,
+        help="Channels of the encoder's first stage.",
+    ),
+    click.option("--blocks", default="2,2,2,2", show_default=True, help="Residual blocks per stage."),
+    click.option(
+        "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"]),
+        help="The encoder's first layers: for small images, or as for ImageNet.",
+    ),
+    click.option("--sobel", is_flag=True, help="The encoder sees gradients of gray, no color."),
+)  # fmt: skip
+_run_options = common.options(
+    click.option("--epochs", default=10, show_default=True, type=POSITIVE),
+    click.option(
+        "--batch-size", default=64, show_default=True, type=POSITIVE,
+        help="Images per step, over all devices.",
+    ),
+    click.option(
+        "--learning-rate", type=click.FloatRange(0, min_open=True),
+        help="Peak; the task's own by default, such as 0.1.",
+    ),
+    click.option(
+        "--steps-per-execution", default=1, show_default=True, type=POSITIVE,
+        help="Steps between callbacks.",
+    ),
+)  # fmt: skip
+_device_options = common.options(
+    click.option(
+        "--strategy", default="auto", show_default=True,
+        type=click.Choice(["auto", "mirrored", "multi_worker"]),
+        help="All devices of this machine, or of several by TF_CONFIG or Slurm; auto: what there is.",
+    ),
+    click.option(
+        "--precision", default="float32", show_default=True, type=click.Choice(list(POLICIES)),
+        help="Of the convolutions; float16 scales the loss.",
+    ),
+    click.option("--xla/--no-xla", default=None, help="Compile by XLA; by default on GPUs only."),
+    click.option(
+        "--service", metavar="ADDRESS", help="grpc://host:port of a keras-ssl data-service."
+    ),
+)  # fmt: skip
+_file_options = common.options(
+    click.option("--out", help="The .keras file to write; TASK_DATA.keras by default."),
+    click.option("--overwrite", is_flag=True, help="Replace the file of an earlier run."),
+    click.option(
+        "--checkpoint", metavar="DIR", help="Save there after each epoch, and resume from there."
+    ),
+    click.option(
+        "--checkpoint-every", type=POSITIVE, metavar="STEPS", help="Save after so many steps too."
+    ),
+    click.option(
+        "--tensorboard", metavar="DIR", help="Write scalars, images and features there."
+    ),
+    click.option("--log", metavar="FILE", help="Write the metrics of each epoch to this CSV file."),
+)  # fmt: skip
 
 
 @click.command()
 @click.argument("task")
-@click.option("--data", default="digits", show_default=True, help=DATA_HELP)
-@click.option("--out", help="Where the trained task goes; TASK_DATA.keras by default.")
-@click.option("--epochs", default=10, show_default=True)
-@click.option(
-    "--batch-size", default=64, show_default=True, help="Images per step, of all devices."
-)
-@click.option("--learning-rate", type=float, help="Peak; the task's own by default, such as 0.1.")
-@click.option(
-    "--width", default=32, show_default=True, help="Channels of the encoder's first stage."
-)
-@click.option(
-    "--blocks", default="2,2,2,2", show_default=True, help="Residual blocks of each stage."
-)
-@click.option(
-    "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"])
-)
-@click.option("--sobel", is_flag=True, help="The encoder sees gray gradients, no colours.")
-@click.option(
-    "--strategy", default="auto", show_default=True,
-    type=click.Choice(["auto", "mirrored", "multi_worker"]),
-    help="All devices of this machine, or of several by TF_CONFIG or Slurm; auto: what there is.",
-)  # fmt: skip
-@click.option(
-    "--precision", default="float32", show_default=True, type=click.Choice(list(POLICIES)),
-    help="Of the convolutions; float16 scales the loss.",
-)  # fmt: skip
-@click.option("--xla/--no-xla", default=None, help="Compile by XLA; by default on GPUs only.")
-@click.option(
-    "--steps-per-execution", default=1, show_default=True, help="Steps between callbacks."
-)
-@click.option("--checkpoint", metavar="DIR", help="Save there each epoch, and go on from there.")
-@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Save after so many steps too.")
-@click.option("--service", metavar="ADDRESS", help="grpc://host:port of a keras-ssl data-service.")
-@click.option("--tensorboard", metavar="DIR", help="Write scalars, pictures and features there.")
-@click.option("--log", metavar="FILE", help="Write the figures of each epoch to this CSV file.")
-@encoder_options
-def pretrain(
-    task, data, out, epochs, batch_size, learning_rate, width, blocks, stem, sobel, strategy, precision,
-    xla, steps_per_execution, checkpoint, checkpoint_every, service, tensorboard, log, size, settings, seed,
-):  # fmt: skip
+@common.data_option()
+@common.task_options
+@_encoder_options
+@_run_options
+@_device_options
+@_file_options
+def pretrain(**options):
     """Trains an encoder on a pretext task, without labels."""
-    out = Path(out or f"{task}_{Path(data).resolve().name}.keras")
-    if out.suffix != ".keras":
-        raise ValueError(f"--out must end in .keras, got {str(out)!r}")
-    check_parent("--out", out)
-    for option, value in (
-        ("--epochs", epochs), ("--learning-rate", learning_rate), ("--checkpoint-every", checkpoint_every),
-        ("--steps-per-execution", steps_per_execution),
-    ):  # fmt: skip
-        if value is not None and not value > 0:
-            raise ValueError(f"{option} must be positive, got {value}")
-    if checkpoint_every and not checkpoint:
+    options = types.SimpleNamespace(**options)
+    check(options)
+    common.import_tensorflow()
+    run(options)
+
+
+def check(options):
+    """Checks what can be checked without TensorFlow.
+
+    Args:
+        options: types.SimpleNamespace of the command line.
+
+    Raises:
+        ValueError: an option that makes no sense, or an output file of an earlier run.
+    """
+    common.find_row(options.task)
+    path = output_path(options)
+    if path.suffix != ".keras" or path.is_dir():
+        raise ValueError(f"--out must be a file ending in .keras, got {str(path)!r}")
+    common.check_parent("--out", path)
+    common.check_data(options.data)
+    if options.checkpoint_every and not options.checkpoint:
         raise ValueError("--checkpoint-every needs --checkpoint, the folder to save in")
-    try:
-        depths = tuple(int(n) for n in blocks.split(","))
-    except ValueError:
-        raise ValueError(f"--blocks must be numbers such as 2,2,2,2, got {blocks!r}") from None
-    row = find_row(task)
-    devices = distribute.strategy(strategy)  # before anything of TensorFlow runs
-    worker, workers = distribute.worker(devices)
-    keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(POLICIES[precision])
-    size = 32 if size is None else size
-    # A clustering task goes through all pictures before it can start; others start at once.
-    images, _ = named(data, size, reader=row.task.reader, check=hasattr(row.task, "relabel"))
-    with devices.scope():
-        encoder = kssl.encoders.resnet(
-            (size, size, 3), width, depths, stem, devices.num_replicas_in_sync > 1,
-            preprocessing=kssl.layers.Sobel() if sobel else None,
-        )  # fmt: skip
-        model = make_task(task, encoder, settings, images)
-        training = model.dataset(images, batch_size, epochs=epochs, seed=seed, service=service)
-        rate = () if learning_rate is None else (learning_rate,)
-        model.compile(
-            model.default_optimizer(epochs * training.steps_per_epoch, *rate),
-            jit_compile="auto" if xla is None else xla,
-            steps_per_execution=steps_per_execution,
+    blocks_per_stage(options)
+    if is_chief(options.strategy) and not may_replace(options):
+        raise ValueError(
+            f"{str(path)!r} exists already: give another --out, or --overwrite to replace it"
         )
 
-    number = int(images.cardinality())
-    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    saved = sorted(Path(checkpoint).glob("step-*.npz")) if checkpoint else []
-    place = f"checkpoints in {checkpoint}" if checkpoint else "no checkpoints"
-    click.echo(
-        f"{task} on {data}: {number} images, {training.steps_per_epoch} steps an epoch, "
-        f"{epochs} epoch{'s' if epochs > 1 else ''}, "
-        f"{devices.num_replicas_in_sync} {kind}"
-        f"{f' (worker {worker} of {workers})' if workers > 1 else ''}, {precision}, "
-        f"{encoder.count_params():,} parameters, {place}"
-        f"{f', going on after step {int(saved[-1].stem[5:])}' if saved else ''}"
+
+def output_path(options):
+    """pathlib.Path of the file to write."""
+    return Path(options.out or f"{options.task}_{Path(options.data).resolve().name}.keras")
+
+
+def blocks_per_stage(options):
+    """Tuple of ints, of the option `--blocks`."""
+    try:
+        return tuple(int(number) for number in options.blocks.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--blocks must be numbers such as 2,2,2,2, got {options.blocks!r}"
+        ) from None
+
+
+def may_replace(options):
+    """Whether the output file can be written without losing that of another run.
+
+    A run may replace the file that its checkpoint folder names: a job that is restarted after its end
+    succeeds again.
+    """
+    if options.overwrite or not output_path(options).exists():
+        return True
+    if not options.checkpoint:
+        return False
+    owned = Path(options.checkpoint, OWNED)
+    return owned.is_file() and owned.read_text() == relative(
+        output_path(options), options.checkpoint
     )
-    watching = model.default_callbacks(images)
-    if worker == 0:  # only the chief writes
-        watching.append(callbacks.Collapse(images))
-        if tensorboard:
-            watching.append(keras.callbacks.TensorBoard(tensorboard))
-            watching.append(callbacks.Pictures(tensorboard, images))
-            watching.append(callbacks.Projector(tensorboard, images))
-        if log:
-            watching.append(callbacks.CSVLog(log))
-        watching.append(callbacks.Progress(number))
-    if checkpoint:
-        watching.append(callbacks.Checkpoint(checkpoint, every_steps=checkpoint_every))
-    verbose = (1 if sys.stdout.isatty() else 2) if worker == 0 else 0
-    model.fit(training, epochs=epochs, callbacks=watching, verbose=verbose)
-    if worker == 0:
-        hidden = out.with_name(f".{out.name}")
-        model.save(hidden)
-        os.replace(hidden, out)
-        click.echo(f"wrote {out}; next: keras-ssl evaluate {out} --data {data}")
-    # Nobody leaves before it is written: a job whose other workers succeeded is not started again.
+
+
+def is_chief(strategy):
+    """Whether this process is the one of all workers that writes, as far as the environment says.
+
+    Args:
+        strategy: str, the option `--strategy`.
+    """
+    if strategy == "mirrored":
+        return True
+    described = os.environ.get("TF_CONFIG")
+    if not described:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    try:
+        config = json.loads(described)
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        return index == 0 and kind == ("chief" if config["cluster"].get("chief") else "worker")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True  # `distribute.strategy` says what is wrong with it
+
+
+def run(options):
+    """Trains the task and writes it."""
+    import keras
+    import numpy as np
+
+    distribute = kssl.distribute
+    devices = distribute.strategy(options.strategy)  # before anything else of TensorFlow runs
+    chief = distribute.worker(devices)[0] == 0
+    keras.utils.set_random_seed(options.seed)
+    keras.config.set_dtype_policy(POLICIES[options.precision])
+    images = read(options)
+    with devices.scope():
+        task, training = build(options, devices, images)
+    announce(options, devices, task, images, training)
+    watching = callbacks(options, task, images, chief)
+    verbose = (1 if sys.stdout.isatty() else 2) if chief else 0
+    task.fit(training, epochs=options.epochs, callbacks=watching, verbose=verbose)
+    if chief:
+        path = save(task, options)
+        click.echo(f"wrote {path}; next: keras-ssl evaluate {path} --data {options.data}")
+    # No worker exits before the file is written: a job whose other workers succeeded is not restarted.
     with distribute.lost_worker(devices):
         distribute.from_chief(devices, [np.zeros(1)])
 
 
-def find_row(name):
-    """The row of TASKS with that name."""
-    for row in TASKS:
-        if row.name == name:
-            return row
-    known = ", ".join(row.name for row in TASKS)
-    raise ValueError(f"there is no task {name!r}: choose one of {known}")
+def read(options):
+    """The training images."""
+    from keras_ssl.data.named import load_dataset
+
+    task = common.find_row(options.task).task
+    # A clustering task goes through all images before it can start; others start at once.
+    check_all = issubclass(task, Relabels)
+    images, _ = load_dataset(options.data, options.size or 32, reader=task.reader, check=check_all)
+    return images
 
 
-def make_task(name, encoder, settings, images):
-    """The task of that name, with `--set name=value` as further arguments."""
-    row = find_row(name)
-    known = [p for p in inspect.signature(row.task).parameters if p not in ("encoder", "kwargs")]
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in known:
-            raise ValueError(
-                f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}"
-            )
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = value
-    if "num_images" in known:
-        arguments.setdefault("num_images", int(images.cardinality()))
-    try:
-        return row.task(encoder, **arguments)
-    except TypeError as error:
-        raise ValueError(f"--set {' '.join(settings)}: {error}") from None
+def build(options, devices, images):
+    """Makes the task, compiled, and its training data."""
+    size = options.size or 32
+    encoder = kssl.encoders.resnet(
+        (size, size, 3),
+        options.width,
+        blocks_per_stage(options),
+        options.stem,
+        synchronized=devices.num_replicas_in_sync > 1,
+        preprocessing=kssl.layers.Sobel() if options.sobel else None,
+    )
+    task = common.make_task(options.task, encoder, options.settings, images)
+    training = task.dataset(
+        images,
+        options.batch_size,
+        epochs=options.epochs,
+        seed=options.seed,
+        service=options.service,
+    )
+    rate = () if options.learning_rate is None else (options.learning_rate,)
+    task.compile(
+        task.default_optimizer(options.epochs * training.steps_per_epoch, *rate),
+        jit_compile="auto" if options.xla is None else options.xla,
+        steps_per_execution=options.steps_per_execution,
+    )
+    return task, training
 
 
-def check_parent(option, path):
-    """Refuses a file to be written in a folder that is not there."""
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{option}: there is no folder {str(Path(path).parent)!r}")
+def announce(options, devices, task, images, training):
+    """Prints what is about to be trained, on what, and where it resumes."""
+    import tensorflow as tf
+
+    worker, workers = kssl.distribute.worker(devices)
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    parts = [
+        f"{int(images.cardinality())} images",
+        f"{training.steps_per_epoch} steps per epoch",
+        f"{options.epochs} epoch{'s' if options.epochs > 1 else ''}",
+        f"{devices.num_replicas_in_sync} {kind}"
+        + (f" (worker {worker} of {workers})" if workers > 1 else ""),
+        options.precision,
+        f"{task.encoder.count_params():,} parameters",
+        f"checkpoints in {options.checkpoint}" if options.checkpoint else "no checkpoints",
+    ]
+    saved = sorted(Path(options.checkpoint).glob("step-*.npz")) if options.checkpoint else []
+    if saved:
+        parts.append(f"resuming from step {int(saved[-1].stem[len('step-') :])}")
+    click.echo(f"{options.task} on {options.data}: {', '.join(parts)}")
+
+
+def callbacks(options, task, images, chief):
+    """The callbacks of this worker; only the chief's write files."""
+    import keras
+
+    watching = task.default_callbacks(images)
+    if chief:
+        watching.append(kssl.callbacks.Collapse(images))
+        if options.tensorboard:
+            watching.append(keras.callbacks.TensorBoard(options.tensorboard))
+            watching.append(kssl.callbacks.Pictures(options.tensorboard, images))
+            watching.append(kssl.callbacks.Projector(options.tensorboard, images))
+        if options.log:
+            watching.append(kssl.callbacks.CSVLog(options.log))
+        watching.append(kssl.callbacks.Progress(int(images.cardinality())))
+    if options.checkpoint:
+        every = options.checkpoint_every
+        watching.append(kssl.callbacks.Checkpoint(options.checkpoint, every_steps=every))
+    return watching
+
+
+def save(task, options):
+    """Writes the task; where another run has written the file meanwhile, under a numbered name.
+
+    Returns:
+        pathlib.Path.
+    """
+    path = output_path(options)
+    if not may_replace(options):
+        numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+        path = next(other for other in numbered if not other.exists())
+    if options.checkpoint:
+        with files.complete(Path(options.checkpoint, OWNED)) as draft:
+            Path(draft).write_text(relative(path, options.checkpoint))
+    with files.complete(path) as draft:
+        task.save(draft)
+    return path
+
+
+def relative(path, folder):
+    """The path as seen from a folder: both may move together."""
+    return os.path.relpath(Path(path).resolve(), Path(folder).resolve())

@@ -5,17 +5,14 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
-import tensorflow as tf
-from google.protobuf import text_format
+import click
 
-from keras_ssl.serving.server import configs
-from keras_ssl.serving.server.embedded import Server
+from keras_ssl.cli import common
 
 # Flags of tensorflow_model_server that change nothing a client could tell.
 WITHOUT_EFFECT = (
@@ -28,9 +25,11 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(f"serve: {message} (keras-ssl serve --help)")
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments):
+    """Serves exported models over gRPC and REST."""
+    main(list(arguments))
 
 
 def _switch(text):
@@ -40,8 +39,8 @@ def _switch(text):
 
 
 def parser():
-    """The argparse.ArgumentParser of the command."""
-    p = _Parser(
+    """The argparse.ArgumentParser of the subcommand."""
+    p = common.ArgumentParser(
         prog="keras-ssl serve",
         description="Serves the newest version of every model in DIRECTORY, or what the flags of "
         "tensorflow_model_server say. Without any of these flags this process becomes "
@@ -66,7 +65,7 @@ def parser():
     p.add_argument("--batching_parameters_file", help="text-format BatchingParameters")
     p.add_argument("--enable_serialization_as_tensor_content", **switch)
     p.add_argument("--grpc_channel_arguments", default="", help="a=1,b=2")
-    p.add_argument("--grpc_max_threads", type=int, default=128, help="requests inside at most")
+    p.add_argument("--grpc_max_threads", type=int, default=128, help="concurrent requests at most")
     p.add_argument("--ssl_config_file", help="text-format SSLConfig")
     p.add_argument("--tensorflow_session_parallelism", type=int, default=0)
     p.add_argument("--tensorflow_intra_op_parallelism", type=int, default=0)
@@ -89,96 +88,131 @@ def main(arguments):
     given = {name for name in vars(args) if getattr(args, name) != parser().get_default(name)}
     if args.directory is None and not (args.model_base_path or args.model_config_file):
         args.directory = "saved_models"
+    _check(args)
+    for name in WITHOUT_EFFECT:
+        if name in given:
+            print(f"--{name} has no effect in the embedded server", file=sys.stderr)
+
+    common.import_tensorflow()
+    binary = shutil.which("tensorflow_model_server")
+    if binary and args.directory and given <= {"directory", "port", "host"}:
+        _become(binary, args)
+    _log_requests()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    host = args.host or ("127.0.0.1" if args.directory else "0.0.0.0")
+    server = _server(args, host)
+    _announce(server, host)
+    stopped.wait()
+    if not server.stop():
+        os._exit(
+            0
+        )  # a request that does not end must not keep the process: its client has been told
+
+
+def _check(args):
+    """Raises ValueError for flags that contradict each other or name a folder that does not exist."""
     if args.directory and (args.model_base_path or args.model_config_file):
         raise ValueError(
             "serve: give DIRECTORY or --model_base_path or --model_config_file, not two of them"
         )
-    binary = shutil.which("tensorflow_model_server")
-    if binary and args.directory and given <= {"directory", "port", "host"}:
-        _become(binary, args)
-    for name in WITHOUT_EFFECT:
-        if name in given:
-            print(f"--{name} has no effect in the embedded server", file=sys.stderr)
+    # TensorFlow Serving waits for a path that does not exist; a typo is more likely.
+    path = args.model_base_path
+    if path and not args.model_config_file and not Path(path).is_dir():
+        raise ValueError(f"serve: --model_base_path: no folder {path!r}")
     if args.batching_parameters_file and not args.enable_batching:
         raise ValueError("serve: --batching_parameters_file needs --enable_batching")
     if args.rest_api_port and args.rest_api_port == args.port:
         raise ValueError(f"serve: --rest_api_port and --port are both {args.port}")
+    _channel_arguments(args.grpc_channel_arguments)
 
-    config = None
-    if args.model_config_file:
-        config = args.model_config_file
-    elif args.model_base_path:
-        # TensorFlow Serving waits for a path that is not there; a typo is likelier.
-        if not Path(args.model_base_path).is_dir():
-            raise ValueError(f"serve: --model_base_path: no folder {args.model_base_path!r}")
-        config = configs.config_of({args.model_name: Path(args.model_base_path).resolve()})
-    batching = None
-    if args.enable_batching:
-        batching = configs.BatchingParameters()
-        if args.batching_parameters_file:
-            batching = configs.read(args.batching_parameters_file, configs.BatchingParameters)
 
-    def file(path, message):
-        return configs.read(path, message) if path else None
+def _become(binary, args):
+    """Replaces this process by tensorflow_model_server."""
+    from google.protobuf import text_format
 
+    from keras_ssl.serving.server import configs
+
+    models = configs.models_in(args.directory)
+    with tempfile.NamedTemporaryFile("w", suffix=".config", delete=False) as file:
+        file.write(text_format.MessageToString(configs.config_of(models)))
+    port = args.port or common.free_port()
+    print(f"{binary} serves {', '.join(models)} on port {port}", flush=True)
+    os.execv(binary, [binary, f"--port={port}", f"--model_config_file={file.name}"])
+
+
+def _log_requests():
     logger = logging.getLogger("keras_ssl.serving")
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    host = args.host or ("127.0.0.1" if args.directory else "0.0.0.0")
+
+
+def _server(args, host):
+    """The embedded server of these flags, listening."""
+    from keras_ssl.serving.server import configs
+    from keras_ssl.serving.server.embedded import Server
+
     server = Server(
         args.directory,
         port=args.port if args.directory or args.port else None,
         host=host,
         rest_port=args.rest_api_port or None,
         socket_path=args.grpc_socket_path,
-        config=config,
+        config=_model_config(args),
         config_poll_seconds=args.model_config_file_poll_wait_seconds,
         poll_seconds=args.file_system_poll_wait_seconds,
-        batching=batching,
-        monitoring=file(args.monitoring_config_file, configs.MonitoringConfig),
-        tls=file(args.ssl_config_file, configs.SSLConfig),
+        batching=_batching(args),
+        monitoring=_read(args.monitoring_config_file, configs.MonitoringConfig),
+        tls=_read(args.ssl_config_file, configs.SSLConfig),
         rest_timeout=args.rest_api_timeout_in_ms / 1000,
         tensor_content=args.enable_serialization_as_tensor_content,
         limit=args.grpc_max_threads,
         channel_arguments=_channel_arguments(args.grpc_channel_arguments),
-        session_config=tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=args.tensorflow_intra_op_parallelism
-            or args.tensorflow_session_parallelism,
-            inter_op_parallelism_threads=args.tensorflow_inter_op_parallelism
-            or args.tensorflow_session_parallelism,
-        ),
+        session_config=_session_config(args),
         any_labels=args.allow_version_labels_for_unavailable_models,
     )
     server.__enter__()
-    for name in server.models.names():
-        numbers = ", ".join(str(version) for version in server.models.versions(name))
-        print(f"{name} version {numbers}", flush=True)
-    rest = f" and port {server.rest_port} (REST)" if server.rest_port else ""
-    print(f"embedded server listens on {host}:{server.port} (gRPC){rest}; Ctrl-C stops", flush=True)
-    stopped.wait()
-    if not server.stop():
-        os._exit(0)  # a run that does not end must not keep the process: its client has been told
+    return server
 
 
-def _become(binary, args):
-    models = configs.models_in(args.directory)
-    with tempfile.NamedTemporaryFile("w", suffix=".config", delete=False) as file:
-        file.write(text_format.MessageToString(configs.config_of(models)))
-    port = args.port or free_port()
-    print(f"{binary} serves {', '.join(models)} on port {port}", flush=True)
-    os.execv(binary, [binary, f"--port={port}", f"--model_config_file={file.name}"])
+def _model_config(args):
+    """What names the models where DIRECTORY does not: a ModelServerConfig, the path of one, or None."""
+    from keras_ssl.serving.server import configs
+
+    if args.model_config_file:
+        return args.model_config_file
+    if args.model_base_path:
+        return configs.config_of({args.model_name: Path(args.model_base_path).resolve()})
+    return None
 
 
-def free_port():
-    """A port that the system has free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _batching(args):
+    from keras_ssl.serving.server import configs
+
+    if not args.enable_batching:
+        return None
+    if not args.batching_parameters_file:
+        return configs.BatchingParameters()
+    return configs.read(args.batching_parameters_file, configs.BatchingParameters)
+
+
+def _read(path, message):
+    from keras_ssl.serving.server import configs
+
+    return configs.read(path, message) if path else None
+
+
+def _session_config(args):
+    import tensorflow as tf
+
+    both = args.tensorflow_session_parallelism
+    return tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=args.tensorflow_intra_op_parallelism or both,
+        inter_op_parallelism_threads=args.tensorflow_inter_op_parallelism or both,
+    )
 
 
 def _channel_arguments(text):
@@ -190,3 +224,11 @@ def _channel_arguments(text):
             raise ValueError(f"--grpc_channel_arguments must be a=1,b=2, got {part!r}")
         arguments[key] = int(value) if value.lstrip("-").isdecimal() else value
     return arguments
+
+
+def _announce(server, host):
+    for name in server.models.names():
+        numbers = ", ".join(str(version) for version in server.models.versions(name))
+        print(f"{name} version {numbers}", flush=True)
+    rest = f" and port {server.rest_port} (REST)" if server.rest_port else ""
+    print(f"embedded server listens on {host}:{server.port} (gRPC){rest}; Ctrl-C stops", flush=True)

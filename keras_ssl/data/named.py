@@ -1,4 +1,4 @@
-"""The data sets of the command line: by name, or a folder."""
+"""Data sets of the command line: a built-in name or a folder."""
 
 from pathlib import Path
 
@@ -10,42 +10,62 @@ from keras_ssl.data.folder import from_folder
 from keras_ssl.data.records import record_files
 from keras_ssl.data.tfrecord import from_tfrecord
 
+BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
 
-def named(name, size, split=False, reader=from_folder, check=True):
-    """The dataset of that name or folder; (train, test) where `split`, else (training part, None).
 
-    A folder of TFRecord files is read as such, any other by `reader`; `check` is `from_folder`'s.
+def load_dataset(name, size, split=False, reader=from_folder, check=True):
+    """Loads the data set of that name or folder.
+
+    Args:
+        name: str, "digits", "cifar10" or a folder. A folder of TFRecord files is read by `from_tfrecord`,
+            any other by `reader`. Folders `train` and `test` in it are the two parts.
+        size: int or (height, width).
+        split: bool, return training and test images. Without parts of its own, every fifth image of a
+            folder is a test image.
+        reader: function of the folder and the size, such as `from_pages`.
+        check: bool, as in `from_folder`.
+
+    Returns:
+        (train, test): tf.data.Datasets; without `split` the training part, or all images, and None.
+
+    Raises:
+        ValueError: a size that a built-in data set does not have, parts with different classes, too few
+            images, or what the reader raises.
+
+    Example:
+        >>> train, test = load_dataset("digits", 32, split=True)
+        >>> int(train.cardinality()), int(test.cardinality())
+        (1437, 360)
     """
-
-    def read(folder):
-        if record_files(folder):
-            return from_tfrecord(folder, size)
-        return reader(folder, size, check=check) if reader is from_folder else reader(folder, size)
-
-    builtin = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
     folder = Path(name)
-    if name in builtin and not folder.is_dir():
+    if name in BUILT_IN and not folder.is_dir():
         if size not in (32, (32, 32)):
-            raise ValueError(f"--data {name} has 32x32 pictures, got size {size}")
-        return builtin[name]("train"), builtin[name]("test") if split else None
+            raise ValueError(f"--data {name} has 32x32 images, got size {size}")
+        return BUILT_IN[name]("train"), BUILT_IN[name]("test") if split else None
+
+    def read(path):
+        if record_files(path):
+            return from_tfrecord(path, size)
+        return reader(path, size, check=check) if reader is from_folder else reader(path, size)
+
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         train = read(folder / "train")
         if not split:
             return train, None
         test = read(folder / "test")
-        if train.class_names != test.class_names:  # labels are places in these lists
+        if train.class_names != test.class_names:  # labels index these lists
             raise ValueError(
                 f"--data: train/ and test/ of {name!r} must have the same class folders"
             )
         return train, test
     dataset = read(folder)
-    if not split:
-        return dataset, None
+    return _split(dataset, name) if split else (dataset, None)
+
+
+def _split(dataset, name):
     number = int(dataset.cardinality())
     if number < 2:
-        raise ValueError(
-            f"--data must hold at least two pictures to evaluate, {name!r} has {number}"
-        )
-    # Every fifth picture judges: within a folder sorted by class that takes a fifth of each class.
+        raise ValueError(f"--data must hold at least two images to evaluate, {name!r} has {number}")
+    # Every fifth image: in a folder sorted by class that takes a fifth of each class.
     is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
     return tuple(subset(dataset, np.flatnonzero(part)) for part in (~is_test, is_test))

@@ -31,12 +31,17 @@ def extract(encoder, images, batch_size=256, verbose=0):
     # Columns in pixels, such as frames, would fill the memory.
     kept = [k for k, spec in images.element_spec.items() if k != "image" and spec.shape.rank <= 1]
 
+    batches = images.batch(batch_size).prefetch(2)
+    # One trace for batches of all sizes, where predict_on_batch would trace the last one again.
+    signature = [batches.element_spec["image"]]
+    features_of = tf.function(lambda x: model(x, training=False), input_signature=signature)
+
     def run(batch):
-        features = model.predict_on_batch(batch["image"])
+        features = features_of(batch["image"])
         features = {name: np.asarray(value, np.float32) for name, value in features.items()}
         return features, {name: batch[name] for name in kept}
 
-    return map_batches(run, images.batch(batch_size).prefetch(2), verbose=verbose)
+    return map_batches(run, batches, verbose=verbose)
 
 
 def map_batches(function, batches, steps=None, verbose=0):

@@ -254,7 +254,7 @@ def test_invalid_commands(arguments, message):
 
 def test_a_port_in_use(cluster):
     for role in (["dispatcher"], ["worker", "--dispatcher", f"localhost:{cluster.port}"]):
-        with pytest.raises(ValueError, match=f"--port {cluster.port} cannot be had .*in use"):
+        with pytest.raises(ValueError, match=f"--port {cluster.port} is not available .*in use"):
             service_command.main([*role, "--port", cluster.port])
 
 

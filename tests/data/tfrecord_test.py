@@ -14,7 +14,7 @@ from PIL import Image
 
 import keras_ssl as kssl
 from keras_ssl.data import from_tfrecord, to_arrays, to_tfrecord
-from keras_ssl.data.named import named
+from keras_ssl.data.named import load_dataset
 from keras_ssl.data.records import scan
 
 
@@ -274,7 +274,7 @@ def test_folders_that_cannot_be_read(written, tmp_path):
 
 
 def test_named_reads_records_and_splits_them(images, written):
-    train, test = named(str(written[0].parent), (9, 7), split=True)
+    train, test = load_dataset(str(written[0].parent), (9, 7), split=True)
     assert to_arrays(test)["id"].tolist() == [4, 9]
     assert to_arrays(train)["id"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10]
     assert len(test.columns["offset"]) == 2  # the others are not even read

@@ -87,7 +87,7 @@ def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
     assert [process.wait(240) for process in both] == [0, 0]
     said = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
     assert "2 CPU (worker 0 of 2), float32" in said[0]
-    assert "going on after step" in said[0]
+    assert "resuming from step" in said[0]
     assert "wrote two.keras" in said[0]
     assert "wrote" not in said[1]
     one, two = (keras.models.load_model(tmp_path / f"{n}.keras") for n in ("one", "two"))

@@ -34,7 +34,7 @@ from tensorflow_serving.apis import (
 )
 
 from keras_ssl import serving
-from keras_ssl.cli import serve
+from keras_ssl.cli import common, serve
 from keras_ssl.serving.server import configs
 
 sys.path.append(str(Path(__file__).parents[3] / "tools"))
@@ -476,7 +476,7 @@ def test_bad_flags(counter, tmp_path, monkeypatch, flags, words):
 def test_the_flags_of_tensorflow_model_server(counter, tmp_path):
     (tmp_path / "monitoring").write_text('prometheus_config { enable: true path: "/metrics" }')
     (tmp_path / "batching").write_text("max_batch_size { value: 8 }")
-    ports = [serve.free_port() for _ in range(2)]
+    ports = [common.free_port() for _ in range(2)]
     flags = [
         "--model_name=half", f"--model_base_path={counter}", f"--port={ports[0]}",
         f"--rest_api_port={ports[1]}", "--rest_api_timeout_in_ms=5000", "--enable_batching=true",

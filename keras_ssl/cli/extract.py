@@ -1,0 +1,77 @@
+"""`keras-ssl extract`: computes the features of a folder of images."""
+
+from pathlib import Path
+
+import click
+
+import keras_ssl as kssl
+from keras_ssl import files
+from keras_ssl.cli import common
+
+
+@click.command()
+@click.argument("folder")
+@click.option("--out", default="features.npz", show_default=True, help="The .npz file to write.")
+@click.option(
+    "--model", help="An export or .keras file, run here; with --server the model's name there."
+)
+@click.option("--server", metavar="HOST:PORT", help="Send the images to this server over gRPC.")
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--retries", default=5, show_default=True, help="Of a request while the server is away."
+)
+@click.option("--ca", metavar="FILE", help="TLS: PEM of the authority that signed the server's.")
+@click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of this client.")
+@click.option("--key", metavar="FILE", help="Mutual TLS: PEM of the certificate's private key.")
+def extract(folder, out, model, server, batch_size, retries, ca, certificate, key):
+    """Computes the features of a folder of images.
+
+    Writes them to an .npz. With --server, the same command resumes what was stopped.
+    """
+    if not model:
+        raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
+    if not Path(folder).is_dir():
+        raise ValueError(f"FOLDER: there is no folder {folder!r}")
+    common.check_parent("--out", out)
+    if not server:
+        if ca or certificate or key:
+            raise ValueError("--ca, --certificate and --key need --server")
+        common.check_model(model)
+
+    common.import_tensorflow()
+    if server:
+        from keras_ssl import serving
+
+        tls = serving.credentials(ca, certificate, key) if ca or certificate or key else None
+        paths = kssl.data.folder.pictures_in(folder)
+        with kssl.FeatureClient(
+            server, model, batch_size=batch_size, retries=retries, credentials=tls
+        ) as client:
+            shape = serving.extract(client, paths, out, progress=True)
+    else:
+        shape = _extract_here(folder, out, model, batch_size)
+    click.echo("wrote {}: {} x {}".format(out, *shape))
+
+
+def _extract_here(folder, out, model, batch_size):
+    """Computes the features in this process, writes them, and returns their shape."""
+    import numpy as np
+    import tensorflow as tf
+
+    _, encoder = common.load_model(model)
+    dataset = kssl.data.from_folder(folder, encoder.input_shape[1:3])
+    paths, parts = dataset.paths, []
+    batches = dataset.batch(batch_size).prefetch(2)
+    # One trace for batches of all sizes.
+    features_of = tf.function(
+        lambda images: encoder(images, training=False),
+        input_signature=[batches.element_spec["image"]],
+    )
+    with click.progressbar(length=len(paths), label="features") as bar:
+        for batch in batches:
+            parts.append(features_of(batch["image"]).numpy())
+            bar.update(len(parts[-1]))
+    features = np.concatenate(parts)
+    with files.complete(out) as draft, open(draft, "wb") as file:
+        np.savez(file, id=np.arange(len(paths)), path=paths, features=features)
+    return features.shape

@@ -1,0 +1,69 @@
+"""`keras-ssl preview`: draws the inputs, labels and predictions of a task."""
+
+from pathlib import Path
+
+import click
+
+import keras_ssl as kssl
+from keras_ssl import plotting
+from keras_ssl.cli import common
+
+
+@click.command()
+@click.argument("task")
+@common.data_option()
+@click.option("--out", default="preview.png", show_default=True, help="The PNG file to write.")
+@click.option(
+    "--number", default=6, show_default=True, type=click.IntRange(1), help="Images to show."
+)
+@common.task_options
+def preview(task, data, out, number, size, settings, seed):
+    """Draws what the network sees, and its labels.
+
+    TASK is a name, or a .keras file of a trained task: then its predictions are drawn too.
+    """
+    trained = task.endswith(".keras")
+    common.check_parent("--out", out)
+    common.check_data(data)
+    if trained:
+        _check_trained(task, size, settings)
+    else:
+        common.find_row(task)
+
+    common.import_tensorflow()
+    if trained:
+        rows = _trained(task, data, number, seed)
+    else:
+        rows = _untrained(task, data, number, size or 32, settings, seed)
+    plotting.grid(rows, title=f"{task} on {data}").savefig(out)
+    click.echo(f"wrote {out}")
+
+
+def _check_trained(path, size, settings):
+    if settings or size is not None:
+        raise ValueError(f"{path} has the --size and --set of its training run: leave them out")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path!r}: train one by keras-ssl pretrain")
+
+
+def _trained(path, data, number, seed):
+    """The rows to draw of a trained task, with its predictions."""
+    from keras_ssl.data.named import load_dataset
+
+    task, encoder = common.load_model(path)
+    if not isinstance(task, kssl.PretextModel):
+        raise ValueError(f"{path!r} holds no task: give a file that keras-ssl pretrain wrote")
+    images, _ = load_dataset(data, encoder.input_shape[1:3], reader=task.reader)
+    x, y = next(iter(task.dataset(images, number, seed=seed)))
+    return kssl.callbacks.predicted(task, x, y)
+
+
+def _untrained(name, data, number, size, settings, seed):
+    """The rows to draw of a task by name."""
+    from keras_ssl.data.named import load_dataset
+
+    images, _ = load_dataset(data, size, reader=common.find_row(name).task.reader)
+    encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
+    task = common.make_task(name, encoder, settings, images)
+    x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
+    return task.preview(x, y)
