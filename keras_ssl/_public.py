@@ -15,6 +15,7 @@ from keras_ssl.serving import AsyncFeatureClient, FeatureClient
 from keras_ssl.solvers import clustering, transport
 from keras_ssl.tasks.context import permutations
 from keras_ssl.tasks.similarity import exemplars
-from keras_ssl.training import adversarial, distribute, momentum, optimizers
+from keras_ssl.training import adversarial, distribute
+from keras_ssl.training import momentum as _momentum
 
 _TASKS = [row.task for row in tasks.TASKS]  # importing a class registers it

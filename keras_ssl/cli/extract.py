@@ -43,7 +43,7 @@ def extract(folder, out, model, server, batch_size, retries, ca, certificate, ke
         from keras_ssl import serving
 
         tls = serving.credentials(ca, certificate, key) if ca or certificate or key else None
-        paths = kssl.data.folder.pictures_in(folder)
+        paths = kssl.data.folder.image_files(folder)
         with kssl.FeatureClient(
             server, model, batch_size=batch_size, retries=retries, credentials=tls
         ) as client:
