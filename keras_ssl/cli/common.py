@@ -19,8 +19,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """The argparse.ArgumentParser of a subcommand, whose errors are one line like all others."""
 
     def error(self, message):
-        subcommand = self.prog.removeprefix("keras-ssl ")
-        raise ValueError(f"{subcommand}: {message} ({self.prog} --help)")
+        subcommand = self.prog.split()[1]
+        raise ValueError(f"{subcommand}: {message} (keras-ssl {subcommand} --help)")
 
 
 def options(*decorators):
