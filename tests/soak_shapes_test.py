@@ -42,10 +42,10 @@ def test_zoo_is_clean_and_planted_faults_are_found(zoo):
     kinds = [json.loads(kind) for kind in zoo]
     sample = soak_shapes.sample(kinds, seed=0, most=1e6)
     planted = [{**SIZE, "op": f"planted_{fault}"} for fault in ("difference", "abort")]
-    cases = [*itertools.islice(sample, 40), *planted, *itertools.islice(sample, 5)]
+    cases = [*itertools.islice(sample, 30), *planted, *itertools.islice(sample, 5)]
     counts = []
     faults = list(soak_shapes.soak(cases, (2,), lambda *numbers: counts.append(numbers)))
     assert [case["op"] for case, _ in faults] == ["planted_difference", "planted_abort"], faults
     assert "1 of 64 numbers differ" in faults[0][1]
     assert "died in planted_abort: Aborted" in faults[1][1]
-    assert counts[-1] == (47, 2)  # it went on behind the one that died
+    assert counts[-1] == (37, 2)  # it went on behind the one that died
