@@ -19,7 +19,7 @@ import time
 
 BATCHES = (5, 3)
 IMAGES = 30
-SECONDS = 900  # for one process, else it hangs
+SECONDS = 300  # for one process, else it hangs, as one with a damaged heap may
 SMALL = {"num_images": IMAGES, "num_clusters": 5, "num_heads": 2, "filters": 4}
 
 

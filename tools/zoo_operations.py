@@ -24,7 +24,7 @@ SUSPICIOUS = ("Conv", "Pool", "MatMul", "BatchNorm", "Einsum")
 
 def graphs():
     """Yields the name and graph of every network: what prepares the images, the task, its losses."""
-    shape, known = (32, 32, 3), {"num_images": 21}
+    shape, known = (32, 32, 3), {"num_images": 21, "num_permutations": 20}
     for stem, first in (("small", None), ("imagenet", kssl.layers.Sobel())):
         encoder = kssl.encoders.resnet(shape, 4, (1, 1), stem, preprocessing=first)
         call = tf.function(encoder, autograph=False)
