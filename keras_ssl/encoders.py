@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from keras_ssl.layers import BatchNormalization
+from keras_ssl.layers import BatchNormalization, strided
 from keras_ssl.ops import images
 
 STAGE = "stage"
@@ -72,8 +72,7 @@ def resnet(
             strides = 2 if stage > 0 and block == 0 else 1
             shortcut = x
             if strides > 1:
-                # Subsampled first: the filter gradient of a 1x1 convolution with stride 2 corrupts the
-                # heap on CPUs with AVX-512 (oneDNN, few channels, batches that the threads share unevenly).
+                # Subsampled first, the same function: see `strided`.
                 shortcut = convolution(layers.MaxPooling2D(1, strides)(x), filters, 1)
             x = layers.ReLU()(convolution(x, filters, 3, strides))
             x = layers.Add()([convolution(x, filters, 3), shortcut])
@@ -86,7 +85,8 @@ def resnet(
 def from_keras(model, stages=None, preprocessing=None):
     """Encoder from any functional Keras model: same layers and weights, raw pixels in, stages named.
 
-    The weights are copied; `model` is left as it is.
+    The weights are copied; `model` is left as it is. Strided 1x1 convolutions of few channels, whose
+    gradients oneDNN miscomputes, become a subsampling and a convolution: the same function.
 
     Args:
         model: functional keras.Model with one (B, H, W, C) input of fixed size, for example
@@ -123,22 +123,29 @@ def from_keras(model, stages=None, preprocessing=None):
         raise ValueError(f"stages must name layers of {model.name!r}, got {sorted(unknown)}")
     names = {name: f"{STAGE}{number}" for number, name in enumerate(stages, start=1)}
 
-    def renamed(layer):
+    subsampled, clones, outputs = {}, {}, {}
+
+    def cloned(layer):
         config = layer.get_config()
         config["name"] = names.get(layer.name, layer.name)
-        return layer.__class__.from_config(config)
+        if strided.is_miscomputed(layer):
+            subsampled[config["name"]] = strided.subsampling(layer, config["name"])
+            config["strides"] = 1
+        clones[layer.name] = layer.__class__.from_config(config)
+        return clones[layer.name]
 
     def call(layer, *args, **kwargs):
+        if layer.name in subsampled:
+            args, kwargs = [subsampled[layer.name](*args, **kwargs)], {}
         outputs[layer.name] = layer(*args, **kwargs)
         return outputs[layer.name]
 
-    outputs = {}
     inputs = keras.Input(shape[1:], name="images")
     pixels = (preprocessing or _to_unit())(inputs)
-    clone = keras.models.clone_model(
-        model, input_tensors=pixels, clone_function=renamed, call_function=call
-    )
-    clone.set_weights(model.get_weights())
+    keras.models.clone_model(model, input_tensors=pixels, clone_function=cloned, call_function=call)
+    for name, layer in clones.items():
+        layer.set_weights(model.get_layer(name).get_weights())
+    strided.warn_of_inner_layers(model)
     last = model.output_names[0]
     features = outputs[names.get(last, last)]
     if len(features.shape) == 4:

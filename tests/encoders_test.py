@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_ssl import encoders
 
@@ -104,3 +105,78 @@ def test_maps_are_the_stages_before_the_mean():
 def test_check_pictures_refuses(shape):
     with pytest.raises(ValueError, match=r"encoder must take pictures \(H, W, 3\) of fixed size"):
         encoders.check_pictures(encoders.resnet(shape, width=2, blocks=(1,)))
+
+
+def branches(dtype, inputs=4, padding="same", size=15):
+    """A model whose 1x1 convolutions with strides are where oneDNN miscomputes gradients."""
+    kwargs = {"padding": padding, "dtype": dtype}
+    x = entry = keras.Input((size, size, inputs), dtype=dtype)
+    long = keras.layers.Conv2D(5, 3, 3, **{**kwargs, "padding": "same"})(x)
+    long = keras.layers.Conv2D(6, 1, name="long", **kwargs)(long)
+    short = keras.layers.Conv2D(6, 1, 3, name="short", activation="relu", **kwargs)(x)
+    x = keras.layers.Add(dtype=dtype)([short, long])
+    x = keras.layers.Conv2D(6, 1, (1, 2), name="wide", **kwargs)(x)
+    x = keras.layers.DepthwiseConv2D(1, 2, name="each", **kwargs)(x)
+    return keras.Model(entry, keras.layers.Flatten(dtype=dtype)(x))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [15, 16])
+def test_strided_1x1_convolutions_are_replaced_by_the_same_function(padding, size):
+    # In float64, where oneDNN has no part and the original computes what it should.
+    model = branches("float64", padding=padding, size=size)
+    encoder = encoders.from_keras(
+        model, ["short", "each"], keras.layers.Rescaling(1, dtype="float64")
+    )
+    x = np.random.default_rng(0).normal(size=(5, size, size, 4)).astype("float32")
+    x = tf.constant(x, "float64")  # the encoder's input is float32
+    results = []
+    for network in (model, encoder):
+        kernels = {w.path.replace("stage1", "short").replace("stage2", "each"): w.value
+                   for w in network.trainable_variables}  # fmt: skip
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = network(x)
+            loss = tf.reduce_sum(y * y)
+        results.append((y, *tape.gradient(loss, [x, *(kernels[k] for k in sorted(kernels))])))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    layers = {layer.name: getattr(layer, "strides", None) for layer in encoder.layers}
+    assert layers["stage1"] == (1, 1)
+    assert layers["stage1_subsampling"] == (3, 3)
+    assert layers["wide_subsampling"] == (1, 2)
+    assert layers["stage2_subsampling"] == (2, 2)
+    assert encoder.get_layer("stage1").output.shape == model.get_layer("short").output.shape
+
+
+@pytest.mark.parametrize(("inputs", "replaced"), [(15, True), (16, False)])
+def test_only_convolutions_of_few_channels_are_replaced(inputs, replaced):
+    encoder = encoders.from_keras(branches("float32", inputs), ["short"])
+    names = {layer.name for layer in encoder.layers}
+    assert ("stage1_subsampling" in names) == replaced
+
+
+def test_training_with_odd_batches_survives_strided_1x1_convolutions():
+    keras.utils.set_random_seed(0)
+    gradients = []
+    x = np.random.default_rng(0).normal(size=(5, 33, 33, 4))
+    for dtype in ("float64", "float32"):
+        model = branches(dtype, size=33)
+        model.set_weights([np.full(w.shape, 0.1) for w in model.weights])
+        encoder = encoders.from_keras(model, ["short"], keras.layers.Rescaling(1, dtype=dtype))
+        kernel = encoder.get_layer("stage1").kernel.value
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(encoder(tf.constant(x, dtype)) ** 2)
+        gradients.append(tape.gradient(loss, kernel))
+    np.testing.assert_allclose(*gradients, rtol=1e-4)
+    task = keras.Sequential([encoder, keras.layers.Dense(3)])
+    task.compile("sgd", "mse")
+    for _ in range(30):
+        task.train_on_batch(x, np.zeros((5, 3)))
+
+
+def test_warns_of_a_convolution_that_it_cannot_replace():
+    inner = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 1, 2, name="inner")])
+    model = keras.Sequential([keras.Input((16, 16, 3)), inner])
+    with pytest.warns(UserWarning, match="'inner' in 'sequential.*MaxPooling2D"):
+        encoders.from_keras(model, [inner.name])

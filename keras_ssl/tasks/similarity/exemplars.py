@@ -138,8 +138,9 @@ def recolor(patch, random):
     """
     random = random[:, None, None]
     components = tf.constant(COMPONENTS)
-    projected = tf.linalg.matmul((patch - 127.5) / 255, components, transpose_b=True)
-    contrast = tf.linalg.matmul(projected * _between(random[..., :3], CONTRAST), components)
+    # Not `tf.matmul`: with tensors of 4 and 2 axes it can corrupt the heap (tensorflow#117700).
+    projected = tf.tensordot((patch - 127.5) / 255, tf.transpose(components), 1)
+    contrast = tf.tensordot(projected * _between(random[..., :3], CONTRAST), components, 1)
     hsv = tf.image.rgb_to_hsv(tf.clip_by_value(contrast + 0.5, 0, 1))
     power, factor = _between(random[..., 3:5], POWER), _between(random[..., 5:7], FACTOR)
     summand = SUMMAND * (2 * random[..., 7:9] - 1)

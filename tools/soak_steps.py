@@ -1,0 +1,109 @@
+"""Trains every task on odd batches with narrow encoders, each in a process of its own: which die?
+
+    python tools/soak_steps.py [--steps 200] [--widths 2 4 8 16] [--tasks rotation gan] [--minutes 60]
+
+A kernel that damages the heap kills its process some steps later, so every task is trained for many
+steps, at batch sizes that threads cannot share evenly, with a checked heap as in `soak_shapes.py`. Exit
+code 1 if a process died or a loss was not finite.
+"""
+
+import argparse
+import inspect
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+BATCHES = (5, 3)
+IMAGES = 30
+SECONDS = 300  # for one process, else it hangs, as one with a damaged heap may
+SMALL = {"num_images": IMAGES, "num_clusters": 5, "num_heads": 2, "filters": 4}
+
+
+def train(name, width, steps):
+    """Trains one task, half of the steps with each batch size; prints the last loss."""
+    import keras
+    import numpy as np
+
+    import keras_ssl as kssl
+    from keras_ssl.tasks import TASKS
+
+    keras.utils.set_random_seed(0)
+    (row,) = [row for row in TASKS if row.name == name]
+    images = kssl.data.to_arrays(kssl.data.digits("test").take(IMAGES))["image"]
+    images = kssl.data.from_array(images)
+    encoder = kssl.encoders.resnet((32, 32, 3), width=width, blocks=(1, 1))
+    known = inspect.signature(row.task).parameters
+    task = row.task(encoder, **{k: v for k, v in SMALL.items() if k in known})
+    task.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+    losses = []
+    for size in BATCHES:
+        each = IMAGES // size
+        epochs = math.ceil(steps / len(BATCHES) / each)
+        data = task.dataset(images, size, epochs=epochs)
+        callbacks = task.default_callbacks(images)
+        history = task.fit(data, epochs=epochs, callbacks=callbacks, verbose=0)
+        losses += history.history["loss"]
+    assert np.isfinite(losses).all(), f"losses {losses}"
+    print(f"loss {losses[-1]:.3f}")
+
+
+def run(name, width, steps):
+    """Trains in a process of its own: (whether it ended well, what it said last)."""
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored where it is not installed
+        "MALLOC_CHECK_": "3",
+        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # else most memory is never malloc's
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, __file__, "--child", name, str(width), "--steps", str(steps)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    try:
+        ended = subprocess.run(command, **pipes, text=True, env=environment, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return False, f"still running after {SECONDS} s"
+    last = (ended.stdout.strip().splitlines() or [""])[-1][:200]
+    code = ended.returncode
+    if code == 0:
+        return True, last
+    return False, f"{signal.strsignal(-code) if code < 0 else f'exit code {code}'}: {last}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--tasks", nargs="+", help="all by default")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="none is started after")
+    parser.add_argument("--child", nargs=2, metavar=("TASK", "WIDTH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return train(options.child[0], int(options.child[1]), options.steps)
+
+    from keras_ssl.tasks import TASKS
+
+    names = options.tasks or [row.name for row in TASKS]
+    start, died, done = time.monotonic(), [], 0
+    runs = list(itertools.product(names, options.widths))
+    for name, width in runs:
+        if time.monotonic() - start > 60 * options.minutes:
+            break
+        began = time.monotonic()
+        well, said = run(name, width, options.steps)
+        done += 1
+        died += [] if well else [f"{name} {width}"]
+        taken = time.monotonic() - began
+        print(
+            f"{name:18} {width:3} {'well' if well else 'DIED'} {taken:4.0f} s  {said}", flush=True
+        )
+    print(f"{done} of {len(runs)} trained, {len(died)} died: {', '.join(died) or 'none'}")
+    return 1 if died else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Which operations the networks of the zoo run, read from their traced graphs."""
+
+import collections
+import inspect
+import json
+
+import tensorflow as tf
+
+import keras_ssl as kssl
+from keras_ssl.tasks import TASKS
+
+FAMILIES = {
+    "Conv2D": "Conv2D",
+    "Conv2DBackpropInput": "Conv2D",  # a transposed convolution is the gradient of one
+    "DepthwiseConv2dNative": "DepthwiseConv2dNative",
+    "MaxPool": "MaxPool",
+    "AvgPool": "AvgPool",
+    "MatMul": "MatMul",
+    "BatchMatMulV2": "BatchMatMulV2",
+    "FusedBatchNormV3": "FusedBatchNormV3",
+}
+SUSPICIOUS = ("Conv", "Pool", "MatMul", "BatchNorm", "Einsum")
+
+
+def graphs():
+    """Yields the name and graph of every network: what prepares the images, the task, its losses."""
+    shape, known = (32, 32, 3), {"num_images": 21, "num_permutations": 20}
+    for stem, first in (("small", None), ("imagenet", kssl.layers.Sobel())):
+        encoder = kssl.encoders.resnet(shape, 4, (1, 1), stem, preprocessing=first)
+        call = tf.function(encoder, autograph=False)
+        pixels = tf.TensorSpec((None, *shape))
+        yield f"resnet, {stem} stem", call.get_concrete_function(pixels, training=True).graph
+
+    batch = {
+        "image": tf.TensorSpec((None, *shape), tf.uint8),
+        "id": tf.TensorSpec((None,), tf.int64),
+    }
+    for row in TASKS:
+        encoder = kssl.encoders.resnet(shape, 4, (1, 1))
+        parameters = inspect.signature(row.task).parameters
+        task = row.task(encoder, **{k: v for k, v in known.items() if k in parameters})
+        task.compile("sgd")
+
+        def step(batch, seed, task=task):
+            x, y = task.pretext(batch, seed)
+            y_pred = task(x, training=True)
+            if getattr(task, "discriminator", None) is not None:
+                task.discriminator(task.compare(x, y, y_pred)[0], training=True)
+            return task.compute_loss(x, y, y_pred)
+
+        seeds = tf.TensorSpec((None, 2), tf.int64)
+        traced = tf.function(step, autograph=False).get_concrete_function(batch, seeds)
+        yield row.name, traced.graph
+
+
+def kind(node, shapes=None):
+    """What of an operation of a graph does not depend on the sizes of its tensors, as a case has it.
+
+    Args:
+        node: NodeDef.
+        shapes: of its inputs, for convolutions and batched matrix products.
+    """
+    name, attributes = FAMILIES[node.op], node.attr
+    result = {"op": name}
+    if name == "BatchMatMulV2":
+        result["ranks"] = [shape.rank for shape in shapes]
+    if "strides" in attributes:
+        result["stride"] = max(attributes["strides"].list.i)
+        result["padding"] = attributes["padding"].s.decode()
+        sides = attributes["ksize"].list.i[1:3] if "Pool" in name else shapes[1][:2]
+        result["kernel"] = [int(side) for side in sides]
+        dilation = max(attributes["dilations"].list.i, default=1)
+        result |= {"dilation": dilation} if dilation > 1 else {}
+    return result
+
+
+def zoo():
+    """Dict from every kind of operation in the zoo, as JSON, to the names of the networks with it.
+
+    Raises:
+        ValueError: a network has an operation that this tool does not know.
+    """
+    kinds = collections.defaultdict(list)
+    for name, graph in graphs():
+        nodes = [(o.node_def, [i.shape for i in o.inputs]) for o in graph.get_operations()]
+        for function in graph.as_graph_def().library.function:
+            nodes += [(node, None) for node in function.node_def]
+        for node, shapes in nodes:
+            # The shapes inside of a function are not known; these operations do not need them.
+            if node.op in FAMILIES and (shapes or node.op in ("MatMul", "MaxPool", "AvgPool")):
+                key = json.dumps(kind(node, shapes))
+                kinds[key] += [name] if name not in kinds[key] else []
+            elif any(word in node.op for word in SUSPICIOUS):
+                raise ValueError(f"teach tools/zoo_operations.py {node.op}, which {name} has")
+    return dict(kinds)
