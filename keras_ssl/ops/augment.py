@@ -21,8 +21,8 @@ def view(image, seed, recipe):
     The crop follows torchvision's `RandomResizedCrop`: area fraction uniform, aspect ratio uniform on a
     logarithmic scale, the first of ten draws that fits into the image, else the largest crop in the
     middle whose aspect ratio is allowed. The ten are drawn at once instead of one after another. Corners
-    are not rounded to whole pixels. The size stays, so a crop is only ever enlarged and needs no
-    antialiasing.
+    are not rounded to whole pixels. An area of (1, 1) is no crop, whatever the aspect ratio. The size
+    stays, so a crop is only ever enlarged and needs no antialiasing.
 
     Args:
         image: (B, H, W, 3) tensor in 0..255, uint8 or float32.
@@ -50,8 +50,11 @@ def view(image, seed, recipe):
     numbers = uniform(seed, CROP_NUMBERS + COLOR_NUMBERS + OTHER_NUMBERS)
     crop, color, other = tf.split(numbers, [CROP_NUMBERS, COLOR_NUMBERS, OTHER_NUMBERS], axis=1)
     size = tf.shape(image)
-    boxes = crop_boxes(crop, size[1:3], recipe)
-    changed = tf.image.crop_and_resize(image, boxes, tf.range(size[0]), size[1:3])
+    if recipe.area == (1.0, 1.0) and not recipe.flip:
+        changed = tf.cast(image, tf.float32)
+    else:
+        boxes = crop_boxes(crop, size[1:3], recipe)
+        changed = tf.image.crop_and_resize(image, boxes, tf.range(size[0]), size[1:3])
     changed = color_jitter(changed, color, recipe)
     gray, blurred, width, solarized = tf.unstack(other, axis=1)
     changed = _where(gray < recipe.gray, recipe.gray, changed, to_gray)
@@ -90,6 +93,8 @@ def crop_boxes(random, size, recipe):
     area = least + (most - least) * random[:, :ATTEMPTS]
     aspect = narrow * (wide / narrow) ** random[:, ATTEMPTS : 2 * ATTEMPTS] / ratio
     sides = tf.sqrt(tf.stack([area / aspect, area * aspect], axis=-1))  # (B, 10, 2) fractions
+    if recipe.area == (1.0, 1.0):
+        sides = tf.ones_like(sides)
     fits = tf.reduce_all(sides <= 1, axis=-1)
     first = tf.gather(sides, tf.argmax(tf.cast(fits, tf.int32), axis=1), batch_dims=1)
     allowed = tf.clip_by_value(ratio, narrow, wide) / ratio

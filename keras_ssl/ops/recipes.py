@@ -20,7 +20,7 @@ class Recipe:
     """Describes the random changes that make a view of an image; the defaults change nothing.
 
     Args:
-        area: pair of floats in (0, 1], range of the crop's fraction of the area.
+        area: pair of floats in (0, 1], range of the crop's fraction of the area; (1, 1) is no crop.
         aspect: pair of positive floats, range of the crop's width / height in pixels.
         flip: float in [0, 1], probability of mirroring left to right.
         jitter: float in [0, 1], probability of changing brightness, contrast, saturation and hue, in
