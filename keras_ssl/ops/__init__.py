@@ -1,5 +1,7 @@
 """Pure TensorFlow functions: the same eagerly, in tf.data and in a SavedModel."""
 
-from keras_ssl.ops import augment, decode, images, lab, masks, patches, random
+from keras_ssl.ops import augment, decode, images, jitter, lab, masks, patches, random, recipes
 
-__all__ = ["augment", "decode", "images", "lab", "masks", "patches", "random"]
+__all__ = [
+    "augment", "decode", "images", "jitter", "lab", "masks", "patches", "random", "recipes",
+]  # fmt: skip

@@ -2,8 +2,202 @@
 
 import tensorflow as tf
 
-from keras_ssl.ops.images import luminance
+from keras_ssl.ops import images
+from keras_ssl.ops.jitter import color_jitter
 from keras_ssl.ops.random import uniform
+
+ATTEMPTS = 10  # crops drawn per image until one fits
+# Random numbers of a view: the crop, the colors, and gray, blur and solarize. Their places are the same
+# in all recipes, so that two recipes that differ in the colors crop alike.
+CROP_NUMBERS, COLOR_NUMBERS, OTHER_NUMBERS = 2 * ATTEMPTS + 3, 6, 4
+
+
+def view(image, seed, recipe):
+    """Makes a random view of each image: crop, flip, color jitter, gray, blur, solarize.
+
+    Every image gets its own random numbers and its own order of the color operations, whatever batch
+    it is in. Clips to 0..255 after each color operation, as the sources of the recipes do.
+
+    The crop follows torchvision's `RandomResizedCrop`: area fraction uniform, aspect ratio uniform on a
+    logarithmic scale, the first of ten draws that fits into the image, else the largest crop in the
+    middle whose aspect ratio is allowed. The ten are drawn at once instead of one after another. Corners
+    are not rounded to whole pixels. An area of (1, 1) is no crop, whatever the aspect ratio. The size
+    stays, so a crop is only ever enlarged and needs no antialiasing.
+
+    Args:
+        image: (B, H, W, 3) tensor in 0..255, uint8 or float32.
+        seed: (B, 2) int64 tensor, one seed per image.
+        recipe: Recipe, as in `keras_ssl.ops.recipes`.
+
+    Returns:
+        (B, H, W, 3) float32 tensor in 0..255.
+
+    Raises:
+        ValueError: `image` is not (B, H, W, 3), or `seed` not (B, 2).
+
+    Reference: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
+    ICML 2020, appendix A.
+
+    Example:
+        >>> from keras_ssl.ops import random, recipes
+        >>> image, seed = tf.zeros((2, 8, 8, 3), tf.uint8), tf.constant([[0, 1], [0, 2]], tf.int64)
+        >>> [view(image, s, recipes.SIMCLR_SMALL).shape for s in random.split(seed, 2)]
+        [TensorShape([2, 8, 8, 3]), TensorShape([2, 8, 8, 3])]
+    """
+    image = tf.convert_to_tensor(image)
+    if not image.shape.is_compatible_with([None, None, None, 3]):
+        raise ValueError(f"image must be (B, H, W, 3), RGB in 0..255, got shape {image.shape}")
+    numbers = uniform(seed, CROP_NUMBERS + COLOR_NUMBERS + OTHER_NUMBERS)
+    crop, color, other = tf.split(numbers, [CROP_NUMBERS, COLOR_NUMBERS, OTHER_NUMBERS], axis=1)
+    size = tf.shape(image)
+    if recipe.area == (1.0, 1.0) and not recipe.flip:
+        changed = tf.cast(image, tf.float32)
+    else:
+        boxes = crop_boxes(crop, size[1:3], recipe)
+        changed = tf.image.crop_and_resize(image, boxes, tf.range(size[0]), size[1:3])
+    changed = color_jitter(changed, color, recipe)
+    gray, blurred, width, solarized = tf.unstack(other, axis=1)
+    changed = _where(gray < recipe.gray, recipe.gray, changed, to_gray)
+    low, high = recipe.sigma
+    sigma = low + (high - low) * width
+    changed = _where(
+        blurred < recipe.blur, recipe.blur, changed, lambda x, s: blur(x, s, recipe.kernel), sigma
+    )
+    changed = _where(
+        solarized < recipe.solarize,
+        recipe.solarize,
+        changed,
+        lambda x: solarize(x, recipe.threshold),
+    )
+    # Rounding in a saturation or hue can leave the range by some 1e-5.
+    changed = tf.raw_ops.ClipByValue(t=changed, clip_value_min=0.0, clip_value_max=255.0)
+    return tf.ensure_shape(changed, image.shape)
+
+
+def crop_boxes(random, size, recipe):
+    """Draws a crop of each image, as torchvision's `RandomResizedCrop` does.
+
+    Args:
+        random: (B, 23) float32 tensor in [0, 1).
+        size: (2,) int32 tensor, height and width in pixels.
+        recipe: Recipe; area, aspect and flip count.
+
+    Returns:
+        (B, 4) float32 tensor: top, left, bottom, right, where 0 is the center of the first pixel and 1
+        that of the last one. Left and right are swapped where the image is mirrored.
+    """
+    # In float64, as an exponential's last digit depends on the place in the batch (see random.normal).
+    random = tf.cast(random, tf.float64)
+    ratio = tf.cast(size[1] / size[0], tf.float64)  # of the image
+    (least, most), (narrow, wide) = recipe.area, recipe.aspect
+    area = least + (most - least) * random[:, :ATTEMPTS]
+    aspect = narrow * (wide / narrow) ** random[:, ATTEMPTS : 2 * ATTEMPTS] / ratio
+    sides = tf.sqrt(tf.stack([area / aspect, area * aspect], axis=-1))  # (B, 10, 2) fractions
+    if recipe.area == (1.0, 1.0):
+        sides = tf.ones_like(sides)
+    fits = tf.reduce_all(sides <= 1, axis=-1)
+    first = tf.gather(sides, tf.argmax(tf.cast(fits, tf.int32), axis=1), batch_dims=1)
+    allowed = tf.clip_by_value(ratio, narrow, wide) / ratio
+    largest = tf.minimum(tf.stack([1 / allowed, allowed]), 1)
+    sides = tf.where(tf.reduce_any(fits, axis=1)[:, None], first, largest)
+    # Where nothing fits, in the middle.
+    place = tf.where(
+        tf.reduce_any(fits, axis=1)[:, None], random[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2], 0.5
+    )
+    start = place * (1 - sides)
+    (top, left), (bottom, right) = tf.unstack(start, axis=1), tf.unstack(start + sides, axis=1)
+    mirror = random[:, 2 * ATTEMPTS + 2] < recipe.flip
+    left, right = tf.where(mirror, right, left), tf.where(mirror, left, right)
+    return tf.cast(tf.stack([top, left, bottom, right], axis=1), tf.float32)
+
+
+def to_gray(image):
+    """Replaces each pixel by its luminance, in all three channels.
+
+    Args:
+        image: (B, H, W, 3) float32 tensor.
+
+    Returns:
+        (B, H, W, 3) float32 tensor.
+
+    Example:
+        >>> to_gray(tf.constant([[[[255.0, 0.0, 0.0]]]])).numpy().round().tolist()
+        [[[[76.0, 76.0, 76.0]]]]
+    """
+    return tf.repeat(images.luminance(image), 3, axis=-1)
+
+
+def blur(image, sigma, kernel):
+    """Blurs each image with a Gaussian of its own width; mirrors the image at its border.
+
+    Args:
+        image: (B, H, W, 3) float32 tensor.
+        sigma: (B,) float32 tensor, standard deviations in pixels.
+        kernel: float in (0, 1], width of the kernel as a fraction of H; 3 pixels at least.
+
+    Returns:
+        (B, H, W, 3) float32 tensor.
+
+    Example:
+        >>> blur(tf.ones((1, 8, 8, 3)), tf.ones(1), 0.5).numpy().mean().round(3)
+        np.float32(1.0)
+    """
+    size = tf.shape(image)
+    height, width = size[1], size[2]
+    radius = tf.maximum(tf.cast(kernel * tf.cast(height, tf.float64) / 2 + 1e-6, tf.int32), 1)
+    rows = _blur_matrix(sigma, tf.minimum(radius, height - 1), height)
+    columns = _blur_matrix(sigma, tf.minimum(radius, width - 1), width)
+    image = tf.matmul(rows, tf.reshape(image, [-1, height, width * 3]))
+    image = tf.transpose(tf.reshape(image, [-1, height, width, 3]), [0, 2, 1, 3])
+    image = tf.matmul(columns, tf.reshape(image, [-1, width, height * 3]))
+    return tf.transpose(tf.reshape(image, [-1, width, height, 3]), [0, 2, 1, 3])
+
+
+def _blur_matrix(sigma, radius, length):
+    """(B, length, length) float32 matrices that blur a column of pixels, mirrored at both ends."""
+    steps = tf.range(radius + 1)
+    # float64: as in crop_boxes.
+    exponent = (tf.cast(steps, tf.float64) / tf.cast(sigma, tf.float64)[:, None]) ** 2
+    weight = tf.exp(-exponent / 2)
+    weight /= 2 * tf.reduce_sum(weight, axis=1, keepdims=True) - 1
+    weight = tf.pad(tf.cast(weight, tf.float32), [[0, 0], [0, 1]])  # 0 beyond the radius
+    index = tf.range(length)
+    row, column = index[:, None], index[None]
+    last = length - 1
+    # A pixel counts directly, as its mirror image before the first pixel, and after the last one; the
+    # first and the last pixel are no mirror images of themselves.
+    before = tf.where(column > 0, row + column, length)
+    after = tf.where(column < last, 2 * last - row - column, length)
+    distances = [tf.minimum(d, radius + 1) for d in (tf.abs(row - column), before, after)]
+    return tf.add_n([tf.gather(weight, distance, axis=1) for distance in distances])
+
+
+def solarize(image, threshold):
+    """Inverts the pixels from a threshold on.
+
+    Args:
+        image: (B, H, W, 3) float32 tensor in 0..255.
+        threshold: float in 0..255.
+
+    Returns:
+        (B, H, W, 3) float32 tensor in 0..255.
+
+    Example:
+        >>> solarize(tf.constant([10.0, 250.0]), 127.5).numpy().tolist()
+        [10.0, 5.0]
+    """
+    return tf.where(image < threshold, image, 255 - image)
+
+
+def _where(drawn, probability, image, function, *values):
+    """Applies a function to the drawn images only, with what belongs to them of each of the values."""
+    if not probability:
+        return image
+    if probability == 1:
+        return function(image, *values)
+    rows = tf.where(drawn)
+    chosen = [tf.gather(x, rows[:, 0]) for x in (image, *values)]
+    return tf.tensor_scatter_nd_update(image, rows, function(*chosen))
 
 
 def random_shift(image, seed, share, flip):
@@ -108,5 +302,5 @@ def random_colors(image, seed, strength=0.4, gray=0.2):
     image *= brightness
     mean = tf.reduce_mean(image, axis=[1, 2, 3], keepdims=True)
     image = mean + contrast * (image - mean)
-    without = luminance(image)
+    without = images.luminance(image)
     return tf.clip_by_value(without + saturation * (image - without), 0, 255)
