@@ -95,7 +95,7 @@ def test_unreadable_pictures_are_skipped_and_counted(tmp_path, workers):
 
 def test_a_folder_of_other_things_is_refused_though_it_is_only_listed(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="is a readable picture"):
+    with pytest.raises(ValueError, match="is a readable image"):
         kssl.data.from_folder(tmp_path, 4, check=False)
 
 
