@@ -21,7 +21,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
 
     Args:
         images: tf.data.Dataset of dicts with `id` and what `task.needs`, of known length. With random
-            access (`data.columns.addressable`), places are drawn and only this worker's images loaded;
+            access (`data.columns.random_access`), places are drawn and only this worker's images loaded;
             what cannot be loaded is skipped, with a warning, and the epoch is filled up with its first
             images.
         task: PretextModel; only the columns that it needs are handed to its `pretext`.
