@@ -299,14 +299,18 @@ class PretextModel(keras.Model):
                     f"self.{name} in the constructor, or the saved task would lose it"
                 )
             value = getattr(self, name)
-            if name in self.networks:
+            if isinstance(value, np.ndarray):
+                value = value.tolist()
+            elif hasattr(value, "get_config"):  # networks, layers, augmentation recipes
                 value = keras.saving.serialize_keras_object(value)
-            config[name] = value.tolist() if isinstance(value, np.ndarray) else value
+            config[name] = value
         return config
 
     @classmethod
     def from_config(cls, config):
-        networks = {
-            name: keras.saving.deserialize_keras_object(config[name]) for name in cls.networks
-        }
-        return cls(**{**config, **networks})
+        def restored(value):
+            if isinstance(value, dict) and "class_name" in value:
+                return keras.saving.deserialize_keras_object(value)
+            return value
+
+        return cls(**{name: restored(value) for name, value in config.items()})
