@@ -174,7 +174,7 @@ def test_a_version_that_differs_from_keras_never_appears(task, tmp_path, monkeyp
 def test_refuses(tmp_path, task):
     free = kssl.tasks.Rotation(kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,)))
     for bad in (free, task.encoder, None):
-        with pytest.raises(ValueError, match="task must be"):
+        with pytest.raises(ValueError, match="task must be|encoder must take"):
             kssl.export(bad, tmp_path / "m")
     assert not (tmp_path / "m").exists()
     with pytest.raises(ValueError, match="encoder.json"):

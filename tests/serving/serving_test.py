@@ -91,7 +91,7 @@ def test_requests_stay_under_the_message_limit(server, monkeypatch, noise):
 @pytest.mark.parametrize(
     ("pictures", "words"),
     [([], "at least one"), ("a.jpg", "sequence"), (np.zeros((2, 32, 32, 3)), "uint8"),
-     ([np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)], "one shape"),
+     ([np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)], "the same shape"),
      (np.zeros((2, 16, 32, 3), np.uint8), "must have the shape"), ([b"hello"], "Unknown image file format")],
 )  # fmt: skip
 def test_client_refuses_or_says_what_the_server_refused(client, pictures, words):
@@ -267,7 +267,7 @@ def test_the_task_itself_can_be_asked(noise, tmp_path):
     with serving.Server(tmp_path) as server:
         client = kssl.FeatureClient(f"localhost:{server.port}", "enlarge", batch_size=16)
         answer = client.pretext(noise)
-        with pytest.raises(ValueError, match="pictures must hold at least one picture"):
+        with pytest.raises(ValueError, match="images must contain at least one image"):
             client.pretext([])
         with pytest.raises(ValueError, match="must be"):
             client.pretext(noise.astype(np.float32))
@@ -285,5 +285,5 @@ def test_other_tasks_answer_with_what_they_predict(client, task, noise):
     assert set(answer) == {"rotation"}
     expected = task.prediction(noise.astype(np.float32))["rotation"]
     np.testing.assert_allclose(answer["rotation"], expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="pictures must all have one shape"):
+    with pytest.raises(ValueError, match="images must all have the same shape"):
         client.pretext([noise[0], noise[1][:16]])

@@ -23,7 +23,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 import keras_ssl as kssl
 from keras_ssl import serving
-from keras_ssl.serving.client import extraction, protocol
+from keras_ssl.serving.client import extraction, protocol, retry
 
 Code = grpc.StatusCode
 
@@ -136,7 +136,7 @@ both = pytest.mark.parametrize("kind", [kssl.FeatureClient, kssl.AsyncFeatureCli
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(protocol, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_what_was_unavailable_keeps_its_place(short, kind):
 
 
 def test_an_overloaded_server_is_said_to_be_so():
-    words = "is overloaded: lower window or batch_size, or ask later"
+    words = "is overloaded; lower window or batch_size, or retry later"
     fake = Fake(refuse(Code.RESOURCE_EXHAUSTED))
     with asked(fake) as client, pytest.raises(RuntimeError, match=words):
         client.features(encoded(1))
@@ -214,15 +214,15 @@ def test_an_overloaded_server_is_said_to_be_so():
 
 @both
 def test_the_deadline_holds_for_all_attempts(monkeypatch, kind):
-    monkeypatch.setattr(protocol, "FIRST_WAIT", 0.2)
-    monkeypatch.setattr(protocol, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF", 0.2)
+    monkeypatch.setattr(retry, "MAX_BACKOFF", 0.2)
     fake = Fake(refuse(*[Code.UNAVAILABLE] * 99))
     start = time.monotonic()
     with fake.served() as port, pytest.raises(ConnectionError):
         features(kind, f"localhost:{port}", encoded(1), timeout=1, retries=90)
     assert time.monotonic() - start < 6
     assert 2 <= len(fake.left) <= 7
-    assert 0.5 < fake.left[0] <= 1
+    assert 0.5 < fake.left[0] <= 1.1
     assert all(a - b > 0.1 for a, b in itertools.pairwise(fake.left))
 
 
@@ -230,7 +230,7 @@ def test_a_slow_server_is_a_timeout_and_is_not_asked_again():
     fake = Fake(lambda asked, context: time.sleep(1))
     with (
         asked(fake, timeout=0.2) as client,
-        pytest.raises(TimeoutError, match="within 0.2 s: raise"),
+        pytest.raises(TimeoutError, match="within 0.2 s; raise"),
     ):
         client.features(encoded(1))
     assert len(fake.asked) == 1
@@ -238,8 +238,8 @@ def test_a_slow_server_is_a_timeout_and_is_not_asked_again():
 
 def test_waits_double_and_outlast_a_restart():
     with kssl.FeatureClient("localhost:1", "m", retries=9, timeout=1000) as client:
-        patience = protocol.Patience(client)
-        waits = [patience.wait(Code.UNAVAILABLE) for _ in range(10)]
+        policy = retry.RetryPolicy(client.timeout, client.retries)
+        waits = [policy.backoff(Code.UNAVAILABLE) for _ in range(10)]
     usual = [0.7, 1.4, 2.8, 5.6, 11.2, 20, 20, 20, 20]
     assert waits.pop() is None
     assert all(0.8 * b <= a <= 1.2 * b for a, b in zip(waits, usual, strict=True))
@@ -409,7 +409,7 @@ def test_version_and_label_are_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [({"window": 0}, "window must be at least 1, got 0"), ({"retries": -1}, "retries must be"),
-     ({"version": 1, "label": "stable"}, "give either"), ({"credentials": "ca.crt"}, "credentials must be"),
+     ({"version": 1, "label": "stable"}, "give only one"), ({"credentials": "ca.crt"}, "credentials must be"),
      ({"timeout": -1}, "timeout must be"), ({"batch_size": 0}, "batch_size must be")],
 )  # fmt: skip
 @both
@@ -420,8 +420,8 @@ def test_arguments_are_checked(kind, arguments, words):
 
 @pytest.mark.parametrize(
     ("ask", "pictures", "words"),
-    [("features", 3, "pictures must be a sequence, or a generator"), ("features", iter(()), "at least one"),
-     ("features", [b"0", arrays(1)[0]], "got a ndarray among them"),
+    [("features", 3, "images must be a sequence or generator"), ("features", iter(()), "at least one"),
+     ("features", [b"0", arrays(1)[0]], "another is of type ndarray"),
      ("features", [arrays(1)[0], b"0"], "got a file or bytes"), ("stages", [b"0"], "got a file or bytes"),
      ("pretext", ["a.jpg"], "got a file or bytes"), ("stages", [], "at least one"),
      ("features", arrays(3)[0], r"uint8 of shape \(2, 3\)")],
@@ -438,21 +438,26 @@ def test_a_stream_may_be_empty():
 
 @pytest.mark.parametrize("answer", [[[1, 2]], [[1, 2]] * 3, 1.0])
 def test_a_wrong_number_of_rows_is_an_error(answer):
-    fake, words = Fake(lambda asked, context: answer), "answered 2 pictures with .*one row for each"
+    fake, words = (
+        Fake(lambda asked, context: answer),
+        "for 2 images; every output must have one row per image",
+    )
     with asked(fake) as client, pytest.raises(RuntimeError, match=words):
         client.features(encoded(2))
 
 
 def test_a_damaged_answer_is_an_error():
-    request = protocol.ClientBase._request
+    request = protocol.ClientBase._build_request
     with kssl.FeatureClient("localhost:1", "m") as client:
         response = predict_pb2.PredictResponse()
         response.outputs["features"].CopyFrom(tf.make_tensor_proto(np.ones((1, 2), np.float32)))
         response.outputs["features"].tensor_content = b"abc"
-        with pytest.raises(RuntimeError, match="damaged"):
-            client._answer(request(client, "encoded", [b"0"]), response)
+        with pytest.raises(RuntimeError, match="malformed"):
+            client._parse_response(request(client, "encoded", [b"0"]), response)
         with pytest.raises(RuntimeError, match="one row"):
-            client._answer(request(client, "encoded", [b"0"]), predict_pb2.PredictResponse())
+            client._parse_response(
+                request(client, "encoded", [b"0"]), predict_pb2.PredictResponse()
+            )
 
 
 @settings(max_examples=40, deadline=None)
@@ -471,11 +476,11 @@ def test_answers_are_read_as_tensorflow_reads_them(dtype, shape, seed, one):
     spread.ClearField(field)
     getattr(spread, field).extend(flat.ravel().tolist()[: 1 if one else None])
     for proto in (packed, spread):
-        got = protocol.array(proto)
+        got = protocol.decode_tensor(proto)
         assert got.dtype == value.dtype
         np.testing.assert_array_equal(got, tf.make_ndarray(proto))
     if not one:
-        np.testing.assert_array_equal(protocol.array(spread), value)
+        np.testing.assert_array_equal(protocol.decode_tensor(spread), value)
 
 
 def test_rows_are_the_callers_to_write():
@@ -706,7 +711,7 @@ def test_extract_goes_on_after_its_process_was_killed(tmp_path):
                 kills += 1
             _, err = process.communicate(timeout=30)
             assert "Traceback" not in err
-            continued += "continues at image" in err
+            continued += "resuming at image" in err
     assert (kills, continued) == (4, 4)
     holds(out, paths)
     # No more than what was on its way was asked for twice.
@@ -732,7 +737,7 @@ def test_extract_outlasts_a_server_that_is_killed_and_started_again(tmp_path):
             killer = threading.Thread(target=kill, args=(1000,))
             killer.start()
             with pytest.raises(
-                ConnectionError, match=r"\d+ of 800 images are in .* continues there"
+                ConnectionError, match=r"\d+ of 800 images are in .*, run the same command again"
             ):
                 extraction.extract(client, paths, out)
             killer.join()
@@ -757,17 +762,17 @@ def test_extract_outlasts_a_server_that_is_killed_and_started_again(tmp_path):
 def stopped(client, paths, out, after):
     """Extracts until so many requests were answered, then fails."""
     calls = itertools.count()
-    answer = client._answer
+    answer = client._parse_response
 
     def count(request, response):
         if next(calls) == after:
             raise RuntimeError("stopped")
         return answer(request, response)
 
-    client._answer = count
+    client._parse_response = count
     with pytest.raises(RuntimeError, match="stopped"):
         extraction.extract(client, paths, out)
-    del client._answer
+    del client._parse_response
 
 
 def test_a_torn_draft_goes_on_with_its_whole_rows(tmp_path, capsys):
@@ -778,7 +783,7 @@ def test_a_torn_draft_goes_on_with_its_whole_rows(tmp_path, capsys):
         file.truncate(size(f"{out}.part") - 3)
     with asked(fake, batch_size=5) as client:
         extraction.extract(client, paths, out, progress=True)
-    assert capsys.readouterr() == ("", "continues at image 16 of 50\n")
+    assert capsys.readouterr() == ("", "resuming at image 16 of 50\n")
     assert sorted(itertools.chain(*fake.asked)) == list(range(15, 50))
     holds(out, paths)
 
@@ -794,12 +799,12 @@ def test_a_draft_is_continued_by_its_own_version_only(tmp_path):
 
             # A newer one is there by now, and the server takes no notice of what is asked for.
             fake.version = 4
-            with pytest.raises(RuntimeError, match="asked for version 3 .* with version 4"):
+            with pytest.raises(RuntimeError, match="requested version 3 .* with version 4"):
                 extraction.extract(client, paths, out)
             # It takes notice, and the old version is gone.
             fake.behave = lambda asked, context: context.abort(Code.NOT_FOUND, "Servable not found")
             with pytest.raises(
-                ValueError, match=r"are of version 3: serve it, or delete that file"
+                ValueError, match=r"computed by version 3: serve it, or delete that file"
             ):
                 extraction.extract(client, paths, out)
 
@@ -817,22 +822,22 @@ def test_a_draft_of_something_else_is_left_alone(tmp_path):
         draft = (tmp_path / "features.npz.part").read_bytes()
         address = client.address
         cases = [
-            ({"model": "n"}, paths, r"\(model differ"), ({"label": "stable"}, paths, r"\(label differ"),
-            ({"version": 2}, paths, r"\(version differ"), ({}, paths[1:], r"\(files differ"),
-            ({"model": "n"}, paths[::-1], r"\(model and files differ"),
+            ({"model": "n"}, paths, r"\(different model"), ({"label": "stable"}, paths, r"\(different label"),
+            ({"version": 2}, paths, r"\(different version"), ({}, paths[1:], r"\(different files"),
+            ({"model": "n"}, paths[::-1], r"\(different model and files"),
         ]  # fmt: skip
         for arguments, files, words in cases:
             other = kssl.FeatureClient(address, **{"model": "m", **arguments})
-            with other, pytest.raises(ValueError, match=f"{words}.*delete that file to begin anew"):
+            with other, pytest.raises(ValueError, match=f"{words}.*delete it to start again"):
                 extraction.extract(other, files, out)
         with open(paths[7], "ab") as file:
             file.write(b"0")
-        with pytest.raises(ValueError, match="files differ"):
+        with pytest.raises(ValueError, match="different files"):
             extraction.extract(client, paths, out)
         assert (tmp_path / "features.npz.part").read_bytes() == draft
         for foreign in (b"PK\3\4 something", b"[]\n", b'{"draft of": "tea"}\n'):
             (tmp_path / "features.npz.part").write_bytes(foreign)
-            with pytest.raises(ValueError, match="is no draft|draft of"):
+            with pytest.raises(ValueError, match="contains something else"):
                 extraction.extract(client, paths, out)
             assert (tmp_path / "features.npz.part").read_bytes() == foreign
     assert not out.exists()
@@ -851,7 +856,7 @@ def test_unreadable_files_are_left_out_with_a_warning(tmp_path):
             shape = extraction.extract(client, paths, out)
         assert shape == (54, 2)
         holds(out, paths, [i for i in range(60) if i not in bad])
-        with pytest.raises(ValueError, match="none of the 2 files is a picture"):
+        with pytest.raises(ValueError, match="none of the 2 files is an image"):
             extraction.extract(client, paths[:2], tmp_path / "none.npz")
         with pytest.raises(ValueError, match="at least one file"):
             extraction.extract(client, [], tmp_path / "none.npz")
@@ -860,14 +865,14 @@ def test_unreadable_files_are_left_out_with_a_warning(tmp_path):
 
 def test_a_million_rows_are_not_in_memory(tmp_path):
     client = kssl.FeatureClient("localhost:1", "m")
-    draft = extraction._Draft(str(tmp_path / "features.npz.part"), client, [])
-    draft.begin(1, 64)
+    draft = extraction._PartialFile(str(tmp_path / "features.npz.part"), client, [])
+    draft.create(1, 64)
     number = 50 * 4096
     paths = [f"{i:06d}" for i in range(number)]
     for i in range(0, number, 4096):
-        draft.add(np.repeat(np.arange(i, i + 4096, dtype=np.float32)[:, None], 64, 1))
+        draft.append(np.repeat(np.arange(i, i + 4096, dtype=np.float32)[:, None], 64, 1))
     tracemalloc.start()
-    assert extraction._write(draft, paths, str(tmp_path / "features.npz")) == (number, 64)
+    extraction._write(draft, paths, str(tmp_path / "features.npz"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16e6  # the features are 52 MB

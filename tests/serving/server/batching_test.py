@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keras_ssl.serving.server.batching import Batcher
 from keras_ssl.serving.server.configs import BatchingParameters
-from keras_ssl.serving.server.requests import Refusal
+from keras_ssl.serving.server.errors import StatusError
 
 
 def parameters(**fields):
@@ -141,7 +141,7 @@ def test_the_queue_has_an_end():
         while sum(map(len, batcher._queues.values())) < 4:
             time.sleep(0.01)
         with pytest.raises(
-            Refusal, match="queue to which this task was submitted is full"
+            StatusError, match="queue to which this task was submitted is full"
         ) as error:
             batcher.run("k", model, {"x": np.ones(1)})
         assert error.value.code == grpc.StatusCode.UNAVAILABLE

@@ -18,7 +18,7 @@ from tensorflow_serving.config import model_server_config_pb2
 import keras_ssl as kssl
 from keras_ssl.serving.server.configs import config_of
 from keras_ssl.serving.server.models import Models
-from keras_ssl.serving.server.requests import Refusal
+from keras_ssl.serving.server.errors import StatusError
 from keras_ssl.serving.server.servable import WARMUP
 
 AVAILABLE, END = (
@@ -100,7 +100,9 @@ def test_a_new_version_takes_over_and_the_old_one_finishes(folder):
         assert old.run({"x": np.zeros((1, 1), np.float32)})["y"] == 2
     with pytest.raises(tf.errors.CancelledError, match="closed"):
         old.run({"x": np.zeros((1, 1), np.float32)})
-    with pytest.raises(Refusal, match=r"Servable not found for request: Specific\(counter, 2\)"):
+    with pytest.raises(
+        StatusError, match=r"Servable not found for request: Specific\(counter, 2\)"
+    ):
         answer(models, version=2)
     models.close()
 
@@ -148,7 +150,7 @@ def test_a_damaged_version_is_passed_over_with_its_reason(folder, counter, kind)
     assert answer(models) == 2
     state, words = states(models)[3]
     assert state == END
-    assert "holds no SavedModel that loads" in words or "warm-up" in words
+    assert "has no SavedModel that can be loaded" in words or "warm-up" in words
     # The rest of the copy arrives: it is tried again.
     shutil.rmtree(folder / "3")
     shutil.copytree(counter / "3", folder / "3")
@@ -180,7 +182,7 @@ def test_an_export_notices_any_flipped_byte(exported, tmp_path):
         file.write_bytes(bytes(content))
         models = Models(config_of({"m": tmp_path / "m"}))
         assert models.versions("m") == [1]
-        assert f"{name} is not what was exported" in models.why_not("m")
+        assert f"{name} differs from what was exported" in models.why_unavailable("m")
         models.close()
         shutil.copy(exported / "1" / name, file)
 
@@ -196,11 +198,13 @@ def test_a_folder_that_is_gone_for_a_moment_takes_nothing_down(folder):
 def test_labels(counter):
     models = Models(configured(counter, all=True, labels={"stable": 1}))
     assert answer(models, label="stable") == 1
-    with pytest.raises(Refusal, match="Unrecognized servable version label: canary"):
+    with pytest.raises(StatusError, match="Unrecognized servable version label: canary"):
         answer(models, label="canary")
     models.reload(configured(counter, all=True, labels={"stable": 2, "canary": 3}))
     assert (answer(models, label="stable"), answer(models, label="canary")) == (2, 3)
-    with pytest.raises(Refusal, match="assign label to version 7 of model counter, which") as error:
+    with pytest.raises(
+        StatusError, match="assign label to version 7 of model counter, which"
+    ) as error:
         models.reload(configured(counter, latest=1, labels={"stable": 7}))
     assert error.value.code == grpc.StatusCode.FAILED_PRECONDITION
     assert models.versions("counter") == [1, 2, 3]  # nothing of the refused config
@@ -212,7 +216,7 @@ def test_a_label_moves_to_a_version_that_answers_only(counter):
     """One write that adds a version and labels it is refused, as by TensorFlow Serving."""
     models = Models(configured(counter, specific=[1], labels={"stable": 1}))
     both = configured(counter, specific=[1, 2], labels={"stable": 2})
-    with pytest.raises(Refusal, match="not currently available"):
+    with pytest.raises(StatusError, match="not currently available"):
         models.reload(both)
     models.reload(configured(counter, specific=[1, 2], labels={"stable": 1}))
     models.reload(both)
@@ -230,9 +234,9 @@ def test_reload_adds_and_removes_models(counter):
     models = Models(configured(counter))
     models.reload(config_of({"other": counter}))
     assert models.names() == ["other"]
-    with pytest.raises(Refusal, match=r"Latest\(counter\)"):
+    with pytest.raises(StatusError, match=r"Latest\(counter\)"):
         answer(models)
-    with pytest.raises(Refusal, match="1 model.* did not become available: empty: no version"):
+    with pytest.raises(StatusError, match="1 model.* did not become available: empty: no version"):
         models.reload(config_of({"other": counter, "empty": counter.parent}))
     assert models.names() == ["other"]
     models.close()
@@ -258,7 +262,7 @@ def bad_configs(counter):
 def test_bad_configs_are_refused_and_change_nothing(counter):
     models = Models(configured(counter))
     for config, words in bad_configs(counter):
-        with pytest.raises(Refusal, match=words) as error:
+        with pytest.raises(StatusError, match=words) as error:
             models.reload(config)
         assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
         with pytest.raises(ValueError, match=words):

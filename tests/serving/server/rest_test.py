@@ -71,13 +71,13 @@ def test_encoded_pictures_and_several_outputs(server, task, noise):
 def test_numbers_are_short(server):
     _, answer = ask(server, "/v1/models/counter:predict", {"instances": [[0.1], [2]]})
     assert answer == {"predictions": [[3.1], [5.0]]}  # and not 3.0999999046
-    assert json_tensors.values("y", np.array([np.nan, -np.inf, 1e20], np.float32))[1:] == [
+    assert json_tensors.to_json("y", np.array([np.nan, -np.inf, 1e20], np.float32))[1:] == [
         -np.inf,
         1e20,
     ]
-    assert json_tensors.values("a_bytes", np.array([b"\0"], object)) == [{"b64": "AA=="}]
-    assert json_tensors.values("a", np.array([[b"x"], [b"y"]], object)) == [["x"], ["y"]]
-    assert json_tensors.values("n", np.array([200, 7], np.uint8)) == [200, 7]
+    assert json_tensors.to_json("a_bytes", np.array([b"\0"], object)) == [{"b64": "AA=="}]
+    assert json_tensors.to_json("a", np.array([[b"x"], [b"y"]], object)) == [["x"], ["y"]]
+    assert json_tensors.to_json("n", np.array([200, 7], np.uint8)) == [200, 7]
 
 
 def test_status_and_metadata(server):

@@ -154,7 +154,7 @@ def test_requests_beyond_the_limit_are_refused(counter):
     ):
         first = [stub(channel).Predict.future(request("counter", x=[[1.0]])) for _ in range(2)]
         time.sleep(0.3)
-        with pytest.raises(grpc.RpcError, match="2 requests are being worked on") as error:
+        with pytest.raises(grpc.RpcError, match="2 requests are in flight") as error:
             stub(channel).Predict(request("counter", x=[[1.0]]), timeout=10)
         assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert all(f.result().outputs["y"].float_val[0] == 4 for f in first)
@@ -507,7 +507,7 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({}, "give one of directory and config"), ({"directory": "x", "config": "y"}, "give one of"),
+    [({}, "give either directory or config"), ({"directory": "x", "config": "y"}, "give either"),
      ({"directory": "x", "port": None}, "nothing to listen on"),
      ({"directory": "x", "limit": 0}, "limit must be at least 1, got 0"),
      ({"directory": "x", "rest_timeout": 0}, "rest_timeout must be")],
@@ -520,6 +520,6 @@ def test_bad_arguments(arguments, words):
 def test_no_model_that_loads(tmp_path):
     (tmp_path / "broken" / "1").mkdir(parents=True)
     with pytest.raises(
-        ValueError, match="no model that loads: broken: path .* holds no SavedModel"
+        ValueError, match="no model can be loaded: broken: path .* has no SavedModel"
     ):
         serving.Server(tmp_path)
