@@ -240,7 +240,8 @@ class _PartialFile:
 
     def readable(self):
         """Returns (N,) bool, whether the server could read each image."""
-        return np.concatenate([chunk["readable"] for chunk in self._chunks()])
+        # Copies: a view of one column would keep the features of its chunk in memory.
+        return np.concatenate([chunk["readable"].copy() for chunk in self._chunks()])
 
     def features(self):
         """Yields the features of the readable images in chunks."""
