@@ -1,4 +1,4 @@
-"""A trained task out as a SavedModel for TensorFlow Serving, and its encoder back into Keras."""
+"""Exports tasks as SavedModels for TensorFlow Serving, and loads their encoders back into Keras."""
 
 import datetime
 import json
@@ -15,94 +15,84 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from keras_ssl import encoders
 from keras_ssl.ops import decode, images
+from keras_ssl.pretext import PretextModel
 from keras_ssl.serving.server.servable import CHECKSUMS, WARMUP, Servable, checksums, versions
 from keras_ssl.tasks import TASKS
 
 TOLERANCE = 1e-5
-DRAFT_SECONDS = 24 * 3600
+MAX_DRAFT_SECONDS = 24 * 3600  # a draft that is older belongs to an export that was killed
 
 
 def export(task, path, card=None):
-    """Writes the next version of a model, as TensorFlow Serving mounts it.
+    """Exports the next version of a model as a SavedModel for TensorFlow Serving.
 
-    The version appears only when it has been checked: it is written to a hidden directory beside
-    it, loaded in a graph Session (the loader of TensorFlow Serving), run on the warm-up batch by
-    every signature, compared with Keras, and then renamed. A task in mixed precision is exported in
-    float32.
+    A version appears only after it has been verified. It is written to a hidden directory next to the
+    other versions and loaded into a graph Session, as TensorFlow Serving loads it. Every signature is
+    run on a batch of random images, the features are compared with those of Keras, and only then is
+    the directory renamed. A task in mixed precision is exported in float32.
 
     | signature | input | output |
     | --- | --- | --- |
     | serving_default | images (N, H, W, 3) uint8 | features (N, D) float32 |
     | encoded | encoded (N,) bytes of JPEG, PNG, BMP or GIF files | features (N, D) float32 |
-    | stages | images | stage1, ... (N, c) averaged over the picture, and features |
-    | pretext, where the task has one | images | what the task predicts for the picture |
+    | stages | images | stage1, ... (N, c) averaged over the image, and features |
+    | pretext, if the task has a prediction | images | the task's prediction for each image |
 
     Args:
         task: PretextModel with an encoder of fixed input size (H, W, 3).
         path: directory of the model; its name is the model's name in TensorFlow Serving.
-        card: dict of what to know about the model (data, budget, accuracies, licence), added to
-            `assets.extra/card.json` beside task, paper, versions and date.
+        card: dict with information about the model (data, budget, accuracies, license), which is added
+            to the task, paper, versions and date in `assets.extra/card.json`.
 
     Returns:
         str, the new version's directory, "<path>/<version>".
 
     Raises:
-        ValueError: `task` is no PretextModel, or its encoder has no fixed size or not 3 channels.
-        RuntimeError: the written model does not give Keras' features; no version appears.
+        ValueError: `task` is not a PretextModel, or its encoder's input does not have a fixed size and
+            3 channels.
+        RuntimeError: the written model's features differ from those of Keras; no version appears.
 
     Example:
         >>> export(task, "saved_models/rotation_photos")                # doctest: +SKIP
         'saved_models/rotation_photos/1'
     """
-    shape = getattr(getattr(task, "encoder", None), "input_shape", (None,))[1:]
-    if len(shape) != 3 or None in shape or shape[-1] != 3:
-        raise ValueError(
-            f"task must be a PretextModel whose encoder takes (H, W, 3) of fixed size, got {shape}"
-        )
+    if not isinstance(task, PretextModel):
+        raise ValueError(f"task must be a PretextModel, got {type(task).__name__}")
+    height, width = encoders.check_pictures(task.encoder)
     task = _in_float32(task)
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    for old in path.glob(".export-*"):  # of an export that was killed; a running one is young
-        if time.time() - old.stat().st_mtime > DRAFT_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-    # Hidden and not numeric: servers pass over it, also when this process is killed here.
+    _remove_old_drafts(path)
+    # Servers ignore a name that is not a number, even if this process is killed and leaves it behind.
     draft = Path(tempfile.mkdtemp(prefix=".export-", dir=path))
     try:
-        signatures = _write(task, draft)
-        batch = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
-        inputs = {name: {"images": batch} for name in signatures}
-        inputs["encoded"] = {"encoded": np.array([tf.io.encode_png(i).numpy() for i in batch])}
-        _check(task, draft, inputs)
+        signatures = _signatures(task, height, width)
+        _write(task, signatures, draft)
+        inputs = _random_inputs(signatures, height, width)
+        _verify(task, draft, inputs)
         extra = draft / "assets.extra"
         extra.mkdir()
         _write_warmup(extra / WARMUP, path.name, inputs)
         (extra / "encoder.json").write_text(task.encoder.to_json(indent=1))
-        (extra / "card.json").write_text(json.dumps(_card(task, signatures, card), indent=1))
+        (extra / "card.json").write_text(json.dumps(_card(task, list(signatures), card), indent=1))
         (extra / CHECKSUMS).write_text(json.dumps(checksums(draft), indent=1))
-        draft.chmod(0o755)  # mkdtemp's 0700 would keep the server's user out
-        while True:
-            version = path / str(max(versions(path), default=0) + 1)
-            try:
-                os.rename(draft, version)
-                return str(version)
-            except OSError:
-                if not version.exists():  # else another export took this number meanwhile
-                    raise
+        draft.chmod(0o755)  # mkdtemp creates it with 0700, which would exclude the server's user
+        return str(_rename_to_next_version(draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def load(path):
-    """Rebuilds the Keras encoder of an export: trainable, with the exported weights.
+    """Loads the Keras encoder of an export, trainable and with the exported weights.
 
     Args:
         path: version directory, or the model's directory for its newest version.
 
     Returns:
-        functional keras.Model from (B, H, W, 3) pixels in 0..255 to (B, D) features, stages named.
+        functional keras.Model from (B, H, W, 3) pixels in 0..255 to (B, D) features, with named stages.
 
     Raises:
-        ValueError: `path` is no export of keras_ssl.
+        ValueError: `path` is not an export of keras_ssl.
 
     Example:
         >>> encoder = load("saved_models/rotation_cifar10/1")
@@ -123,59 +113,95 @@ def load(path):
     return encoder
 
 
-def _write(task, directory):
-    """Saves the signatures; returns their names."""
-    height, width, _ = task.encoder.input_shape[1:]
+def _remove_old_drafts(path):
+    """Removes drafts of exports that were killed; those of running exports are younger."""
+    for draft in path.glob(".export-*"):
+        if time.time() - draft.stat().st_mtime > MAX_DRAFT_SECONDS:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _rename_to_next_version(draft, path):
+    """Renames a draft to the next free version of the model and returns that directory."""
+    while True:
+        version = path / str(max(versions(path), default=0) + 1)
+        try:
+            os.rename(draft, version)
+            return version
+        except OSError:
+            if not version.exists():  # otherwise another export has just taken this number
+                raise
+
+
+def _signatures(task, height, width):
+    """Creates the signatures, a dict of tf.function by name."""
     stages = encoders.stages(task.encoder)
-    pixels = tf.TensorSpec((None, height, width, 3), tf.uint8, name="images")
+    encoded = tf.TensorSpec((None,), tf.string, name="encoded")
 
-    encoded_files = tf.TensorSpec((None,), tf.string, name="encoded")
+    def resized(file):
+        return images.resize(decode.decode(file), height, width)
 
-    def endpoint(spec, function):
-        # Declared shapes are not enforced in a Session, and a wrong rank in a convolution aborts
-        # the whole server (oneDNN check): ensure_shape turns it into INVALID_ARGUMENT.
-        def checked(batch):
-            some = tf.debugging.assert_positive(
-                tf.shape(batch)[0], f"{spec.name} must not be empty"
-            )
-            with tf.control_dependencies([some]):
-                return function(tf.ensure_shape(batch, spec.shape))
-
-        return tf.function(checked, input_signature=[spec], autograph=False)
-
-    def on_pixels(function):
-        return endpoint(pixels, lambda batch: function(tf.cast(batch, tf.float32)))
-
-    def picture(encoded):
-        return images.resize(decode.decode(encoded), height, width)
-
-    def decoded(encoded):
-        one = tf.TensorSpec(pixels.shape[1:], tf.uint8)
-        return tf.map_fn(picture, encoded, fn_output_signature=one)
+    def features_of_files(batch):
+        image = tf.TensorSpec((height, width, 3), tf.uint8)
+        return {"features": task.features(tf.map_fn(resized, batch, fn_output_signature=image))}
 
     signatures = {
-        "serving_default": on_pixels(lambda x: {"features": task.features(x)}),
-        "encoded": endpoint(encoded_files, lambda x: {"features": task.features(decoded(x))}),
-        "stages": on_pixels(lambda x: stages(x, training=False)),
+        "serving_default": _on_images(lambda x: {"features": task.features(x)}, height, width),
+        "encoded": _endpoint(features_of_files, encoded),
+        "stages": _on_images(lambda x: stages(x, training=False), height, width),
     }
     if task.prediction(tf.zeros((1, height, width, 3))) is not None:
-        signatures["pretext"] = on_pixels(task.prediction)
+        signatures["pretext"] = _on_images(task.prediction, height, width)
+    return signatures
 
-    # A plain module: a Keras model among the saved objects would keep a graph Session from loading.
+
+def _on_images(function, height, width):
+    """Creates an endpoint for a function of float32 images, which takes uint8 images."""
+    spec = tf.TensorSpec((None, height, width, 3), tf.uint8, name="images")
+    return _endpoint(lambda batch: function(tf.cast(batch, tf.float32)), spec)
+
+
+def _endpoint(function, spec):
+    """Creates a tf.function of one batch, which checks its shape.
+
+    A Session does not enforce declared shapes, and a convolution of the wrong rank aborts the whole
+    server (a check in oneDNN). With ensure_shape it is an INVALID_ARGUMENT.
+    """
+
+    def checked(batch):
+        not_empty = tf.debugging.assert_positive(
+            tf.shape(batch)[0], f"{spec.name} must not be empty"
+        )
+        with tf.control_dependencies([not_empty]):
+            return function(tf.ensure_shape(batch, spec.shape))
+
+    return tf.function(checked, input_signature=[spec], autograph=False)
+
+
+def _write(task, signatures, directory):
+    """Writes the SavedModel with its signatures, and with `train` for fine-tuning in TensorFlow."""
+    height, width, _ = task.encoder.input_shape[1:]
+    # A plain module: a graph Session cannot load a SavedModel that contains Keras models.
     module = tf.Module()
     module.encoder_variables = [v.value for v in task.encoder.variables]
     module.encoder_trainable_variables = [v.value for v in task.encoder.trainable_variables]
-    # Only what a signature reads: the labels of a clustering task are as long as its data.
+    # Only variables that a signature reads: the labels of a clustering task grow with its data set.
     read = [v for f in signatures.values() for v in f.get_concrete_function().variables]
     module.signature_variables = list({id(v): v for v in read}.values())
-    # No signature: it updates the moving averages, which no client of a server may do.
-    module.train = on_pixels(lambda x: {"features": task.encoder(x, training=True)})
+    # Not a signature: it updates the moving averages, which clients of a server must not do.
+    module.train = _on_images(lambda x: {"features": task.encoder(x, training=True)}, height, width)
     tf.saved_model.save(module, str(directory), signatures)
-    return list(signatures)
 
 
-def _check(task, directory, inputs):
-    """Runs every signature in a graph Session and compares the features with Keras."""
+def _random_inputs(signatures, height, width):
+    """Creates inputs for every signature: the same random images as pixels or as PNG files."""
+    batch = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
+    inputs = {name: {"images": batch} for name in signatures}
+    inputs["encoded"] = {"encoded": np.array([tf.io.encode_png(i).numpy() for i in batch])}
+    return inputs
+
+
+def _verify(task, directory, inputs):
+    """Runs every signature in a graph Session and compares the features with those of Keras."""
     expected = task.features(inputs["serving_default"]["images"]).numpy()
     servable = Servable(directory)
     try:
@@ -187,14 +213,14 @@ def _check(task, directory, inputs):
                 difference = np.abs(outputs["features"] - expected).max()
                 raise RuntimeError(
                     f"signature {name!r} differs from Keras by {difference:.2g}, more than "
-                    f"{TOLERANCE}: nothing was exported"
+                    f"{TOLERANCE}; nothing was exported"
                 )
     finally:
         servable.close()
 
 
 def _write_warmup(path, name, inputs):
-    """Requests that TensorFlow Serving replays before it calls a version available."""
+    """Writes requests that TensorFlow Serving replays before a version is available."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, values in inputs.items():
             request = predict_pb2.PredictRequest()
@@ -209,6 +235,7 @@ def _write_warmup(path, name, inputs):
 
 
 def _card(task, signatures, card):
+    """Creates the content of card.json."""
     row = next((row for row in TASKS if row.task is type(task)), None)
     return {
         "task": row.name if row else type(task).__name__,
@@ -225,7 +252,7 @@ def _card(task, signatures, card):
 
 
 def _in_float32(task):
-    """The task itself, or a float32 copy of one that computes in mixed precision."""
+    """Returns the task itself, or a float32 copy of a task in mixed precision."""
 
     def walk(config):
         if isinstance(config, dict):

@@ -1,8 +1,8 @@
-"""The exported encoder in a graph Session, beside the same network without normalisation.
+"""Benchmark of the exported encoder in a graph Session, versus the same network without normalization.
 
     python tools/bench_encoder.py [--width 16] [--rounds 15]
 
-TensorFlow folds the fused batch normalisation into the convolution before it, so that in serving it
+TensorFlow folds the fused batch normalization into the convolution before it, so that in serving it
 should cost nothing. Both run in turn in one process; the ratio is the median over the rounds.
 """
 
@@ -20,8 +20,8 @@ BATCH, CALLS = 32, 20
 
 
 @keras.saving.register_keras_serializable()
-class Nothing(keras.layers.Layer):
-    """Stands where the normalisation stood."""
+class Identity(keras.layers.Layer):
+    """Replaces batch normalization by the identity."""
 
     def __init__(self, momentum=0, epsilon=0, synchronized=False, **kwargs):
         super().__init__(**kwargs)
@@ -30,8 +30,8 @@ class Nothing(keras.layers.Layer):
         return x
 
 
-def servable(width, normalisation, folder):
-    kssl.encoders.BatchNormalization = normalisation
+def servable(width, normalization, folder):
+    kssl.encoders.BatchNormalization = normalization
     task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width))
     task(np.zeros((1, 4, 32, 32, 3)))
     return Servable(kssl.export(task, folder))
@@ -46,7 +46,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         variants = {
             name: servable(options.width, layer, f"{folder}/{name}")
-            for name, layer in (("normalised", kssl.layers.BatchNormalization), ("bare", Nothing))
+            for name, layer in (("normalized", kssl.layers.BatchNormalization), ("bare", Identity))
         }
     seconds = {name: [] for name in variants}
     for round in range(options.rounds + 1):
@@ -58,8 +58,8 @@ def main():
                 seconds[name].append((time.perf_counter() - start) / CALLS)
     for name, values in seconds.items():
         print(f"{name:12} {BATCH / np.median(values):6.0f} images/s")
-    ratio = np.median(np.array(seconds["bare"]) / np.array(seconds["normalised"]))
-    print(f"the exported encoder runs at {ratio:.3f} of the speed without normalisation")
+    ratio = np.median(np.array(seconds["bare"]) / np.array(seconds["normalized"]))
+    print(f"the exported encoder runs at {ratio:.3f} of the speed without normalization")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kills exports at random moments and loads every version that stayed behind.
+"""Kills exports at random moments and checks that every version that is left can be loaded.
 
 python tools/soak_export.py [--kills 20]
 """
@@ -27,20 +27,21 @@ while True:
 """
 
 
-def kill_one(folder, moment):
-    """Starts exports into a folder and kills them `moment` seconds after the first version."""
+def kill_one(folder, moment, count=1):
+    """Starts exports into a folder and kills them `moment` seconds after some versions are written."""
     command = [sys.executable, "-c", EXPORTS_FOREVER, str(folder)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         process.stdout.readline()  # ready
-        process.stdout.readline()  # one version
+        for _ in range(count):
+            process.stdout.readline()
         time.sleep(moment)
         os.kill(process.pid, signal.SIGKILL)
 
 
 def check(folder):
-    """Runs every version in a folder; returns how many there are. Raises where one does not load."""
+    """Runs every version in a folder and returns their number; raises if one cannot be loaded."""
     for version in versions(folder):
         servable = Servable(Path(folder) / str(version))
         assert servable.run({"images": np.zeros((1, 32, 32, 3), np.uint8)})["features"].shape == (
@@ -60,7 +61,8 @@ def main():
             kill_one(folder, random.uniform(0, 3))
             drafts = len(list(Path(folder).glob(".export-*")))
             print(
-                f"kill {i + 1}: {check(folder)} versions load, {drafts} hidden drafts", flush=True
+                f"kill {i + 1}: {check(folder)} complete versions, {drafts} hidden drafts",
+                flush=True,
             )
 
 

@@ -1,4 +1,4 @@
-"""Serving: the feature client, and an embedded server for where TensorFlow Serving is not at hand."""
+"""Serving: the feature clients, and an embedded server for machines without TensorFlow Serving."""
 
 from keras_ssl.serving.client import AsyncFeatureClient, FeatureClient, credentials, extract
 from keras_ssl.serving.server import Server, models_in

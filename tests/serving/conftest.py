@@ -1,30 +1,112 @@
-"""Small models whose answers name their version."""
+"""Small models, certificates, and one embedded server that tests share."""
 
+import datetime
+import ipaddress
+import sys
+from pathlib import Path
+
+import grpc
 import pytest
-import tensorflow as tf
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from tensorflow_serving.apis import prediction_service_pb2_grpc
 
+from keras_ssl import serving
+from keras_ssl.serving.server import configs
 
-def write_version(folder, version):
-    """Writes a SavedModel that adds its version to a column `x` (N, 1) and fails for x < 0."""
-    module = tf.Module()
-    module.version = tf.Variable(float(version))
-
-    def add(x):
-        with tf.control_dependencies(
-            [tf.debugging.assert_non_negative(x, "x must not be negative")]
-        ):
-            return {"y": x + module.version}
-
-    spec = tf.TensorSpec((None, 1), tf.float32, "x")
-    tf.saved_model.save(
-        module, str(folder / str(version)), tf.function(add, input_signature=[spec])
-    )
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+import soak_serving
 
 
 @pytest.fixture(scope="session")
 def counter(tmp_path_factory):
-    """Folder of a model `counter` with the versions 1, 2 and 3."""
-    folder = tmp_path_factory.mktemp("counters") / "counter"
-    for version in (1, 2, 3):
-        write_version(folder, version)
+    """Folder of a model `counter` with the versions 1, 2 and 3: y = x + version, and x must be >= 0."""
+    folder = tmp_path_factory.mktemp("counters")
+    soak_serving.write_counters(folder)
+    return folder / "counter"
+
+
+@pytest.fixture(scope="session")
+def predict_request():
+    """`predict_request(model, signature="", **arrays)`: a PredictRequest."""
+
+    def create(model, signature="", **arrays):
+        message = soak_serving.request(model, **arrays)
+        message.model_spec.signature_name = signature
+        return message
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def server(exported, counter, tmp_path_factory):
+    """A server of `rotation_digits` and `counter` with batching, REST, metrics and a UNIX socket."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "rotation_digits").symlink_to(exported)
+    (folder / "counter").symlink_to(counter)
+    batching = configs.BatchingParameters()
+    batching.batch_timeout_micros.value = 1000
+    monitoring = configs.MonitoringConfig()
+    monitoring.prometheus_config.enable = True
+    socket_path = str(folder / "socket")
+    with serving.Server(
+        folder, socket_path=socket_path, rest_port=0, batching=batching, monitoring=monitoring
+    ) as server:
+        server.socket_path = socket_path
+        yield server
+
+
+@pytest.fixture(scope="session")
+def channel(server):
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"localhost:{server.port}", options) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def stub(channel):
+    return prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """Folder of certificates and keys for `ca`, `server`, `client` and `stranger`, as PEM files.
+
+    The first signs those of server and client; the stranger's is signed by itself.
+    """
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = None
+    for name in ("ca", "server", "client", "stranger"):
+        signer = None if name == "stranger" else authority
+        certificate, key = _certificate(name, signer)
+        if name == "ca":
+            authority = certificate, key
+        pem = serialization.Encoding.PEM
+        (folder / f"{name}.crt").write_bytes(certificate.public_bytes(pem))
+        private = key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        (folder / f"{name}.key").write_bytes(private)
     return folder
+
+
+def _certificate(name, signer):
+    """Creates a certificate and its key, signed by a (certificate, key) or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signer[0].subject if signer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), True)
+        .add_extension(x509.SubjectAlternativeName(names), False)
+        .sign(signer[1] if signer else key, hashes.SHA256())
+    )
+    return certificate, key

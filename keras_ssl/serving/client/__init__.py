@@ -1,7 +1,8 @@
-"""Clients of TensorFlow Serving and of the embedded server."""
+"""Clients for TensorFlow Serving and for the embedded server."""
 
 from keras_ssl.serving.client.async_client import AsyncFeatureClient
 from keras_ssl.serving.client.extraction import extract
-from keras_ssl.serving.client.feature_client import FeatureClient, credentials
+from keras_ssl.serving.client.feature_client import FeatureClient
+from keras_ssl.serving.client.tls import credentials
 
 __all__ = ["AsyncFeatureClient", "FeatureClient", "credentials", "extract"]

@@ -1,4 +1,4 @@
-"""The feature client for asyncio: the same requests, answers and errors, to await."""
+"""The feature client for asyncio."""
 
 import asyncio
 import collections
@@ -7,18 +7,20 @@ from pathlib import Path
 
 import grpc
 
-from keras_ssl.serving.client.feature_client import progress_bar
-from keras_ssl.serving.client.protocol import Batch, ClientBase, Patience, checked, joined
+from keras_ssl.serving.client.progress import progress_bar
+from keras_ssl.serving.client.protocol import ClientBase, concatenate
+from keras_ssl.serving.client.request_batcher import RequestBatcher, check_iterable
 
 
 class AsyncFeatureClient(ClientBase):
-    """`FeatureClient` to await: arguments, results and errors are the same.
+    """Requests features as `FeatureClient` does, from an event loop.
 
-    It belongs to the event loop in which it is used first. Files are read in threads, so that the
-    loop goes on. An async context manager: leaving closes the connection.
+    Arguments, results and errors are those of `FeatureClient`. A client belongs to the event loop in
+    which it is first used. Files are read in threads, so that the event loop is not blocked. It is an
+    async context manager, which closes the connection on exit.
 
     Args:
-        address, model, version, label, batch_size, timeout, window, retries, credentials: as
+        address, model, version, label, batch_size, timeout, window, retries, credentials: as in
             `FeatureClient`.
 
     Raises:
@@ -32,7 +34,7 @@ class AsyncFeatureClient(ClientBase):
     """
 
     def _open(self):
-        self._channel = self._stub = None  # until there is an event loop, at the first request
+        self._channel = self._stub = None  # created at the first request, in the event loop
 
     async def __aenter__(self):
         return self
@@ -45,12 +47,12 @@ class AsyncFeatureClient(ClientBase):
         if self._channel is not None:
             await self._channel.close()
 
-    async def features(self, pictures, progress=False):
-        """Features of pictures, in their order.
+    async def features(self, images, progress=False):
+        """Computes the features of images, in the order of the images.
 
         Args:
-            pictures: as `FeatureClient.features`, or an async iterable of such pictures.
-            progress: bool, show a bar with pictures per second on stderr, if that is a terminal.
+            images: as in `FeatureClient.features`, or an async iterable of such images.
+            progress: bool, show a progress bar on stderr if that is a terminal.
 
         Returns:
             (N, D) float32 array.
@@ -58,14 +60,13 @@ class AsyncFeatureClient(ClientBase):
         Raises:
             ValueError, ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.features`.
         """
-        return (await self._gather(None, pictures, progress))["features"]
+        return (await self._gather(None, images, progress))["features"]
 
-    async def stages(self, pictures, progress=False):
-        """Features of every stage of the encoder, averaged over the picture.
+    async def stages(self, images, progress=False):
+        """Computes the features of every stage of the encoder, averaged over the image.
 
         Args:
-            pictures: (N, H, W, 3) uint8 array of the model's size, or an iterable or async iterable
-                of such (H, W, 3) arrays.
+            images: as in `FeatureClient.stages`, or an async iterable of such images.
             progress: bool, as in `features`.
 
         Returns:
@@ -74,113 +75,114 @@ class AsyncFeatureClient(ClientBase):
         Raises:
             ValueError, ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.stages`.
         """
-        return await self._gather("stages", pictures, progress)
+        return await self._gather("stages", images, progress)
 
-    async def pretext(self, pictures, progress=False):
-        """What the task predicts for pictures: colours, the filled hole, rotation logits, ...
+    async def pretext(self, images, progress=False):
+        """Computes the task's prediction for images: rotation logits, colors, the filled hole, ...
 
         Args:
-            pictures: as in `stages`.
+            images: as in `FeatureClient.pretext`, or an async iterable of such images.
             progress: bool, as in `features`.
 
         Returns:
-            dict of arrays with the picture on axis 0, as `FeatureClient.pretext`.
+            dict of arrays with the image on axis 0, as the task's `prediction` returns them.
 
         Raises:
             ValueError, ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.pretext`.
         """
-        return await self._gather("pretext", pictures, progress)
+        return await self._gather("pretext", images, progress)
 
-    async def stream(self, pictures):
-        """Features of pictures without end, one after the other, in their order.
+    async def stream(self, images):
+        """Computes the features of an unbounded iterable of images, one image after the other.
 
-        Of `pictures` at most `window` + 1 requests are read ahead. Where the caller stops early, the
-        requests on their way are cancelled once the generator is closed: at once by
-        `contextlib.aclosing`, else soon after the last reference to it is gone.
+        At most `window` + 1 requests are read ahead. If the caller stops early, the requests in
+        flight are cancelled when the generator is closed: immediately with `contextlib.aclosing`,
+        otherwise soon after the last reference to the generator is gone.
 
         Args:
-            pictures: iterable or async iterable as for `features`, such as a generator; it may be
+            images: iterable or async iterable as for `features`, for example a generator; it may be
                 empty.
 
         Yields:
-            (D,) float32 array for each picture.
+            (D,) float32 array for each image, in order.
 
         Raises:
             ValueError, ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.stream`; and
-                what `pictures` raises itself.
+                whatever iterating over `images` raises.
 
         Example:
             >>> async def main(client, arriving):
             ...     async for vector in client.stream(arriving):
             ...         print(vector.mean())
         """
-        async with contextlib.aclosing(self._answers(None, pictures)) as answers:
-            async for answer in answers:
-                for vector in answer.outputs["features"]:
+        async with contextlib.aclosing(self._responses(None, images)) as responses:
+            async for response in responses:
+                for vector in response.outputs["features"]:
                     yield vector
 
-    async def _gather(self, signature, pictures, progress):
+    async def _gather(self, signature, images, progress):
         parts = []
-        with progress_bar(pictures, progress) as came:
-            async with contextlib.aclosing(self._answers(signature, pictures)) as answers:
-                async for answer in answers:
-                    parts.append(answer.outputs)
-                    came(answer.number)
-        return joined(parts)
+        with progress_bar(images, progress) as advance:
+            async with contextlib.aclosing(self._responses(signature, images)) as responses:
+                async for response in responses:
+                    parts.append(response.outputs)
+                    advance(response.count)
+        return concatenate(parts)
 
-    async def _answers(self, signature, pictures):
-        """Answers in the order of the pictures, at most `window` requests on their way."""
+    async def _responses(self, signature, images):
+        """Yields responses in the order of the images, with at most `window` requests in flight."""
         calls = collections.deque()
         try:
-            async with contextlib.aclosing(self._requests(signature, pictures)) as requests:
+            async with contextlib.aclosing(self._requests(signature, images)) as requests:
                 async for request in requests:
                     if len(calls) < self.window:
-                        calls.append(asyncio.create_task(self._ask(request)))
+                        calls.append(asyncio.create_task(self._call(request)))
                         continue
-                    answer = await calls[0]
-                    # Sent before the yield: the server works while the caller does.
-                    calls.append(asyncio.create_task(self._ask(request)))
+                    response = await calls[0]
+                    # Sent before the yield, so that the server works while the caller does.
+                    calls.append(asyncio.create_task(self._call(request)))
                     calls.popleft()
-                    yield answer
+                    yield response
             while calls:
-                answer = await calls[0]
+                response = await calls[0]
                 calls.popleft()
-                yield answer
+                yield response
         finally:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
-    async def _requests(self, signature, pictures):
-        batch = Batch(self, signature)
-        async for picture in _each(checked(pictures)):
-            if isinstance(picture, str | Path):
-                picture = await asyncio.to_thread(Path(picture).read_bytes)
-            for request in batch.add(picture):
+    async def _requests(self, signature, images):
+        batcher = RequestBatcher(self, signature)
+        async for image in _iterate(check_iterable(images)):
+            if isinstance(image, str | Path):
+                image = await asyncio.to_thread(Path(image).read_bytes)
+            for request in batcher.add(image):
                 yield request
-        for request in batch.rest():
+        for request in batcher.flush():
             yield request
 
-    async def _ask(self, request):
-        """The answer, asked for again after a wait while the server is unavailable."""
+    async def _call(self, request):
+        """Sends a request, retries it while the server is unavailable, and returns the response."""
         if self._stub is None:
             self._channel, self._stub = self._connect(grpc.aio)
-        patience = Patience(self)
+        policy = self._retry_policy()
         while True:
             try:
-                response = await self._stub.Predict(request, timeout=patience.left())
-                return self._answer(request, response)
+                response = await self._stub.Predict(request, timeout=policy.remaining())
+                return self._parse_response(request, response)
             except grpc.RpcError as error:
-                wait = patience.wait(error.code())
-                if wait is None:
-                    raise self._failure(error) from None
-            await asyncio.sleep(wait)
+                seconds = policy.backoff(error.code())
+                if seconds is None:
+                    raise self._exception(error) from None
+            await asyncio.sleep(seconds)
 
 
-async def _each(pictures):
-    if hasattr(pictures, "__aiter__"):
-        async for picture in pictures:
-            yield picture
+async def _iterate(images):
+    """Iterates over an iterable or an async iterable."""
+    if hasattr(images, "__aiter__"):
+        async for image in images:
+            yield image
     else:
-        for picture in pictures:
-            yield picture
+        for image in images:
+            yield image

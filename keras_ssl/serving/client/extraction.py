@@ -1,6 +1,5 @@
-"""Features of many files by a server, in one file: after a kill it goes on where it stopped."""
+"""Extracts the features of many image files through a server into one .npz, and resumes."""
 
-import contextlib
 import copy
 import hashlib
 import json
@@ -11,42 +10,44 @@ import zipfile
 import click
 import numpy as np
 
-from keras_ssl.serving.client.feature_client import progress_bar
+from keras_ssl import files
+from keras_ssl.serving.client.progress import progress_bar
 
 CHUNK = 4096  # rows in memory at a time when the .npz is written
 
 
 def extract(client, paths, out, progress=False):
-    """Writes the features of picture files to an .npz, each file once and in order.
+    """Extracts the features of image files into an .npz, and resumes after an interruption.
 
-    Rows go to a draft, `<out>.part`, as they arrive. After a kill, or an error because the server
-    went away, the same call goes on behind the last whole row of the draft. Nothing of the size of
-    the data is held in memory.
+    Rows are appended to a partial file, `<out>.part`, as they arrive. If the process is killed or the
+    server becomes unavailable, the same call resumes after the last complete row of the partial file.
+    Memory use does not grow with the size of the features.
 
-    All rows come from one version of the model: the first answer's, which is asked for by its number
-    from then on, also after a restart, whatever is newer by then. A file that the server cannot read
-    as a picture is left out, with a warning at the end. The draft knows the model, the version or
-    label that the client asks for, and the files' names, sizes and times of change; the address may
-    differ, as a server may move.
+    All rows come from the same version of the model: that of the first response, which is requested
+    by number from then on, also after a resume, even if a newer version is available by then. Files
+    that the server cannot read as images are left out, and reported in one warning at the end. The
+    partial file records the model, the version or label that the client requests, and the names,
+    sizes and modification times of the files; the server's address may change.
 
     Args:
         client: FeatureClient.
         paths: list of str, the files.
-        out: path of the .npz to write, whole or not at all, with `id` (N,) int64, `path` (N,) str
-            and `features` (N, D) float32.
-        progress: bool, say where it continues and show a bar, on stderr.
+        out: path of the .npz to write, with `id` (N,) int64, `path` (N,) str and `features` (N, D)
+            float32. It is written completely or not at all.
+        progress: bool, report on stderr where extraction resumes, and show a progress bar.
 
     Returns:
         (N, D), the shape of the features.
 
     Raises:
-        ValueError: no paths, none of them a picture, a draft that belongs to something else, or the
-            server refuses (unknown model, or it no longer has the draft's version).
-        OSError: a file that cannot be opened; ConnectionError and TimeoutError as the client.
-        RuntimeError: as the client.
+        ValueError: `paths` is empty, no file is an image, the partial file belongs to another
+            extraction, or the server rejects a request (unknown model, or it no longer serves the
+            version of the partial file).
+        OSError: a file cannot be opened.
+        ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.features`.
 
     Warns:
-        UserWarning: how many files are no readable pictures, and which.
+        UserWarning: how many files are not readable images, and which.
 
     Example:
         >>> client = FeatureClient("localhost:8500", "rotation_photos")         # doctest: +SKIP
@@ -55,209 +56,230 @@ def extract(client, paths, out, progress=False):
         (1000000, 512)
     """
     if not paths:
-        raise ValueError("paths must hold at least one file, got none")
-    draft = _Draft(f"{out}.part", client, paths)
+        raise ValueError("paths must contain at least one file, got none")
+    partial = _PartialFile(f"{out}.part", client, paths)
     try:
-        if draft.version is not None:
-            if progress and draft.rows < len(paths):
-                click.echo(f"continues at image {draft.rows + 1} of {len(paths)}", err=True)
-        else:
-            _begin(client, paths, draft)
+        if partial.version is None:
+            _start(client, paths, partial)
+        elif progress and partial.rows < len(paths):
+            click.echo(f"resuming at image {partial.rows + 1} of {len(paths)}", err=True)
         pinned = copy.copy(client)  # on the same connection
-        pinned.version, pinned.label = draft.version, None
-        _fill(pinned, paths, draft, progress)
-        shape = _write(draft, paths, out)
+        pinned.version, pinned.label = partial.version, None
+        _fill(pinned, paths, partial, progress)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
-        if draft.rows:
+        if partial.rows:
             error.args = (
-                f"{error}; {draft.rows} of {len(paths)} images are in {draft.path}, and the same "
-                "command continues there",
+                f"{error}; {partial.rows} of {len(paths)} images are in {partial.path!r}, run the "
+                "same command again to resume",
             )
         raise
-    os.remove(draft.path)
-    return shape
+    readable = partial.readable()
+    _write(partial, [paths[i] for i in np.flatnonzero(readable)], out)
+    unreadable = [paths[i] for i in np.flatnonzero(~readable)]
+    if unreadable:
+        warnings.warn(
+            f"skipped {len(unreadable)} of {len(paths)} files, which the server cannot read as "
+            f"images: {files.listed(unreadable)}",
+            stacklevel=2,
+        )
+    os.remove(partial.path)
+    return len(paths) - len(unreadable), partial.dimensions
 
 
-def _begin(client, paths, draft):
-    """Opens the draft with the first picture, whose answer tells the version and the size."""
-    for number, path in enumerate(paths):
-        answer = _one(client, path)
-        if answer is not None:
-            if answer.version is None:
-                raise RuntimeError(
-                    f"server {client.address!r} does not say which version of {client.model!r} "
-                    "answers: features of two versions could get mixed"
-                )
-            draft.begin(answer.version, answer.outputs["features"].shape[1])
-            draft.add_unreadable(number)
-            draft.add(answer.outputs["features"])
-            return
+def _start(client, paths, partial):
+    """Creates the partial file with the first readable image, whose response has the version."""
+    for count, path in enumerate(paths):
+        response = _request_one(client, path)
+        if response is None:
+            continue
+        if response.version is None:
+            raise RuntimeError(
+                f"server {client.address!r} does not report which version of {client.model!r} "
+                "computed a response, so the features of two versions could be mixed"
+            )
+        partial.create(response.version, response.outputs["features"].shape[1])
+        partial.append_unreadable(count)
+        partial.append(response.outputs["features"])
+        return
     raise ValueError(
-        f"none of the {len(paths)} files is a picture that the server can read (first: {paths[0]!r})"
+        f"none of the {len(paths)} files is an image that the server can read (first: {paths[0]!r})"
     )
 
 
-def _fill(client, paths, draft, progress):
-    with progress_bar(range(draft.rows, len(paths)), progress) as came:
-        while draft.rows < len(paths):
+def _fill(client, paths, partial, progress):
+    """Requests the remaining images and appends their features."""
+    with progress_bar(range(partial.rows, len(paths)), progress) as advance:
+        while partial.rows < len(paths):
             try:
-                for answer in client._answers("encoded", paths[draft.rows :]):
-                    draft.add(_of_version(answer, draft))
-                    came(answer.number)
+                for response in client._responses("encoded", paths[partial.rows :]):
+                    partial.append(_checked_features(response, partial))
+                    advance(response.count)
             except ValueError as error:
-                if getattr(error, "code", None) == "NOT_FOUND":
+                if _status(error) == "NOT_FOUND":
                     raise ValueError(
-                        f"{error}; the {draft.rows} rows in {draft.path} are of version "
-                        f"{draft.version}: serve it, or delete that file to begin anew"
+                        f"{error}; the {partial.rows} rows in {partial.path!r} were computed by "
+                        f"version {partial.version}: serve it, or delete that file to start again"
                     ) from None
-                if getattr(error, "code", None) != "INVALID_ARGUMENT":
+                if _status(error) != "INVALID_ARGUMENT":
                     raise
-                # One unreadable picture makes the server refuse all of its request: which is it?
-                for path in paths[draft.rows : draft.rows + client.batch_size]:
-                    answer = _one(client, path)
-                    if answer is None:
-                        draft.add_unreadable(1)
+                # The server rejects the whole request because of one unreadable image: find it.
+                for path in paths[partial.rows : partial.rows + client.batch_size]:
+                    response = _request_one(client, path)
+                    if response is None:
+                        partial.append_unreadable(1)
                     else:
-                        draft.add(_of_version(answer, draft))
-                    came(1)
+                        partial.append(_checked_features(response, partial))
+                    advance(1)
 
 
-def _one(client, path):
-    """The answer for one picture, or None where the server cannot read it."""
+def _request_one(client, path):
+    """Returns the response for one image, or None if the server cannot read it."""
     try:
-        (answer,) = client._answers("encoded", [path])
-        return answer
+        (response,) = client._responses("encoded", [path])
+        return response
     except ValueError as error:
-        if getattr(error, "code", None) != "INVALID_ARGUMENT":
+        if _status(error) != "INVALID_ARGUMENT":
             raise
         return None
 
 
-def _of_version(answer, draft):
-    """The features of an answer, when they are of the draft's version and size."""
-    features = answer.outputs["features"]
-    if answer.version != draft.version or features.shape[1:] != (draft.size,):
+def _status(error):
+    """Name of the gRPC status that caused an exception, or None."""
+    return getattr(error, "code", None)
+
+
+def _checked_features(response, partial):
+    """Returns a response's features if they have the version and dimensions of the partial file."""
+    features = response.outputs["features"]
+    if response.version != partial.version or features.shape[1:] != (partial.dimensions,):
         raise RuntimeError(
-            f"asked for version {draft.version} with {draft.size} features, the server answered "
-            f"with version {answer.version} and {features.shape[1:]}"
+            f"requested version {partial.version} with {partial.dimensions} features, but the server "
+            f"responded with version {response.version} and features of shape {features.shape[1:]}"
         )
     return features
 
 
-class _Draft:
-    """Rows on disk, behind a line of JSON that says what they are of.
+class _PartialFile:
+    """Rows on disk after a JSON header that identifies the extraction they belong to.
 
-    Each row is written at its own place, over what may be left there of a torn one.
+    Every row is written at its own offset, which overwrites what an interrupted write left there.
+
+    Args:
+        path: str. If there is such a file, it is continued.
+        client: FeatureClient.
+        paths: list of str, the files to extract.
+
+    Raises:
+        ValueError: the file at `path` belongs to something else.
+
+    Attributes:
+        rows: int, the number of complete rows.
+        version: int, the model's version, or None if there is no file yet.
+        dimensions: int, features per row.
     """
 
     def __init__(self, path, client, paths):
         self.path, self.rows, self.version = path, 0, None
-        digest = hashlib.sha256()
-        for name in paths:
-            found = os.stat(name)
-            line = f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-        self._subject = {
+        self._identity = {
             "draft of": "keras-ssl extract", "model": client.model, "label": client.label,
-            "files": digest.hexdigest(),
+            "files": _digest(paths),
         }  # fmt: skip
-        if not os.path.exists(path) or not os.path.getsize(path):
-            return
-        with open(path, "rb") as file:
-            head = file.readline(10_000)
+        if os.path.exists(path) and os.path.getsize(path):
+            self._open(client, paths)
+
+    def _open(self, client, paths):
+        with open(self.path, "rb") as file:
+            header = file.readline(10_000)
         try:
-            found = json.loads(head)
-            other = [key for key, value in self._subject.items() if found[key] != value]
-            version, size = found["version"], found["size"]
+            found = json.loads(header)
+            different = [key for key, value in self._identity.items() if found[key] != value]
+            version, dimensions = found["version"], found["size"]
         except (ValueError, TypeError, KeyError):
             raise ValueError(
-                f"{path!r} is no draft of this command, which would write there: delete that file "
-                "or choose another out"
+                f"{self.path!r} would be the partial file of this extraction, but it contains "
+                "something else: delete it or choose another out"
             ) from None
         if client.version not in (None, version):
-            other.append("version")
-        if other:
+            different.append("version")
+        if different:
             raise ValueError(
-                f"{path!r} belongs to another extraction ({' and '.join(other)} differ): delete that "
-                "file to begin anew, or choose another out"
+                f"{self.path!r} belongs to another extraction (different {' and '.join(different)}): "
+                "delete it to start again, or choose another out"
             )
-        self._lay_out(version, size, len(head))
-        self.rows = min((os.path.getsize(path) - len(head)) // self.row.itemsize, len(paths))
+        self._set_layout(version, dimensions, len(header))
+        stored = (os.path.getsize(self.path) - len(header)) // self._row.itemsize
+        self.rows = min(stored, len(paths))
 
-    def _lay_out(self, version, size, start):
-        self.version, self.size, self._start = version, size, start
-        self.row = np.dtype([("readable", "?"), ("features", "<f4", (size,))])
+    def _set_layout(self, version, dimensions, offset):
+        self.version, self.dimensions, self._offset = version, dimensions, offset
+        self._row = np.dtype([("readable", "?"), ("features", "<f4", (dimensions,))])
 
-    def begin(self, version, size):
-        """Makes the file, for rows of `size` features."""
-        head = json.dumps({**self._subject, "version": version, "size": size}).encode() + b"\n"
-        self._lay_out(version, size, len(head))
+    def create(self, version, dimensions):
+        """Creates the file for rows of `dimensions` features."""
+        identity = {**self._identity, "version": version, "size": dimensions}
+        header = json.dumps(identity).encode() + b"\n"
+        self._set_layout(version, dimensions, len(header))
         with open(self.path, "wb") as file:
-            file.write(head)
+            file.write(header)
 
-    def add(self, features):
-        """Appends the features of the next pictures, (N, D)."""
-        rows = np.ones(len(features), self.row)
+    def append(self, features):
+        """Appends (N, D) features of the next images."""
+        rows = np.ones(len(features), self._row)
         rows["features"] = features
         self._append(rows)
 
-    def add_unreadable(self, number):
-        """Appends rows for pictures that the server cannot read."""
-        self._append(np.zeros(number, self.row))
+    def append_unreadable(self, count):
+        """Appends rows for images that the server cannot read."""
+        self._append(np.zeros(count, self._row))
 
     def _append(self, rows):
         with open(self.path, "r+b") as file:
-            file.seek(self._start + self.rows * self.row.itemsize)
+            file.seek(self._offset + self.rows * self._row.itemsize)
             rows.tofile(file)
         self.rows += len(rows)
 
-    def chunks(self):
-        """All rows, some thousands at a time: `readable` and `features`."""
+    def readable(self):
+        """Returns (N,) bool, whether the server could read each image."""
+        # Copies: a view of one column would keep the features of its chunk in memory.
+        return np.concatenate([chunk["readable"].copy() for chunk in self._chunks()])
+
+    def features(self):
+        """Yields the features of the readable images in chunks."""
+        for chunk in self._chunks():
+            yield chunk["features"][chunk["readable"]]
+
+    def _chunks(self):
         with open(self.path, "rb") as file:
-            file.seek(self._start)
+            file.seek(self._offset)
             for i in range(0, self.rows, CHUNK):
-                yield np.fromfile(file, self.row, min(CHUNK, self.rows - i))
+                yield np.fromfile(file, self._row, min(CHUNK, self.rows - i))
 
 
-def _write(draft, paths, out):
-    """The .npz, in chunks; returns the shape of the features."""
-    readable = np.empty(draft.rows, bool)
-    for i, chunk in enumerate(draft.chunks()):
-        readable[i * CHUNK : (i + 1) * CHUNK] = chunk["readable"]
-    kept = np.flatnonzero(readable)
-    longest = max(len(paths[i]) for i in kept)
-    ends = range(CHUNK, len(kept), CHUNK)
+def _digest(paths):
+    """Computes a digest of the names, sizes and modification times of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = os.stat(path)
+        line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _write(partial, paths, out):
+    """Writes the .npz in chunks; `paths` are those of the readable images."""
+    number = len(paths)
+    starts = range(0, number, CHUNK)
     arrays = {
-        "id": (np.int64, (), np.split(np.arange(len(kept)), ends)),
-        "path": (f"<U{longest}", (), ([paths[i] for i in part] for part in np.split(kept, ends))),
-        "features": (
-            "<f4", (draft.size,), (chunk["features"][chunk["readable"]] for chunk in draft.chunks()),
-        ),
-    }  # fmt: skip
-    new = f"{out}.new"
-    try:
-        with open(new, "wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, (dtype, shape, parts) in arrays.items():
-                    head = {"descr": np.dtype(dtype).str, "fortran_order": False}
-                    head["shape"] = (len(kept), *shape)
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array_header_1_0(member, head)
-                        for part in parts:
-                            member.write(np.asarray(part, dtype).tobytes())
-            file.flush()
-            os.fsync(file.fileno())  # the draft is deleted next
-        os.replace(new, out)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(new)
-        raise
-    bad = [paths[i] for i in np.flatnonzero(~readable)]
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        warnings.warn(
-            f"skipped {len(bad)} of {len(paths)} files, which the server cannot read as pictures: "
-            f"{', '.join(bad[:10])}{more}",
-            stacklevel=3,
-        )
-    return len(kept), draft.size
+        "id": (np.int64, (), (np.arange(i, min(i + CHUNK, number)) for i in starts)),
+        "path": (f"<U{max(map(len, paths))}", (), (paths[i : i + CHUNK] for i in starts)),
+        "features": ("<f4", (partial.dimensions,), partial.features()),
+    }
+    with files.complete(out) as draft, zipfile.ZipFile(draft, "w") as archive:
+        for name, (dtype, shape, chunks) in arrays.items():
+            header = {
+                "descr": np.dtype(dtype).str, "fortran_order": False, "shape": (number, *shape),
+            }  # fmt: skip
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for chunk in chunks:
+                    member.write(np.asarray(chunk, dtype).tobytes())

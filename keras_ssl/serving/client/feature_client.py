@@ -1,51 +1,48 @@
-"""The feature client: pictures in, feature vectors out, from a server anywhere."""
+"""The feature client: sends images to a server and returns their features."""
 
 import collections
-import contextlib
-import itertools
-import sys
 import threading
-import time
 from concurrent import futures
-from pathlib import Path
 
-import click
 import grpc
 
-from keras_ssl.serving.client.protocol import Batch, ClientBase, Patience, checked, joined
+from keras_ssl.serving.client.progress import progress_bar
+from keras_ssl.serving.client.protocol import ClientBase, concatenate
+from keras_ssl.serving.client.request_batcher import RequestBatcher, check_iterable
 
 
 class FeatureClient(ClientBase):
-    """Asks TensorFlow Serving, or the embedded server, for features.
+    """Requests features from TensorFlow Serving or from the embedded server.
 
-    Several requests are on their way at a time, so that the server need not wait for the client. A
-    request is sent again only where the server is UNAVAILABLE, after 0.7 s, then 1.4 s, 2.8 s, ...
-    (each up to a fifth more or less, by chance). By default that outlasts a restart of 17 seconds,
-    and an address without a server is an error after about 22: `retries=0` makes it one at once. For
-    a longer absence raise `timeout` and `retries`.
+    Up to `window` requests are in flight at the same time, so that the server does not wait for the
+    client. Requests are retried with exponential backoff (0.7 s, 1.4 s, 2.8 s, ..., each with up to
+    20 percent of jitter), and only if the server is UNAVAILABLE. With the default settings a client
+    survives a server restart of up to 17 seconds, and reports an address without a server after about
+    22 seconds. For longer outages raise `timeout` and `retries`; `retries=0` fails at once.
 
-    Several threads may use one client. A context manager: leaving closes the connection.
+    A client can be shared between threads. It is a context manager, which closes the connection on
+    exit.
 
     Args:
         address: "host:port" of the server's gRPC port.
-        model: name of the model there.
-        version: int, or None for the version the server thinks newest.
-        label: str, a version label of the server such as "stable", in place of `version`.
-        batch_size: int, pictures in one request at most.
-        timeout: float, seconds that each request may take, its retries included.
-        window: int, requests on their way at a time at most.
-        retries: int, how often a request is sent again at most.
-        credentials: grpc.ChannelCredentials for TLS, or None for a connection without.
+        model: str, name of the model on the server.
+        version: int, or None for the newest version that the server has loaded.
+        label: str, a version label on the server such as "stable", instead of `version`.
+        batch_size: int, maximum number of images in one request.
+        timeout: float, seconds that each request may take, retries included.
+        window: int, maximum number of requests in flight.
+        retries: int, maximum number of retries of each request.
+        credentials: grpc.ChannelCredentials for TLS, or None for an unencrypted connection.
 
     Raises:
         ValueError: `batch_size`, `timeout`, `window` or `retries` is too small, both `version` and
-            `label` are given, or `credentials` are none.
+            `label` are given, or `credentials` has the wrong type.
 
     Example:
         >>> client = FeatureClient("localhost:8500", "rotation_cifar10")
         >>> vectors = client.features(["a.jpg", "b.jpg"])               # doctest: +SKIP
 
-        Mutual TLS: the client knows the server by an authority, and shows who it is itself.
+        Mutual TLS: the client verifies the server and presents a certificate of its own.
 
         >>> with FeatureClient(                                         # doctest: +SKIP
         ...     "features.example.org:8500", "rotation_cifar10",
@@ -56,7 +53,7 @@ class FeatureClient(ClientBase):
 
     def _open(self):
         self._channel, self._stub = self._connect(grpc)
-        # As in grpc.aio: it begins the call and does not wait for the answer.
+        # As in grpc.aio: Predict starts the call and does not wait for the response.
         self._stub.Predict = self._stub.Predict.future
 
     def __enter__(self):
@@ -69,33 +66,34 @@ class FeatureClient(ClientBase):
         """Closes the connection."""
         self._channel.close()
 
-    def features(self, pictures, progress=False):
-        """Features of pictures, in their order.
+    def features(self, images, progress=False):
+        """Computes the features of images, in the order of the images.
 
         Args:
-            pictures: (N, H, W, 3) uint8 array of the model's size; or an iterable of such (H, W, 3)
-                arrays, of file paths, or of encoded JPEG, PNG, BMP or GIF bytes. Files and bytes
-                may have any size: the server decodes, resizes and crops them.
-            progress: bool, show a bar with pictures per second on stderr, if that is a terminal.
+            images: (N, H, W, 3) uint8 array of the model's input size; or an iterable of such
+                (H, W, 3) arrays, of file paths, or of encoded JPEG, PNG, BMP or GIF bytes. Files and
+                encoded bytes may have any size: the server decodes, resizes and crops them.
+            progress: bool, show a progress bar on stderr if that is a terminal.
 
         Returns:
             (N, D) float32 array.
 
         Raises:
-            ValueError: no pictures, something that is none, or a request that the server refuses
-                (unknown model, wrong size, unreadable picture): its words are in the message.
-            ConnectionError: no server at `address`, also not after the retries.
-            TimeoutError: no answer within `timeout` seconds.
+            ValueError: `images` is empty or contains something that is not an image, or the server
+                rejects a request (unknown model, wrong size, unreadable image). The message includes
+                that of the server.
+            ConnectionError: no server is available at `address`, even after the retries.
+            TimeoutError: no response within `timeout` seconds.
             RuntimeError: the server is overloaded or fails.
         """
-        return self._gather(None, pictures, progress)["features"]
+        return self._gather(None, images, progress)["features"]
 
-    def stages(self, pictures, progress=False):
-        """Features of every stage of the encoder, averaged over the picture.
+    def stages(self, images, progress=False):
+        """Computes the features of every stage of the encoder, averaged over the image.
 
         Args:
-            pictures: (N, H, W, 3) uint8 array of the model's size, or an iterable of such (H, W, 3)
-                arrays.
+            images: (N, H, W, 3) uint8 array of the model's input size, or an iterable of such
+                (H, W, 3) arrays.
             progress: bool, as in `features`.
 
         Returns:
@@ -108,186 +106,135 @@ class FeatureClient(ClientBase):
             >>> client = FeatureClient("localhost:8500", "rotation_cifar10")
             >>> second = client.stages(pixels)["stage2"]                # doctest: +SKIP
         """
-        return self._gather("stages", pictures, progress)
+        return self._gather("stages", images, progress)
 
-    def pretext(self, pictures, progress=False):
-        """What the task predicts for pictures: colours, the filled hole, rotation logits, ...
+    def pretext(self, images, progress=False):
+        """Computes the task's prediction for images: rotation logits, colors, the filled hole, ...
 
         Args:
-            pictures: (N, H, W, 3) uint8 array of the model's size, or an iterable of such (H, W, 3)
-                arrays.
+            images: (N, H, W, 3) uint8 array of the model's input size, or an iterable of such
+                (H, W, 3) arrays.
             progress: bool, as in `features`.
 
         Returns:
-            dict of arrays with the picture on axis 0, as the task's `prediction` gives them: `picture`
-            (N, H, W, 3) uint8 for generation tasks.
+            dict of arrays with the image on axis 0, as the task's `prediction` returns them;
+            generation tasks return (N, H, W, 3) uint8 images.
 
         Raises:
             ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`; ValueError also
-                where the task has no such signature.
+                if the model has no `pretext` signature.
 
         Example:
-            >>> client = FeatureClient("localhost:8500", "colorization_photos")
-            >>> colours = client.pretext(gray_pictures)["picture"]      # doctest: +SKIP
+            >>> client = FeatureClient("localhost:8500", "rotation_cifar10")
+            >>> logits = client.pretext(pixels)["rotation"]             # doctest: +SKIP
         """
-        return self._gather("pretext", pictures, progress)
+        return self._gather("pretext", images, progress)
 
-    def stream(self, pictures):
-        """Features of pictures without end, one after the other, in their order.
+    def stream(self, images):
+        """Computes the features of an unbounded iterable of images, one image after the other.
 
-        Of `pictures` at most `window` + 1 requests are read ahead. Where the caller stops early, the
-        requests on their way are cancelled.
+        At most `window` + 1 requests are read ahead. If the caller stops early, the requests in
+        flight are cancelled.
 
         Args:
-            pictures: iterable as for `features`, such as a generator; it may be empty.
+            images: iterable as for `features`, for example a generator; it may be empty.
 
         Yields:
-            (D,) float32 array for each picture.
+            (D,) float32 array for each image, in order.
 
         Raises:
-            ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`; and what
-                `pictures` raises itself.
+            ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`; and whatever
+                iterating over `images` raises.
 
         Example:
             >>> client = FeatureClient("localhost:8500", "rotation_cifar10")
             >>> for vector in client.stream(Path("photos").rglob("*.jpg")):    # doctest: +SKIP
             ...     index.add(vector)
         """
-        for answer in self._answers(None, pictures):
-            yield from answer.outputs["features"]
+        for response in self._responses(None, images):
+            yield from response.outputs["features"]
 
-    def _gather(self, signature, pictures, progress):
+    def _gather(self, signature, images, progress):
         parts = []
-        with progress_bar(pictures, progress) as came:
-            for answer in self._answers(signature, pictures):
-                parts.append(answer.outputs)
-                came(answer.number)
-        return joined(parts)
+        with progress_bar(images, progress) as advance:
+            for response in self._responses(signature, images):
+                parts.append(response.outputs)
+                advance(response.count)
+        return concatenate(parts)
 
-    def _answers(self, signature, pictures):
-        """Answers in the order of the pictures, at most `window` requests on their way."""
+    def _responses(self, signature, images):
+        """Yields responses in the order of the images, with at most `window` requests in flight."""
         calls = collections.deque()
         try:
-            for request in self._requests(signature, pictures):
+            for request in self._requests(signature, images):
                 if len(calls) < self.window:
                     calls.append(_Call(self, request))
                     continue
-                answer = calls[0].answer()
-                # Sent before the yield: the server works while the caller does.
+                response = calls[0].response()
+                # Sent before the yield, so that the server works while the caller does.
                 calls.append(_Call(self, request))
                 calls.popleft()
-                yield answer
+                yield response
             while calls:
-                answer = calls[0].answer()
+                response = calls[0].response()
                 calls.popleft()
-                yield answer
+                yield response
         finally:
             for call in calls:
                 call.cancel()
 
-    def _requests(self, signature, pictures):
-        batch = Batch(self, signature)
-        for picture in checked(pictures):
-            yield from batch.add(picture)
-        yield from batch.rest()
-
-
-def credentials(ca=None, certificate=None, key=None):
-    """Credentials for TLS, from PEM files.
-
-    Args:
-        ca: path of the authority's certificate that vouches for the server, or None for those that
-            gRPC knows.
-        certificate: path of the client's own certificate, for mutual TLS, or None.
-        key: path of the private key of `certificate`, or None.
-
-    Returns:
-        grpc.ChannelCredentials.
-
-    Raises:
-        ValueError: one of `certificate` and `key` without the other.
-        OSError: a file that cannot be read.
-
-    Example:
-        >>> credentials("ca.crt", "client.crt", "client.key")           # doctest: +SKIP
-    """
-    if (certificate is None) != (key is None):
-        raise ValueError(
-            f"certificate and key belong together: give both or none, got {certificate} and {key}"
-        )
-    return grpc.ssl_channel_credentials(
-        *(None if name is None else Path(name).read_bytes() for name in (ca, key, certificate))
-    )
+    def _requests(self, signature, images):
+        batcher = RequestBatcher(self, signature)
+        for image in check_iterable(images):
+            yield from batcher.add(image)
+        yield from batcher.flush()
 
 
 class _Call:
-    """One request on its way: sent again, after a wait, while the server is unavailable."""
+    """A request in flight, which is retried from a timer thread while the server is unavailable."""
 
     def __init__(self, client, request):
         self._client, self._request = client, request
-        self._patience = Patience(client)
-        self._response = futures.Future()
+        self._policy = client._retry_policy()
+        self._result = futures.Future()
         self._call = self._timer = None
         self._cancelled = False
         self._send()
 
     def _send(self):
         try:
-            call = self._client._stub.Predict(self._request, timeout=self._patience.left())
-        except ValueError as error:  # the client was closed during the wait
-            self._response.set_exception(error)
+            call = self._client._stub.Predict(self._request, timeout=self._policy.remaining())
+        except ValueError as error:  # the client was closed during the backoff
+            self._result.set_exception(error)
             return
         self._call = call
-        if self._cancelled:  # meanwhile, by another thread, which did not see this call yet
+        if self._cancelled:  # by another thread, before it could see this call
             call.cancel()
-        call.add_done_callback(self._ended)
+        call.add_done_callback(self._on_done)
 
-    def _ended(self, call):
+    def _on_done(self, call):
         if call.code() == grpc.StatusCode.OK:
-            self._response.set_result(call.result())
+            self._result.set_result(call.result())
             return
-        wait = None if self._cancelled else self._patience.wait(call.code())
-        if wait is None:
-            self._response.set_exception(call)
+        seconds = None if self._cancelled else self._policy.backoff(call.code())
+        if seconds is None:
+            self._result.set_exception(call)
         else:
-            self._timer = threading.Timer(wait, self._send)
+            self._timer = threading.Timer(seconds, self._send)
             self._timer.daemon = True
             self._timer.start()
 
-    def answer(self):
-        """Waits for it."""
+    def response(self):
+        """Waits for the response and returns it."""
         try:
-            response = self._response.result()
+            response = self._result.result()
         except grpc.RpcError as error:
-            raise self._client._failure(error) from None
-        return self._client._answer(self._request, response)
+            raise self._client._exception(error) from None
+        return self._client._parse_response(self._request, response)
 
     def cancel(self):
+        """Cancels the request and its retries."""
         self._cancelled = True
         self._call.cancel()
         if self._timer is not None:
             self._timer.cancel()
-
-
-@contextlib.contextmanager
-def progress_bar(pictures, shown, label="features"):
-    """A bar on stderr; gives the function to call with the number of pictures that came.
-
-    Without a terminal, or where `shown` is False, nothing is written.
-    """
-    if not (shown and sys.stderr.isatty()):
-        yield lambda number: None
-        return
-    # A count never ends and has no length: what click needs for a bar of unknown length.
-    length = {"length": len(pictures)} if hasattr(pictures, "__len__") else {}
-    start = time.monotonic()
-    with click.progressbar(
-        **(length or {"iterable": itertools.count()}), label=label, file=sys.stderr, show_pos=True,
-        item_show_func=lambda rate: None if rate is None else f"{rate:,.0f} images/s",
-    ) as bar:  # fmt: skip
-
-        def came(number):
-            passed = max(time.monotonic() - start, 1e-9)
-            bar.update(number, (bar.pos + number) / passed)
-
-        yield came

@@ -1,4 +1,4 @@
-"""The embedded server, for where TensorFlow Serving is not at hand."""
+"""The embedded server, for machines without TensorFlow Serving."""
 
 from keras_ssl.serving.server.configs import models_in
 from keras_ssl.serving.server.embedded import Server

@@ -1,4 +1,4 @@
-"""Requests that arrive together are run together, as TensorFlow Serving's batching does."""
+"""Batches concurrent requests, as TensorFlow Serving does."""
 
 import collections
 import contextlib
@@ -9,16 +9,16 @@ import time
 import grpc
 import numpy as np
 
-from keras_ssl.serving.server.requests import Refusal
+from keras_ssl.serving.server.errors import StatusError
 
-FULL = "The batch scheduling queue to which this task was submitted is full"
+QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
 
 
 class _Task:
-    """One request on its way through a batch; its thread waits for `done`."""
+    """A request in a queue or batch; the thread that submitted it waits for `done`."""
 
-    def __init__(self, run, inputs, size, alive):
-        self.run, self.inputs, self.size, self.alive = run, inputs, size, alive
+    def __init__(self, run, inputs, size, is_active):
+        self.run, self.inputs, self.size, self.is_active = run, inputs, size, is_active
         self.start = time.monotonic()
         self.outputs = self.error = None
         self.done = threading.Lock()
@@ -30,18 +30,20 @@ class _Task:
 
 
 class Batcher:
-    """Puts tasks of one key (model, version, signature, shapes, outputs) together along axis 0.
+    """Concatenates the inputs of concurrent requests along axis 0 and runs them as one batch.
 
-    A batch is run when it is full, or when its oldest task has waited `batch_timeout_micros` and a
-    thread is free. When a batch fails its tasks are run one by one, so that only those fail that must.
+    Only requests with the same key share a batch: the same model, version, signature, shapes and
+    outputs. A batch runs when it is full, or when its oldest request has waited for
+    `batch_timeout_micros` and a thread is free. If a batch fails, its requests are run one by one, so
+    that only the faulty ones fail.
 
     Args:
-        parameters: BatchingParameters proto; the fields that are not set have TensorFlow Serving's
+        parameters: BatchingParameters proto; fields that are not set have TensorFlow Serving's
             defaults.
-        queued: function of the seconds that a task has waited, called as it leaves the queue; or None.
+        queued: function to call with the seconds that each request has waited in the queue; or None.
 
     Raises:
-        ValueError: a parameter that makes no sense, or that this server does not have.
+        ValueError: a parameter is invalid, or this server does not support it.
 
     Example:
         >>> from keras_ssl.serving.server.configs import BatchingParameters
@@ -58,8 +60,19 @@ class Batcher:
         self.max_batch_size = value("max_batch_size", 1000)
         self.timeout = value("batch_timeout_micros", 0) / 1e6
         self.max_enqueued = value("max_enqueued_batches", 10)
+        self.allowed_sizes = list(parameters.allowed_batch_sizes)
         threads = value("num_batch_threads", os.cpu_count())
-        self.allowed = list(parameters.allowed_batch_sizes)
+        self._check(threads, parameters.pad_variable_length_inputs)
+        self._queued = queued or (lambda seconds: None)
+        # key -> deque of tasks; the key that has not been served for the longest time comes first.
+        self._queues = collections.OrderedDict()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _check(self, threads, pad_variable_length_inputs):
         for name, number in (
             ("max_batch_size", self.max_batch_size),
             ("max_enqueued_batches", self.max_enqueued),
@@ -71,56 +84,48 @@ class Batcher:
             raise ValueError(
                 f"batch_timeout_micros must not be negative, got {self.timeout * 1e6:.0f}"
             )
-        if self.allowed and (
-            self.allowed != sorted(set(self.allowed)) or self.allowed[-1] != self.max_batch_size
-        ):
+        sizes = self.allowed_sizes
+        if sizes and (sizes != sorted(set(sizes)) or sizes[-1] != self.max_batch_size):
             raise ValueError(
                 "allowed_batch_sizes must increase and end with max_batch_size "
-                f"{self.max_batch_size}, got {self.allowed}"
+                f"{self.max_batch_size}, got {sizes}"
             )
-        if parameters.pad_variable_length_inputs:
+        if pad_variable_length_inputs:
             raise ValueError(
-                "pad_variable_length_inputs is not available in the embedded server: leave it out"
+                "pad_variable_length_inputs is not available in the embedded server; leave it out"
             )
-        self._queued = queued or (lambda seconds: None)
-        self._queues = collections.OrderedDict()  # key -> deque of tasks, the longest waiting first
-        self._wake = threading.Condition()
-        self._closed = False
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
 
-    def run(self, key, run, inputs, alive=lambda: True):
-        """Runs inputs as part of a batch; returns when that is done.
+    def run(self, key, run, inputs, is_active=lambda: True):
+        """Runs inputs as part of a batch and waits for the outputs.
 
         Args:
-            key: hashable; tasks of one key can be put together.
-            run: function of a dict of arrays to a dict of arrays, the same for all tasks of a key.
+            key: hashable; only requests with the same key share a batch.
+            run: function from a dict of arrays to a dict of arrays, the same for all requests of a key.
             inputs: dict of arrays, all with the same length on axis 0.
-            alive: function, False when nobody waits for the answer any more: then nothing is run.
+            is_active: function that returns whether the client still waits; if not, nothing is run.
 
         Returns:
-            dict of arrays; None where nobody waited.
+            dict of arrays; None if the client no longer waits.
 
         Raises:
-            Refusal: UNAVAILABLE, the queue is full.
+            StatusError: UNAVAILABLE, the queue is full.
             Exception: whatever `run` raises for these inputs alone.
         """
         lengths = {len(array) if np.ndim(array) else -1 for array in inputs.values()}
         size = lengths.pop() if len(lengths) == 1 else -1
         if not 0 < size < self.max_batch_size:
-            return run(inputs)  # a batch of its own, or nothing that could be put together
-        task = _Task(run, inputs, size, alive)
+            return run(inputs)  # fills a batch by itself, or cannot be concatenated
+        task = _Task(run, inputs, size, is_active)
         with self._wake:
             queue = self._queues.get(key)
             waiting = sum(other.size for other in queue or ()) + size
             if waiting > self.max_enqueued * self.max_batch_size:
-                raise Refusal(grpc.StatusCode.UNAVAILABLE, FULL)
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, QUEUE_FULL)
             if queue is None:
                 queue = self._queues[key] = collections.deque()
             queue.append(task)
-            # Else a thread knows already when the first of them is due: waking it costs as much as
-            # a tenth of a request.
+            # Otherwise a thread already waits for the timeout of the first task. Waking one costs a
+            # tenth of a request.
             if len(queue) == 1 or waiting >= self.max_batch_size:
                 self._wake.notify()
         task.done.acquire()
@@ -129,7 +134,7 @@ class Batcher:
         return task.outputs
 
     def close(self):
-        """Ends the threads, when the tasks that wait are done."""
+        """Finishes the queued requests and ends the threads."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -137,76 +142,77 @@ class Batcher:
             thread.join()
 
     def _work(self):
-        while tasks := self._next():
+        while tasks := self._next_batch():
             now = time.monotonic()
-            living = []
+            active = []
             for task in tasks:
                 self._queued(now - task.start)
-                if task.alive():
-                    living.append(task)
+                if task.is_active():
+                    active.append(task)
                 else:
                     task.finish()
-            if living:
-                self._run(living)
-            # Nothing of a batch may live on while this thread waits for the next.
-            del tasks, living, task
+            if active:
+                self._run_batch(active)
+            # Release the arrays of this batch before waiting for the next one.
+            del tasks, active, task
 
-    def _next(self):
-        """The tasks of the next batch; None when closed."""
+    def _next_batch(self):
+        """Waits for the tasks of the next batch; returns None when the batcher is closed."""
         with self._wake:
             while True:
                 now = time.monotonic()
-                first = None  # when the oldest task of all will have waited long enough
+                next_due = None
                 for key, queue in self._queues.items():
                     due = queue[0].start + self.timeout
                     full = sum(task.size for task in queue) >= self.max_batch_size
                     if full or due <= now or self._closed:
                         return self._take(key, queue)
-                    first = due if first is None else min(first, due)
+                    next_due = due if next_due is None else min(next_due, due)
                 if self._closed:
                     return None
-                self._wake.wait(None if first is None else first - now)
+                self._wake.wait(None if next_due is None else next_due - now)
 
     def _take(self, key, queue):
+        """Removes the tasks of one batch from a queue."""
         tasks, size = [], 0
         while queue and size + queue[0].size <= self.max_batch_size:
             tasks.append(queue.popleft())
             size += tasks[-1].size
         if queue:
-            self._queues.move_to_end(key)  # the others' turn
+            self._queues.move_to_end(key)  # the other keys come first
         else:
             del self._queues[key]
         if self._queues:
-            self._wake.notify()  # this thread was perhaps the one that waited for them
+            self._wake.notify()  # this thread may have been the one that waited for the other queues
         return tasks
 
-    def _run(self, tasks):
+    def _run_batch(self, tasks):
         parts = [None] * len(tasks)
-        if len(tasks) > 1 or self.allowed:
-            # It fails for a bad task among good ones, and for outputs that cannot be cut apart.
+        if len(tasks) > 1 or self.allowed_sizes:
+            # Fails if one of the tasks is faulty, or if outputs cannot be split by task.
             with contextlib.suppress(Exception):
-                parts = self._together(tasks)
+                parts = self._run_together(tasks)
         for task, outputs in zip(tasks, parts, strict=True):
             try:
                 task.finish(outputs or task.run(task.inputs))
             except Exception as error:
                 task.finish(error=error)
 
-    def _together(self, tasks):
-        """Outputs of each task, from one run of all."""
+    def _run_together(self, tasks):
+        """Runs all tasks at once and returns the outputs of each."""
         size = sum(task.size for task in tasks)
         inputs = {
             name: np.concatenate([task.inputs[name] for task in tasks]) for name in tasks[0].inputs
         }
-        target = next((allowed for allowed in self.allowed if allowed >= size), size)
-        if target > size:  # a size that the model is compiled for; the first row fills it up
+        padded = next((allowed for allowed in self.allowed_sizes if allowed >= size), size)
+        if padded > size:  # pad with copies of the first row
             inputs = {
-                name: np.concatenate([array, np.repeat(array[:1], target - size, axis=0)])
+                name: np.concatenate([array, np.repeat(array[:1], padded - size, axis=0)])
                 for name, array in inputs.items()
             }
         outputs = tasks[0].run(inputs)
-        if any(np.shape(array)[:1] != (target,) for array in outputs.values()):
-            raise ValueError("an output's 0th dimension is not the batch's")
+        if any(np.shape(array)[:1] != (padded,) for array in outputs.values()):
+            raise ValueError("an output does not have the size of the batch on axis 0")
         ends = np.cumsum([task.size for task in tasks])
         return [
             {name: array[end - task.size : end] for name, array in outputs.items()}

@@ -1,4 +1,4 @@
-"""What tensorflow_model_server is told: its text files as protobuf messages, and its models."""
+"""Reads and checks the configuration files of tensorflow_model_server, and finds models."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from keras_ssl.serving.server.requests import invalid
+from keras_ssl.serving.server.errors import invalid_argument
 from keras_ssl.serving.server.servable import versions
 
-# The tensorflow-serving-api package leaves these three out; fields and numbers are those of
+# The tensorflow-serving-api package lacks these messages. Names and numbers of the fields are those of
 # ssl_config.proto, monitoring_config.proto and session_bundle_config.proto of TensorFlow Serving.
 SCHEMAS = {
     "SSLConfig": {
@@ -41,7 +41,7 @@ SCHEMAS = {
 
 
 def _messages():
-    """Message classes by name, in a pool of their own: another package may bring the real ones."""
+    """Creates the message classes, in a pool of their own in case a package defines the original ones."""
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     file = descriptor_pb2.FileDescriptorProto(
@@ -77,17 +77,17 @@ BatchingParameters = _MESSAGES["BatchingParameters"]
 
 
 def read(path, message):
-    """Reads a text-format protobuf file, as the flags of tensorflow_model_server name them.
+    """Reads a protobuf message in text format, as the files of tensorflow_model_server are.
 
     Args:
-        path: the file.
-        message: class of the message, e.g. `BatchingParameters`.
+        path: path of the file.
+        message: class of the message, for example `BatchingParameters`.
 
     Returns:
-        the message.
+        `message` instance.
 
     Raises:
-        ValueError: no such file, or it does not hold such a message.
+        ValueError: the file cannot be read or parsed.
 
     Example:
         >>> read("serving/batching_cpu.config", BatchingParameters).max_batch_size.value
@@ -103,16 +103,16 @@ def read(path, message):
 
 
 def models_in(directory):
-    """Models that a directory holds.
+    """Finds the models in a directory.
 
     Args:
-        directory: a folder of models, or one model (a folder with numeric version directories).
+        directory: a folder of models, or the folder of one model (with numeric version directories).
 
     Returns:
-        dict of model name to its absolute pathlib.Path, by name.
+        dict of model name to its absolute pathlib.Path, sorted by name.
 
     Raises:
-        ValueError: there is no such directory or no model in it.
+        ValueError: the directory does not exist or contains no model.
 
     Example:
         >>> models_in("saved_models")                                   # doctest: +SKIP
@@ -120,7 +120,7 @@ def models_in(directory):
     """
     path = Path(directory).resolve()
     if not path.is_dir():
-        raise ValueError(f"directory must exist, there is no folder {str(directory)!r}")
+        raise ValueError(f"directory must exist, but there is no folder {str(directory)!r}")
     candidates = [path] if versions(path) else sorted(path.iterdir())
     models = {p.name: p for p in candidates if versions(p) and not p.name.startswith(".")}
     if not models:
@@ -131,7 +131,7 @@ def models_in(directory):
 
 
 def config_of(models):
-    """ModelServerConfig that serves the newest version of each model.
+    """Creates the ModelServerConfig that serves the newest version of each model.
 
     Args:
         models: dict of name to directory.
@@ -148,34 +148,36 @@ def config_of(models):
 
 
 def check_models(config):
-    """Refuses a ModelServerConfig that cannot be served.
+    """Checks a ModelServerConfig.
 
     Args:
         config: ModelServerConfig proto.
 
     Raises:
-        Refusal: INVALID_ARGUMENT, as TensorFlow Serving says it.
+        StatusError: INVALID_ARGUMENT, with the message of TensorFlow Serving.
     """
     if config.WhichOneof("config") == "custom_model_config":
-        raise invalid(
+        raise invalid_argument(
             "ServerModelConfig type not supported by HandleReloadConfigRequest."
             " Only ModelConfigList is currently supported"
         )
     names = set()
     for model in config.model_config_list.config:
         if not model.name:
-            raise invalid("Every config of model_config_list needs a name")
+            raise invalid_argument("Every config of model_config_list needs a name")
         if model.name in names:
-            raise invalid(f"Illegal to list model {model.name} multiple times in config list")
+            raise invalid_argument(
+                f"Illegal to list model {model.name} multiple times in config list"
+            )
         names.add(model.name)
         if not os.path.isabs(model.base_path):
-            raise invalid(
+            raise invalid_argument(
                 f"Expected model {model.name} to have an absolute path or URI; got "
                 f"base_path()={model.base_path}"
             )
         if model.model_platform not in ("tensorflow", "") or not (
             model.model_platform or model.model_type == model_server_config_pb2.TENSORFLOW
         ):
-            raise invalid(
+            raise invalid_argument(
                 f"Model {model.name} requests unsupported platform {model.model_platform or '(none)'}"
             )

@@ -1,62 +1,61 @@
-"""The embedded server: TensorFlow Serving's contract on graph Sessions, in this process."""
+"""The embedded server: TensorFlow Serving's interface on graph Sessions in this process."""
 
-import logging
-import threading
+import contextlib
 from concurrent import futures
-from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from tensorflow_serving.config import model_server_config_pb2
 
 from keras_ssl.serving.server import services
 from keras_ssl.serving.server.batching import Batcher
-from keras_ssl.serving.server.configs import config_of, models_in, read
 from keras_ssl.serving.server.metrics import Metrics
 from keras_ssl.serving.server.models import Models
+from keras_ssl.serving.server.polling import ConfigSource, Poller
 from keras_ssl.serving.server.predictor import Predictor
-from keras_ssl.serving.server.requests import Refusal
 from keras_ssl.serving.server.rest import RestServer
 
-log = logging.getLogger("keras_ssl.serving")
 METRICS_PATH = "/monitoring/prometheus/metrics"
-DRAIN_SECONDS = 8.0  # what requests in flight have at the end
-SPARE_THREADS = 16  # health, status and refusals are answered while all places are taken
+DRAIN_SECONDS = 8.0  # for the requests in flight when the server stops
+SPARE_THREADS = 16  # for health checks, status and rejections while `limit` requests are in flight
+SERVICES = (services.PREDICTION, services.MODELS)
 
 
 class Server:
-    """Serves models over gRPC and REST, from this process.
+    """Serves models over gRPC and REST from this process.
 
-    PredictionService Predict and GetModelMetadata, ModelService GetModelStatus and
-    HandleReloadConfigRequest, with the statuses and words of TensorFlow Serving; health checking and
-    reflection. Folders are looked at every `poll_seconds`: a new version takes over when it is loaded and
-    warmed up; one that does not load is passed over, with its reason in GetModelStatus.
+    Implements Predict and GetModelMetadata of PredictionService, GetModelStatus and
+    HandleReloadConfigRequest of ModelService, with the statuses and messages of TensorFlow Serving,
+    and the gRPC services for health checks and reflection. Folders are polled every `poll_seconds`: a
+    new version is loaded and warmed up before it replaces the old one. A version that cannot be loaded
+    is skipped, and GetModelStatus reports the reason.
 
-    A context manager: entering starts, leaving finishes the requests in flight and stops.
+    It is a context manager: it starts on entry; on exit it finishes the requests in flight and stops.
 
     Args:
-        directory: a folder of models, or one model, of which the newest versions are served; or None for
-            the models of `config`.
-        port: int, gRPC port, 0 for a free one (see the attribute `port`), None for none.
+        directory: a folder of models or the folder of one model, whose newest versions are served; or
+            None to serve the models of `config`.
+        port: int, gRPC port, 0 for a free one (see the attribute `port`), None for no TCP port.
         host: address to listen on.
-        rest_port: int, port of REST and metrics, 0 for a free one (see `rest_port`), None for none.
-        socket_path: path of a UNIX socket for gRPC, too; or None.
-        config: ModelServerConfig proto, or the path of a file that holds one.
-        config_poll_seconds: float, how often the file `config` is read again; 0 for never.
-        poll_seconds: float, how often the folders are looked at; 0 for never again.
-        batching: BatchingParameters proto to run requests that arrive together as one batch; or None.
-        monitoring: MonitoringConfig proto; or None for no metrics page.
-        tls: SSLConfig proto, with the PEM texts themselves; or None.
+        rest_port: int, port for REST and metrics, 0 for a free one (see the attribute `rest_port`),
+            None for no REST.
+        socket_path: path of a UNIX socket for gRPC in addition to `port`; or None.
+        config: ModelServerConfig proto, or the path of a file with one.
+        config_poll_seconds: float, interval between two readings of the file `config`; 0 for never.
+        poll_seconds: float, interval between two looks for new versions; 0 for never.
+        batching: BatchingParameters proto to batch concurrent requests; or None.
+        monitoring: MonitoringConfig proto; None for no metrics page.
+        tls: SSLConfig proto, which contains the PEM texts themselves; or None.
         rest_timeout: float, seconds that a REST request may take.
-        tensor_content: bool, answer in `tensor_content` instead of the typed fields.
-        limit: int, requests that are worked on or wait for a batch; more are RESOURCE_EXHAUSTED.
+        tensor_content: bool, respond with `tensor_content` instead of the typed fields.
+        limit: int, maximum number of requests that run or wait for a batch; further ones are
+            RESOURCE_EXHAUSTED.
         channel_arguments: dict of gRPC channel arguments.
         session_config: tf.compat.v1.ConfigProto of the Sessions; or None.
-        any_labels: bool, let a new label name a version that is not available yet.
+        any_labels: bool, allow a new label for a version that is not available yet.
 
     Raises:
-        ValueError: no model that loads, a port that cannot be bound, or an argument that makes no sense.
+        ValueError: no model can be loaded, a port cannot be bound, or an argument is invalid.
 
     Example:
         >>> with Server("saved_models") as server:                      # doctest: +SKIP
@@ -69,71 +68,32 @@ class Server:
         rest_timeout=30.0, tensor_content=False, limit=128, channel_arguments=None,
         session_config=None, any_labels=False,
     ):  # fmt: skip
-        if (directory is None) == (config is None):
-            raise ValueError("give one of directory and config: what is to be served")
-        if port is None and socket_path is None:
-            raise ValueError("port and socket_path are both None: there is nothing to listen on")
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
-        if not rest_timeout > 0:
-            raise ValueError(
-                f"rest_timeout must be a positive number of seconds, got {rest_timeout}"
-            )
-        self._directory, self._config = directory, config
-        self._poll_seconds, self._config_poll_seconds = poll_seconds, config_poll_seconds
-        self._current = self._wanted()
-        prometheus = monitoring.prometheus_config if monitoring else None
-        metrics_path = None
-        if prometheus and prometheus.enable:
-            metrics_path = prometheus.path or METRICS_PATH
-        pool = batching.thread_pool_name.value if batching is not None else ""
-        metrics = Metrics(*filter(None, [pool]))
-        batcher = Batcher(batching, metrics.queued) if batching is not None else None
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(limit + SPARE_THREADS, "grpc"),
-            options=list(
-                {
-                    "grpc.max_receive_message_length": -1,
-                    "grpc.max_send_message_length": -1,
-                    "grpc.so_reuseport": 0,  # a second server on the port is an error
-                    "grpc.max_concurrent_streams": 1024,  # what waits, waits at the client
-                    **(channel_arguments or {}),
-                }.items()
-            ),
-        )
-        self.models = None
-        try:
-            # Bound before models are loaded: a port that is taken must not cost that time.
-            self.port = self._listen(f"{host}:{port}", tls) if port is not None else None
-            if socket_path is not None:
-                self._listen(f"unix:{socket_path}", tls)
-            self.models = Models(self._current, session_config, any_labels)
-            if not self.models.names():
-                listed = self._current.model_config_list.config
-                raise ValueError(
-                    "no model that loads: " + "; ".join(self.models.why_not(m.name) for m in listed)
-                )
-            self._predictor = Predictor(self.models, metrics, batcher, limit)
-            self._rest = self._rest_server(host, rest_port, rest_timeout, metrics_path)
-        except BaseException:
-            self._server.stop(None)
+        _check_arguments(directory, config, port, socket_path, limit, rest_timeout)
+        source = ConfigSource(directory, config)
+        model_config = source.read()
+        with contextlib.ExitStack() as cleanup:
+            metrics = _metrics(batching)
+            batcher = Batcher(batching, metrics.queued) if batching is not None else None
             if batcher is not None:
-                batcher.close()
-            if self.models is not None:
-                self.models.close()
-            raise
+                cleanup.callback(batcher.close)
+            self._server = _grpc_server(limit, channel_arguments)
+            cleanup.callback(self._server.stop, None)
+            # Bound before the models are loaded, so that a taken port is reported without that delay.
+            self.port = self._bind(f"{host}:{port}", tls) if port is not None else None
+            if socket_path is not None:
+                self._bind(f"unix:{socket_path}", tls)
+            self.models = _load(model_config, session_config, any_labels)
+            cleanup.callback(self.models.close)
+            self._predictor = Predictor(self.models, metrics, batcher, limit)
+            self._rest = _rest_server(
+                self._predictor, host, rest_port, rest_timeout, _metrics_path(monitoring)
+            )
+            cleanup.pop_all()  # nothing failed: `stop` cleans up
         self.rest_port = self._rest.port if self._rest else None
         self._server.add_generic_rpc_handlers(services.handlers(self._predictor, tensor_content))
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (services.PREDICTION, services.MODELS)
-        for name in ("", *names):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection(
-            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
-        self._stopped = threading.Event()
-        self._poller = threading.Thread(target=self._poll, daemon=True)
+        self._health = _add_health_and_reflection(self._server)
+        interval = poll_seconds if directory is not None else config_poll_seconds
+        self._poller = Poller(self.models, source, model_config, poll_seconds, interval)
 
     def __enter__(self):
         if self._rest is not None:
@@ -148,28 +108,29 @@ class Server:
     def stop(self, seconds=DRAIN_SECONDS):
         """Finishes the requests in flight and stops.
 
-        Health is NOT_SERVING and new requests are UNAVAILABLE from now on.
+        From now on health checks respond NOT_SERVING and new requests UNAVAILABLE.
 
         Args:
-            seconds: float, what the requests in flight have; then they are cut off.
+            seconds: float, time for the requests in flight; those that take longer are aborted.
 
         Returns:
-            bool, whether all were finished.
+            bool, whether all requests finished.
         """
-        self._stopped.set()
+        self._poller.stop()
         self._health.enter_graceful_shutdown()
         finished = self._predictor.drain(seconds)
         if self._rest is not None:
             self._rest.close()
         self._server.stop(1.0 if finished else None).wait()
-        self._poller.join(1.0)  # it may be loading a model: nobody waits for that now
+        self._poller.join(1.0)  # not longer: it may be loading a model, which nobody needs now
         if finished:
             if self._predictor.batcher is not None:
                 self._predictor.batcher.close()
             self.models.close()
         return finished
 
-    def _listen(self, address, tls):
+    def _bind(self, address, tls):
+        """Adds an address to listen on and returns its port."""
         try:
             if tls is None:
                 port = self._server.add_insecure_port(address)
@@ -178,64 +139,93 @@ class Server:
         except RuntimeError:
             port = 0
         if not port:
-            place = address.removeprefix("unix:")
-            what = f"port {place.rpartition(':')[2]} on {place.rpartition(':')[0]}"
-            if place != address:
-                what = f"socket_path {place!r}"
+            if address.startswith("unix:"):
+                what = f"socket_path {address.removeprefix('unix:')!r}"
+            else:
+                host, _, number = address.rpartition(":")
+                what = f"port {number} on {host}"
             raise ValueError(
                 f"{what} cannot be bound: choose another, or 0 for a free one"
-                + (" (or the certificates of tls are none)" if tls else "")
+                + (" (or the certificates of tls are invalid)" if tls else "")
             )
         return port
 
-    def _rest_server(self, host, port, timeout, metrics_path):
-        if port is None:
-            return None
-        try:
-            return RestServer(self._predictor, host, port, timeout, metrics_path)
-        except OSError as error:
-            raise ValueError(
-                f"rest_port {port} on {host} cannot be bound ({error}): choose another, or 0 for a "
-                "free one"
-            ) from None
 
-    def _wanted(self):
-        """ModelServerConfig of what is to be served, as the folder or the file has it now."""
-        if self._directory is not None:
-            return config_of(models_in(self._directory))
-        if isinstance(self._config, str | Path):
-            return read(self._config, model_server_config_pb2.ModelServerConfig)
-        return self._config
+def _check_arguments(directory, config, port, socket_path, limit, rest_timeout):
+    if (directory is None) == (config is None):
+        raise ValueError("give either directory or config to say which models to serve")
+    if port is None and socket_path is None:
+        raise ValueError("port and socket_path are both None: there is nothing to listen on")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    if not rest_timeout > 0:
+        raise ValueError(f"rest_timeout must be a positive number of seconds, got {rest_timeout}")
 
-    def _poll(self):
-        from_file = self._directory is None
-        wait = self._config_poll_seconds if from_file else self._poll_seconds
-        waited = 0.0
-        while self._poll_seconds > 0 or wait > 0:
-            step = min(seconds for seconds in (self._poll_seconds, wait) if seconds > 0)
-            if self._stopped.wait(step):
-                return
-            waited += step
-            try:
-                if 0 < wait <= waited:
-                    waited, wanted = 0.0, self._wanted()
-                    if wanted != self._current:
-                        self.models.reload(wanted)
-                        self._current = wanted
-                if self._poll_seconds > 0:
-                    self.models.update()
-            except (ValueError, Refusal, OSError) as error:
-                log.error("what is to be served could not be changed: %s", error)
-            except Exception:  # whatever it was, the models that answer go on
-                log.exception("looking for new versions failed")
+
+def _metrics(batching):
+    """Creates Metrics, labeled with the name of the batching thread pool if that is configured."""
+    name = batching.thread_pool_name.value if batching is not None else ""
+    return Metrics(name) if name else Metrics()
+
+
+def _metrics_path(monitoring):
+    """Returns the path of the metrics page that a MonitoringConfig enables, or None."""
+    if not (monitoring and monitoring.prometheus_config.enable):
+        return None
+    return monitoring.prometheus_config.path or METRICS_PATH
+
+
+def _grpc_server(limit, channel_arguments):
+    options = {
+        "grpc.max_receive_message_length": -1,
+        "grpc.max_send_message_length": -1,
+        "grpc.so_reuseport": 0,  # a second server on the same port is an error
+        "grpc.max_concurrent_streams": 1024,  # further requests wait at the client
+        **(channel_arguments or {}),
+    }
+    threads = futures.ThreadPoolExecutor(limit + SPARE_THREADS, "grpc")
+    return grpc.server(threads, options=list(options.items()))
+
+
+def _load(config, session_config, any_labels):
+    """Loads the models of a config; raises ValueError if there is none that can be loaded."""
+    models = Models(config, session_config, any_labels)
+    if not models.names():
+        reasons = [models.why_unavailable(m.name) for m in config.model_config_list.config]
+        models.close()
+        raise ValueError("no model can be loaded: " + "; ".join(reasons))
+    return models
+
+
+def _rest_server(predictor, host, port, timeout, metrics_path):
+    if port is None:
+        return None
+    try:
+        return RestServer(predictor, host, port, timeout, metrics_path)
+    except OSError as error:
+        raise ValueError(
+            f"rest_port {port} on {host} cannot be bound ({error}): choose another, or 0 for a free "
+            "one"
+        ) from None
+
+
+def _add_health_and_reflection(server):
+    """Adds the services for health checks and reflection, and returns the former."""
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", *SERVICES):
+        servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return servicer
 
 
 def _credentials(tls):
-    """grpc.ServerCredentials of an SSLConfig."""
+    """Converts an SSLConfig to grpc.ServerCredentials."""
     if not tls.server_key or not tls.server_cert:
-        raise ValueError("tls needs server_key and server_cert, the PEM texts themselves")
+        raise ValueError("tls needs server_key and server_cert, as PEM texts and not as paths")
     if tls.client_verify and not tls.custom_ca:
-        raise ValueError("tls with client_verify needs custom_ca: who signs the clients")
+        raise ValueError("tls with client_verify needs custom_ca, the authority of the clients")
     return grpc.ssl_server_credentials(
         [(tls.server_key.encode(), tls.server_cert.encode())],
         tls.custom_ca.encode() or None,

@@ -1,4 +1,4 @@
-"""What Prometheus sees: the names, labels and buckets of TensorFlow Serving's own metrics."""
+"""Prometheus metrics with the names, labels and buckets of TensorFlow Serving."""
 
 import bisect
 import itertools
@@ -9,12 +9,13 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 PREFIX = ":tensorflow:serving:"
-LATENCIES = [10 * 1.8**i for i in range(33)]  # bounds of the buckets, in microseconds
-QUEUING = [100 * 1.2**i for i in range(52)]
+# Upper bounds of the buckets, in microseconds.
+LATENCY_BOUNDS = [10 * 1.8**i for i in range(33)]
+QUEUING_BOUNDS = [100 * 1.2**i for i in range(52)]
 
 
 class _Histogram:
-    """Counts by bucket, for each set of labels."""
+    """A histogram in microseconds for each combination of label values."""
 
     def __init__(self, name, documentation, labels, bounds):
         self.name, self.documentation, self.labels = name, documentation, labels
@@ -29,6 +30,7 @@ class _Histogram:
         cell[1] += value
 
     def family(self):
+        """Returns the histograms as prometheus-client expects them."""
         family = HistogramMetricFamily(
             PREFIX + self.name, f"{self.documentation} In microseconds.", labels=self.labels
         )
@@ -40,7 +42,7 @@ class _Histogram:
 
 
 class Metrics:
-    """Counters and histograms of one server, all times in microseconds.
+    """Counters and histograms of one server, with times in microseconds.
 
     | metric | labels |
     | --- | --- |
@@ -49,10 +51,10 @@ class Metrics:
     | :tensorflow:serving:runtime_latency | model_name, API, runtime |
     | :tensorflow:serving:batching_session:queuing_latency | thread_pool_name |
 
-    prometheus-client writes the page; its own counters cost a request a tenth of its time.
+    prometheus-client formats the page. Its own counters would take a tenth of the time of a request.
 
     Args:
-        thread_pool_name: name of the batch threads.
+        thread_pool_name: str, name of the batching thread pool.
 
     Example:
         >>> import grpc
@@ -67,43 +69,43 @@ class Metrics:
         self._pool = (thread_pool_name,)
         self._latency = _Histogram(
             "request_latency", "Wall time of a request.", ["model_name", "API", "entrypoint"],
-            LATENCIES,
+            LATENCY_BOUNDS,
         )  # fmt: skip
         self._runtime = _Histogram(
             "runtime_latency", "Wall time in the TensorFlow runtime.",
-            ["model_name", "API", "runtime"], LATENCIES,
+            ["model_name", "API", "runtime"], LATENCY_BOUNDS,
         )  # fmt: skip
         self._queuing = _Histogram(
             "batching_session:queuing_latency", "Wall time that a request waited for its batch.",
-            ["thread_pool_name"], QUEUING,
+            ["thread_pool_name"], QUEUING_BOUNDS,
         )  # fmt: skip
         self._counts = {}
         self._registry = prometheus_client.CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def count(self, model, status):
-        """Counts a request to a model that is served, by its grpc.StatusCode."""
+        """Counts a request to a model by its grpc.StatusCode."""
         key = (model, status.name)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
 
     def request(self, model, api, entrypoint, seconds):
-        """A request that was answered, by "GRPC" or "REST"."""
+        """Records the latency of a successful request over `entrypoint`, "GRPC" or "REST"."""
         with self._lock:
             self._latency.observe((model, api, entrypoint), seconds)
 
     def runtime(self, model, api, seconds):
-        """A run of a Session."""
+        """Records the time of a Session run."""
         with self._lock:
             self._runtime.observe((model, api, "TF1"), seconds)
 
     def queued(self, seconds):
-        """A request that left the queue of a batch."""
+        """Records the time that a request waited in the batching queue."""
         with self._lock:
             self._queuing.observe(self._pool, seconds)
 
     def collect(self):
-        """The metrics, as prometheus-client asks for them."""
+        """Returns the metrics as prometheus-client expects them from a collector."""
         with self._lock:
             requests = Metric(f"{PREFIX}request_count", "The total number of requests.", "counter")
             for (model, status), number in self._counts.items():
@@ -117,7 +119,7 @@ class Metrics:
             ]
 
     def page(self):
-        """The metrics in Prometheus' text format, as bytes."""
+        """Returns the metrics in Prometheus' text format, as bytes."""
         page = prometheus_client.generate_latest(self._registry)
-        # The client's counters all end in _total; TensorFlow Serving's does not.
+        # prometheus-client appends _total to the names of counters, TensorFlow Serving does not.
         return page.replace(b"request_count_total", b"request_count")

@@ -1,8 +1,7 @@
-"""TensorFlow Serving's REST interface: the same answers as over gRPC, in JSON."""
+"""TensorFlow Serving's REST interface: the same responses as over gRPC, as JSON."""
 
 import http.server
 import json
-import logging
 import re
 import socket
 import threading
@@ -19,18 +18,18 @@ from tensorflow_serving.apis import (
 )
 
 from keras_ssl.serving.server import json_tensors, services
-from keras_ssl.serving.server.requests import Refusal, invalid
+from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument
 
-log = logging.getLogger("keras_ssl.serving")
 MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
 MAX_BODY = 2**26  # bytes
-LARGE_BODY = 2**20  # bytes, from which on
-LARGE_BODIES = 8  # are read at a time: JSON grows tenfold in memory
-CONNECTIONS = 512  # each has a thread
+# Parsed JSON takes ten times the memory of its text, so that only some large bodies are read at once.
+LARGE_BODY = 2**20  # bytes
+MAX_LARGE_BODIES = 8
+MAX_CONNECTIONS = 512  # each has a thread
 IDLE_SECONDS = 30.0
-SENDING_SECONDS = 1.0  # for answers that are under way when the server stops
+SENDING_SECONDS = 1.0  # for responses that are being sent when the server stops
 
 Code = grpc.StatusCode
 HTTP_STATUS = {
@@ -65,13 +64,13 @@ class RestServer:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def start(self):
-        """Takes connections from now on."""
+        """Starts accepting connections."""
         self._thread.start()
 
     def close(self):
-        """Takes no more connections, frees the port, and lets answers that are under way be sent."""
+        """Waits a moment for responses that are being sent, and frees the port."""
         end = time.monotonic() + SENDING_SECONDS
-        while self._server.answering and time.monotonic() < end:
+        while self._server.responding and time.monotonic() < end:
             time.sleep(0.01)
         self._server.shutdown()
         self._server.server_close()
@@ -84,13 +83,13 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, *args):
-        self._places = threading.BoundedSemaphore(CONNECTIONS)
-        self.large_bodies = threading.BoundedSemaphore(LARGE_BODIES)
-        self.answering = set()  # threads
+        self._connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
+        self.responding = set()  # ids of threads
         super().__init__(*args)
 
     def process_request(self, request, client_address):
-        if not self._places.acquire(blocking=False):
+        if not self._connections.acquire(blocking=False):
             request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
             self.shutdown_request(request)
             return
@@ -100,10 +99,10 @@ class _Server(http.server.ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._connections.release()
 
     def handle_error(self, request, client_address):
-        """A client that went away is no event."""
+        """Ignores clients that close the connection."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -113,136 +112,140 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self):
         super().setup()
-        # Header and body are two writes: without this the second waits for the client's ACK.
+        # Header and body are two writes; by default the second waits for the client's ACK.
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     def log_message(self, *_):
-        """Says nothing: the metrics count requests."""
+        """Logs nothing: the metrics count requests."""
 
     def do_GET(self):
         path = urllib.parse.urlsplit(self.path).path
         if path == self.metrics_path:
             self._send(200, self.predictor.metrics.page(), "text/plain; version=0.0.4")
             return
-        self._answer(lambda: self._get(path))
+        self._respond(lambda: self._get(path))
 
     def do_POST(self):
-        self._answer(lambda: self._post(urllib.parse.urlsplit(self.path).path))
+        self._respond(lambda: self._post(urllib.parse.urlsplit(self.path).path))
 
     def _get(self, path):
         match = GET.fullmatch(path)
         if not match:
-            raise invalid(f"Malformed request: GET {path}")
+            raise invalid_argument(f"Malformed request: GET {path}")
         if not match[1]:
-            raise invalid("Missing model name in request.")
-        if match[4]:
-            request = get_model_metadata_pb2.GetModelMetadataRequest(
-                model_spec=_spec(match), metadata_field=["signature_def"]
-            )
-            response = services.metadata(self.predictor.models, request)
-            signatures = get_model_metadata_pb2.SignatureDefMap()
-            response.metadata["signature_def"].Unpack(signatures)
-            return {
-                "model_spec": _json(response.model_spec),
-                "metadata": {"signature_def": _json(signatures)},
-            }
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=_spec(match))
-        return _json(self.predictor.models.status(request.model_spec))
+            raise invalid_argument("Missing model name in request.")
+        if not match[4]:
+            request = get_model_status_pb2.GetModelStatusRequest(model_spec=_model_spec(match))
+            return _to_dict(self.predictor.models.status(request.model_spec))
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=_model_spec(match), metadata_field=["signature_def"]
+        )
+        response = services.metadata(self.predictor.models, request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        return {
+            "model_spec": _to_dict(response.model_spec),
+            "metadata": {"signature_def": _to_dict(signatures)},
+        }
 
     def _post(self, path):
         try:
             length = int(self.headers["Content-Length"])
         except (TypeError, ValueError):
             self.close_connection = True
-            raise invalid("a POST needs a Content-Length") from None
+            raise invalid_argument("a POST needs a Content-Length") from None
         if not 0 <= length <= MAX_BODY:
-            self.close_connection = True  # what it sends is not read
-            raise invalid(f"the body must have at most {MAX_BODY} bytes, got {length}")
+            self.close_connection = True  # the body is not read
+            raise invalid_argument(f"the body must have at most {MAX_BODY} bytes, got {length}")
         if length <= LARGE_BODY:
             return self._predict(path, self.rfile.read(length))
         with self.server.large_bodies:
             return self._predict(path, self.rfile.read(length))
 
-    def _predict(self, path, body):
+    def _predict(self, path, data):
         match = POST.fullmatch(path)
         if not match or not match[1]:
-            raise invalid(f"Malformed request: POST {path}")
+            raise invalid_argument(f"Malformed request: POST {path}")
         if match[4].lower() != "predict":
-            raise Refusal(Code.UNIMPLEMENTED, "the models of keras_ssl answer :predict")
+            raise StatusError(Code.UNIMPLEMENTED, "models of keras_ssl implement :predict only")
+        body = _parse_body(data)
+        request = predict_pb2.PredictRequest(model_spec=_model_spec(match))
         try:
-            body.decode()  # JSON is UTF-8; json.loads would guess
-            body = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise invalid(f"JSON Parse error: {error}") from None
-        if not isinstance(body, dict):
-            raise invalid("the JSON must be an object with instances or inputs")
-        name = body.get("signature_name", "")
-        if not isinstance(name, str):
-            raise invalid("'signature_name' key must be a string value.")
-        if ("instances" in body) == ("inputs" in body):
-            raise invalid("Expecting one of 'instances' and 'inputs', and not both")
-        request = predict_pb2.PredictRequest(model_spec=_spec(match))
-        try:
-            request.model_spec.signature_name = name
+            request.model_spec.signature_name = body.get("signature_name", "")
         except ValueError:  # half a surrogate pair
-            raise invalid("'signature_name' must be valid Unicode") from None
+            raise invalid_argument("'signature_name' must be valid Unicode") from None
         deadline = time.monotonic() + self.seconds
-        rows = "instances" in body
-        read = json_tensors.from_rows if rows else json_tensors.from_columns
+        parse = json_tensors.from_rows if "instances" in body else json_tensors.from_columns
         _, _, outputs = self.predictor.predict(
             request,
-            lambda _, declared: read(body, declared),
+            lambda _, declared: parse(body, declared),
             "REST",
             lambda: time.monotonic() < deadline,
         )
-        values = {name: json_tensors.values(name, array) for name, array in outputs.items()}
-        if not rows:
-            return {"outputs": values if len(values) > 1 else next(iter(values.values()))}
-        if len({len(value) if isinstance(value, list) else -1 for value in values.values()}) > 1:
-            raise invalid("the outputs have different batch sizes: ask with 'inputs'")
-        if len(values) == 1:
-            return {"predictions": next(iter(values.values()))}
-        return {
-            "predictions": [
-                dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)
-            ]
-        }
+        columns = {name: json_tensors.to_json(name, array) for name, array in outputs.items()}
+        if "instances" in body:
+            return {"predictions": _to_rows(columns)}
+        return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
 
-    def _answer(self, function):
+    def _respond(self, function):
+        """Sends what `function` returns as JSON, or the error that it raises."""
         thread = threading.get_ident()
-        self.server.answering.add(thread)
+        self.server.responding.add(thread)
         try:
             try:
-                status, answer = 200, function()
-            except Refusal as refusal:
-                status, answer = HTTP_STATUS.get(refusal.code, 500), {"error": refusal.words}
-            except Exception:
-                log.exception("a request failed")
-                status, answer = 500, {"error": "internal error: see the server's log"}
-            self._send(status, json.dumps(answer, indent=1).encode(), "application/json")
+                status, content = 200, function()
+            except Exception as exception:
+                error = from_exception(exception)
+                status, content = HTTP_STATUS.get(error.code, 500), {"error": error.message}
+            self._send(status, json.dumps(content, indent=1).encode(), "application/json")
         finally:
-            self.server.answering.discard(thread)
+            self.server.responding.discard(thread)
 
-    def _send(self, status, body, kind):
+    def _send(self, status, body, content_type):
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
 
-def _json(message):
+def _parse_body(data):
+    """Parses the JSON of a predict request and checks its keys."""
+    try:
+        data.decode()  # JSON is UTF-8, but json.loads would also accept other encodings
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise invalid_argument(f"JSON Parse error: {error}") from None
+    if not isinstance(body, dict):
+        raise invalid_argument("the JSON must be an object with instances or inputs")
+    if not isinstance(body.get("signature_name", ""), str):
+        raise invalid_argument("'signature_name' key must be a string value.")
+    if ("instances" in body) == ("inputs" in body):
+        raise invalid_argument("Expecting one of 'instances' and 'inputs', and not both")
+    return body
+
+
+def _to_rows(columns):
+    """Converts outputs by name to one entry per image: a value, or a dict if there are several."""
+    if len({len(c) if isinstance(c, list) else -1 for c in columns.values()}) > 1:
+        raise invalid_argument("the outputs have different batch sizes: use 'inputs' instead")
+    if len(columns) == 1:
+        return next(iter(columns.values()))
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _to_dict(message):
     return json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
 
 
-def _spec(match):
-    """ModelSpec of a matched path; parts of it may be percent-encoded."""
+def _model_spec(match):
+    """Builds the ModelSpec of a matched path, whose parts may be percent-encoded."""
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match[1]))
     if match[2]:
         if int(match[2]) >= 2**63:
-            raise invalid(f"Failed to convert version: {match[2]} to numeric.")
+            raise invalid_argument(f"Failed to convert version: {match[2]} to numeric.")
         spec.version.value = int(match[2])
     elif match[3]:
         spec.version_label = urllib.parse.unquote(match[3])

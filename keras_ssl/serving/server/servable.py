@@ -1,4 +1,4 @@
-"""A SavedModel in a graph Session: how TensorFlow Serving runs it, without Python objects."""
+"""Loads a SavedModel into a graph Session, as TensorFlow Serving does, without Python objects."""
 
 import hashlib
 import json
@@ -9,9 +9,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_ssl.serving.server.requests import declared_inputs, inputs_of
+from keras_ssl.serving.server.errors import first_line
+from keras_ssl.serving.server.requests import DEFAULT_SIGNATURE, declared_inputs, inputs_of
 
-CHECKSUMS = "checksums.json"  # in assets.extra: written by keras_ssl.export
+CHECKSUMS = "checksums.json"  # in assets.extra, written by keras_ssl.export
 WARMUP = "tf_serving_warmup_requests"
 
 
@@ -19,15 +20,15 @@ class Servable:
     """One version of a model, loaded as TensorFlow Serving loads it.
 
     Args:
-        path: version directory of a SavedModel, e.g. "saved_models/rotation_cifar10/1".
-        config: tf.compat.v1.ConfigProto of the Session, e.g. its numbers of threads.
+        path: version directory of a SavedModel, such as "saved_models/rotation_cifar10/1".
+        config: tf.compat.v1.ConfigProto of the Session, for example its numbers of threads.
 
     Attributes:
         signatures: dict of tensorflow SignatureDef protos by name.
-        inputs: dict by signature of what it declares of its inputs.
+        inputs: dict by signature of its declared inputs, each a dict of InputSpec by name.
 
     Raises:
-        ValueError: `path` holds no SavedModel that loads, or its files are not those that
+        ValueError: `path` has no SavedModel that can be loaded, or its files are not those that
             keras_ssl.export wrote.
 
     Example:
@@ -44,17 +45,17 @@ class Servable:
         self.session = tf.compat.v1.Session(graph=graph, config=config)
         logger = tf.get_logger()
         level = logger.level
-        logger.setLevel("ERROR")  # "deprecated": the loader is, graph Sessions in C++ are not
+        logger.setLevel("ERROR")  # the Python loader logs that it is deprecated
         try:
             with graph.as_default():
                 meta_graph = tf.compat.v1.saved_model.load(
                     self.session, [tf.saved_model.SERVING], str(path)
                 )
-        # A damaged graph can fail anywhere on its way into Python: what counts is that it did.
+        # A damaged graph can raise anything.
         except Exception as error:
             self.session.close()
             raise ValueError(
-                f"path {str(path)!r} holds no SavedModel that loads: {first_line(error)}"
+                f"path {str(path)!r} has no SavedModel that can be loaded: {first_line(error)}"
             ) from None
         finally:
             logger.setLevel(level)
@@ -62,13 +63,13 @@ class Servable:
         self.inputs = {name: declared_inputs(s) for name, s in self.signatures.items()}
         self._callables, self._lock = {}, threading.Lock()
 
-    def run(self, inputs, signature="serving_default", outputs=()):
+    def run(self, inputs, signature=DEFAULT_SIGNATURE, outputs=()):
         """Runs a signature.
 
         Args:
             inputs: dict of arrays by the signature's input names.
-            signature: name of the signature.
-            outputs: names of the outputs wanted; all by default.
+            signature: str, name of the signature.
+            outputs: sequence of str, names of the outputs to compute; all by default.
 
         Returns:
             dict of arrays by output name.
@@ -81,14 +82,14 @@ class Servable:
         outputs = tuple(outputs) or tuple(definition.outputs)
         names = tuple(sorted(inputs))
         key = (signature, names, outputs)
-        with self._lock:  # two threads must not extend the graph at once
+        with self._lock:  # two threads must not extend the graph at the same time
             if key not in self._callables:
                 options = config_pb2.CallableOptions(
                     feed=[definition.inputs[name].name for name in names],
                     fetch=[definition.outputs[name].name for name in outputs],
                 )
-                # As the C++ Session that TensorFlow Serving has: `Session.run` would compare the
-                # shapes with the placeholders', which are looser in C++, and costs 0.2 ms more.
+                # `Session.run` takes 0.2 ms more, and compares shapes with those of the placeholders,
+                # which the C++ Session of TensorFlow Serving does not.
                 self._callables[key] = self.session._make_callable_from_options(options)
         values = self._callables[key](*(inputs[name] for name in names))
         return dict(zip(outputs, values, strict=True))
@@ -97,7 +98,7 @@ class Servable:
         """Replays the requests in `assets.extra`, as TensorFlow Serving does before it serves.
 
         Raises:
-            ValueError: the records are damaged, or one of them fails.
+            ValueError: the records are damaged, or a request fails.
         """
         records = self.path / "assets.extra" / WARMUP
         if not records.is_file():
@@ -105,26 +106,26 @@ class Servable:
         try:
             for record in tf.data.TFRecordDataset(str(records)).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-                name = request.model_spec.signature_name or "serving_default"
+                name = request.model_spec.signature_name or DEFAULT_SIGNATURE
                 inputs = inputs_of(request, self.inputs[name])
                 self.run(inputs, name, tuple(request.output_filter))
-        except Exception as error:  # of the protobuf, of TensorFlow, of our own checks
+        except Exception as error:  # of protobuf, of TensorFlow, or a StatusError
             raise ValueError(f"warm-up of {str(self.path)!r} failed: {first_line(error)}") from None
 
     def close(self):
-        """Frees the session and its variables."""
-        self._callables.clear()  # they must go before their session
+        """Closes the session and frees its variables."""
+        self._callables.clear()  # they must be released before their session
         self.session.close()
 
 
 def checksums(path):
-    """SHA-256 of every file of a version but its card, which people may add to.
+    """Computes the SHA-256 of every file of a version except card.json, which may be edited.
 
     Args:
-        path: version directory, without the checksums as yet.
+        path: version directory that has no checksums yet.
 
     Returns:
-        dict of the file's name relative to `path`, str, to str.
+        dict from the file's name relative to `path` to its checksum, both str.
     """
     path = Path(path)
     return {
@@ -135,15 +136,15 @@ def checksums(path):
 
 
 def check_files(path):
-    """Compares a version with the checksums that its export wrote, where there are any.
+    """Verifies the checksums that the export of a version wrote, if there are any.
 
-    TensorFlow notices damaged weights, not a damaged graph: that one loads and answers nonsense.
+    TensorFlow detects damaged weights but not a damaged graph, which loads and computes nonsense.
 
     Args:
         path: version directory.
 
     Raises:
-        ValueError: a file is missing or not what was exported.
+        ValueError: a file is missing or differs from what was exported.
     """
     file = Path(path) / "assets.extra" / CHECKSUMS
     if not file.is_file():
@@ -152,26 +153,19 @@ def check_files(path):
         expected = json.loads(file.read_text())
         for name, digest in expected.items():
             if hashlib.sha256((Path(path) / name).read_bytes()).hexdigest() != digest:
-                raise ValueError(f"{name} is not what was exported")
+                raise ValueError(f"{name} differs from what was exported")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"path {str(path)!r} is damaged or half copied: {error}") from None
-
-
-def first_line(error):
-    """The first line of an exception's message, without the place in the graph around it."""
-    words = getattr(error, "message", None) or str(error)
-    words = words.removeprefix("Graph execution error:").strip()
-    return words.split("\n")[0] or type(error).__name__
+        raise ValueError(f"path {str(path)!r} is damaged or copied only in part: {error}") from None
 
 
 def versions(path):
-    """Versions of a model: its numeric directories, as TensorFlow Serving sees them.
+    """Lists the versions of a model: its numeric directories, as TensorFlow Serving does.
 
     Args:
         path: directory of a model.
 
     Returns:
-        dict of int to pathlib.Path, ascending ("00000123" is version 123); empty where there is no such
+        dict of int to pathlib.Path, ascending ("00000123" is version 123); empty if there is no such
         directory.
     """
     try:

@@ -1,4 +1,4 @@
-"""What is put together, when, and who pays for a bad neighbour."""
+"""Which requests share a batch, when it runs, and which of them fail."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keras_ssl.serving.server.batching import Batcher
 from keras_ssl.serving.server.configs import BatchingParameters
-from keras_ssl.serving.server.requests import Refusal
+from keras_ssl.serving.server.errors import StatusError
 
 
 def parameters(**fields):
@@ -28,7 +28,7 @@ def parameters(**fields):
 
 
 class Model:
-    """Squares x, slowly if asked, and writes down the sizes of its batches."""
+    """Squares x, once `gate` is open, and records the sizes of its batches."""
 
     def __init__(self, gate=None):
         self.sizes, self.gate = [], gate
@@ -43,70 +43,70 @@ class Model:
         return {"y": x**2}
 
 
-def ask(batcher, model, arrays, key="k", **options):
-    """Answers of requests that are sent at the same time."""
+def run_concurrently(batcher, model, arrays, key="k", **options):
+    """Runs requests at the same time and returns their outputs."""
     with futures.ThreadPoolExecutor(len(arrays)) as pool:
         return list(pool.map(lambda x: batcher.run(key, model, {"x": x}, **options), arrays))
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(2, 8))
-def test_each_gets_its_own_rows(sizes, largest):
+def test_each_request_gets_its_own_rows(sizes, largest):
     batcher = Batcher(
         parameters(max_batch_size=largest, batch_timeout_micros=3000, num_batch_threads=2)
     )
     model = Model()
     arrays = [np.arange(n) + 100.0 * i for i, n in enumerate(sizes)]
-    for x, answer in zip(arrays, ask(batcher, model, arrays), strict=True):
-        np.testing.assert_array_equal(answer["y"], x**2)
+    for x, output in zip(arrays, run_concurrently(batcher, model, arrays), strict=True):
+        np.testing.assert_array_equal(output["y"], x**2)
     batcher.close()
     assert sum(model.sizes) == sum(sizes)
     assert all(n <= max(largest, *sizes) for n in model.sizes)
 
 
-def test_a_full_batch_does_not_wait_and_a_small_one_waits_its_time():
+def test_only_a_batch_that_is_not_full_waits_for_the_timeout():
     batcher = Batcher(
-        parameters(max_batch_size=4, batch_timeout_micros=2_000_000, num_batch_threads=1)
+        parameters(max_batch_size=4, batch_timeout_micros=1_000_000, num_batch_threads=1)
     )
     model = Model()
     start = time.monotonic()
-    ask(batcher, model, [np.ones(1)] * 4)
-    assert time.monotonic() - start < 1.5
+    run_concurrently(batcher, model, [np.ones(1)] * 4)
+    assert time.monotonic() - start < 0.8
     assert model.sizes == [4]
     start = time.monotonic()
-    ask(batcher, model, [np.ones(1)] * 2)
-    assert 1.9 < time.monotonic() - start < 6
+    run_concurrently(batcher, model, [np.ones(1)] * 2)
+    assert 0.95 < time.monotonic() - start < 6
     assert model.sizes == [4, 2]
     batcher.close()
 
 
-def test_keys_are_not_mixed():
+def test_requests_of_different_keys_do_not_share_a_batch():
     batcher = Batcher(parameters(batch_timeout_micros=50_000, num_batch_threads=1))
     models = {key: Model() for key in "ab"}
     with futures.ThreadPoolExecutor(6) as pool:
-        answers = [
+        outputs = [
             pool.submit(batcher.run, key, models[key], {"x": np.full(1, i)})
             for i, key in enumerate("ababab")
         ]
-    assert [answer.result()["y"][0] for answer in answers] == [0, 1, 4, 9, 16, 25]
+    assert [output.result()["y"][0] for output in outputs] == [0, 1, 4, 9, 16, 25]
     assert models["a"].sizes == models["b"].sizes == [3]
     batcher.close()
 
 
-def test_a_bad_request_hurts_nobody_else():
+def test_a_faulty_request_fails_alone():
     batcher = Batcher(parameters(batch_timeout_micros=50_000, num_batch_threads=1))
     model = Model()
     arrays = [np.full(1, value) for value in (1.0, -1.0, 3.0)]
     with futures.ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(batcher.run, "k", model, {"x": x}) for x in arrays]
-    assert [answers[i].result()["y"][0] for i in (0, 2)] == [1, 9]
+        outputs = [pool.submit(batcher.run, "k", model, {"x": x}) for x in arrays]
+    assert [outputs[i].result()["y"][0] for i in (0, 2)] == [1, 9]
     with pytest.raises(ValueError, match="must not be negative"):
-        answers[1].result()
+        outputs[1].result()
     assert model.sizes == [3, 1, 1, 1]
     batcher.close()
 
 
-def test_allowed_sizes_are_filled_up_and_cut_off_again():
+def test_batches_are_padded_to_allowed_sizes():
     batcher = Batcher(
         parameters(
             max_batch_size=8, batch_timeout_micros=50_000, num_batch_threads=1,
@@ -114,22 +114,24 @@ def test_allowed_sizes_are_filled_up_and_cut_off_again():
         )
     )  # fmt: skip
     model = Model()
-    answers = ask(batcher, model, [np.array([1.0]), np.array([2.0, 3.0])])
-    assert [answer["y"].tolist() for answer in answers] == [[1], [4, 9]]
+    outputs = run_concurrently(batcher, model, [np.array([1.0]), np.array([2.0, 3.0])])
+    assert [output["y"].tolist() for output in outputs] == [[1], [4, 9]]
     assert model.sizes == [4]
-    assert ask(batcher, model, [np.array([5.0])])[0]["y"].tolist() == [25]
+    assert run_concurrently(batcher, model, [np.array([5.0])])[0]["y"].tolist() == [25]
     assert model.sizes == [4, 2]
     batcher.close()
 
 
-def test_outputs_that_cannot_be_cut_apart_are_asked_for_one_by_one():
+def test_requests_run_alone_if_outputs_cannot_be_split():
     batcher = Batcher(parameters(batch_timeout_micros=50_000, num_batch_threads=1))
-    answers = ask(batcher, lambda inputs: {"sum": inputs["x"].sum()}, [np.ones(1), np.full(2, 3)])
-    assert [answer["sum"] for answer in answers] == [1, 6]
+    outputs = run_concurrently(
+        batcher, lambda inputs: {"sum": inputs["x"].sum()}, [np.ones(1), np.full(2, 3)]
+    )
+    assert [output["sum"] for output in outputs] == [1, 6]
     batcher.close()
 
 
-def test_the_queue_has_an_end():
+def test_a_full_queue_is_unavailable():
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=2, max_enqueued_batches=2, num_batch_threads=1))
     model = Model(gate)
@@ -141,7 +143,7 @@ def test_the_queue_has_an_end():
         while sum(map(len, batcher._queues.values())) < 4:
             time.sleep(0.01)
         with pytest.raises(
-            Refusal, match="queue to which this task was submitted is full"
+            StatusError, match="queue to which this task was submitted is full"
         ) as error:
             batcher.run("k", model, {"x": np.ones(1)})
         assert error.value.code == grpc.StatusCode.UNAVAILABLE
@@ -150,7 +152,7 @@ def test_the_queue_has_an_end():
     batcher.close()
 
 
-def test_what_nobody_waits_for_is_not_run():
+def test_requests_of_clients_that_left_are_not_run():
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=4, num_batch_threads=1))
     model, dead = Model(gate), Model()
@@ -166,10 +168,10 @@ def test_what_nobody_waits_for_is_not_run():
     batcher.close()
 
 
-def test_a_large_request_or_one_without_a_common_length_runs_alone():
+def test_large_requests_and_those_without_a_common_length_run_alone():
     batcher = Batcher(parameters(max_batch_size=4, batch_timeout_micros=10**7, num_batch_threads=1))
     model = Model()
-    assert len(batcher.run("k", model, {"x": np.ones(9)})["y"]) == 9  # and at once
+    assert len(batcher.run("k", model, {"x": np.ones(9)})["y"]) == 9  # and immediately
     assert batcher.run("k", lambda inputs: inputs, {"a": np.ones(2), "b": np.ones(3)}).keys() == {
         "a",
         "b",
@@ -178,7 +180,7 @@ def test_a_large_request_or_one_without_a_common_length_runs_alone():
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [({"max_batch_size": 0}, "max_batch_size must be at least 1, got 0"),
      ({"num_batch_threads": -1}, "num_batch_threads must be at least 1"),
      ({"max_enqueued_batches": 0}, "max_enqueued_batches must be at least 1"),
@@ -187,6 +189,6 @@ def test_a_large_request_or_one_without_a_common_length_runs_alone():
      ({"max_batch_size": 8, "allowed_batch_sizes": [2, 4]}, "end with max_batch_size 8"),
      ({"pad_variable_length_inputs": True}, "not available in the embedded server")],
 )  # fmt: skip
-def test_bad_parameters(fields, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_parameters(fields, message):
+    with pytest.raises(ValueError, match=message):
         Batcher(parameters(**fields))

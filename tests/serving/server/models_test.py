@@ -1,4 +1,4 @@
-"""Versions come, go and fail while others answer."""
+"""Loading, unloading and failing of versions while others serve."""
 
 import shutil
 import time
@@ -17,8 +17,8 @@ from tensorflow_serving.config import model_server_config_pb2
 
 import keras_ssl as kssl
 from keras_ssl.serving.server.configs import config_of
+from keras_ssl.serving.server.errors import StatusError
 from keras_ssl.serving.server.models import Models
-from keras_ssl.serving.server.requests import Refusal
 from keras_ssl.serving.server.servable import WARMUP
 
 AVAILABLE, END = (
@@ -29,7 +29,7 @@ AVAILABLE, END = (
 
 @pytest.fixture
 def folder(counter, tmp_path):
-    """A copy of the counter's versions that a test may change."""
+    """A copy of the counter's versions, which a test may change."""
     shutil.copytree(counter, tmp_path / "counter")
     return tmp_path / "counter"
 
@@ -41,8 +41,9 @@ def spec(version=None, label=""):
     return message
 
 
-def answer(models, **wanted):
-    with models.lease(spec(**wanted)) as (version, servable):
+def predict(models, **choice):
+    """Runs the version that a ModelSpec selects, checks the result, and returns the version."""
+    with models.lease(spec(**choice)) as (version, servable):
         y = servable.run({"x": np.array([[10.0]], np.float32)})["y"]
         assert y[0, 0] == 10 + version
         return version
@@ -81,27 +82,29 @@ def configured(folder, labels=None, **policy):
 def test_version_policies(counter, policy, served):
     models = Models(configured(counter, **policy))
     assert models.versions("counter") == served
-    assert [answer(models, version=v) for v in served] == served
-    assert answer(models) == max(served)
+    assert [predict(models, version=v) for v in served] == served
+    assert predict(models) == max(served)
     assert [v for v, (state, _) in states(models).items() if state == AVAILABLE] == served[::-1]
     models.close()
 
 
-def test_a_new_version_takes_over_and_the_old_one_finishes(folder):
+def test_a_new_version_replaces_the_old_one_which_finishes_its_requests(folder):
     shutil.move(folder / "3", folder.parent / "3")
     models = Models(configured(folder))
     with models.lease(spec()) as (version, old):
         assert version == 2
         shutil.move(folder.parent / "3", folder / "3")
         models.update()
-        assert answer(models) == 3
+        assert predict(models) == 3
         assert states(models)[2] == (END, "")
-        # It is closed when its last request is done, not before.
+        # It is closed after its last request and not before.
         assert old.run({"x": np.zeros((1, 1), np.float32)})["y"] == 2
     with pytest.raises(tf.errors.CancelledError, match="closed"):
         old.run({"x": np.zeros((1, 1), np.float32)})
-    with pytest.raises(Refusal, match=r"Servable not found for request: Specific\(counter, 2\)"):
-        answer(models, version=2)
+    with pytest.raises(
+        StatusError, match=r"Servable not found for request: Specific\(counter, 2\)"
+    ):
+        predict(models, version=2)
     models.close()
 
 
@@ -142,87 +145,90 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_version_is_passed_over_with_its_reason(folder, counter, kind):
+def test_a_damaged_version_is_skipped_and_its_status_has_the_reason(folder, counter, kind):
     damage(folder / "3", kind)
     models = Models(configured(folder))  # at start-up
-    assert answer(models) == 2
-    state, words = states(models)[3]
+    assert predict(models) == 2
+    state, message = states(models)[3]
     assert state == END
-    assert "holds no SavedModel that loads" in words or "warm-up" in words
-    # The rest of the copy arrives: it is tried again.
+    assert "has no SavedModel that can be loaded" in message or "warm-up" in message
+    # When its files change it is tried again.
     shutil.rmtree(folder / "3")
     shutil.copytree(counter / "3", folder / "3")
     models.update()
-    assert answer(models) == 3
+    assert predict(models) == 3
     assert states(models)[3] == (AVAILABLE, "")
     models.close()
 
 
-def test_a_damaged_version_that_appears_leaves_the_old_one(folder):
+def test_a_new_version_that_is_damaged_does_not_replace_the_old_one(folder):
     shutil.move(folder / "3", folder.parent / "3")
     models = Models(configured(folder))
     damage(folder.parent / "3", "truncated variables")
     shutil.move(folder.parent / "3", folder / "3")
     models.update()
-    assert answer(models) == 2
+    assert predict(models) == 2
     assert states(models)[3][0] == END
     models.close()
 
 
-def test_an_export_notices_any_flipped_byte(exported, tmp_path):
-    """TensorFlow alone loads a graph with a changed byte, and answers something."""
+def test_a_changed_byte_in_an_export_is_detected(exported, tmp_path):
+    """TensorFlow alone loads a graph with a changed byte, and computes nonsense."""
     shutil.copytree(exported, tmp_path / "m")
-    shutil.copytree(exported / "1", tmp_path / "m" / "2")
-    for name in ("saved_model.pb", "assets.extra/encoder.json", "variables/variables.index"):
-        file = tmp_path / "m" / "2" / name
+    names = ("saved_model.pb", "assets.extra/encoder.json", "variables/variables.index")
+    for version, name in enumerate(names, 2):
+        shutil.copytree(exported / "1", tmp_path / "m" / str(version))
+        file = tmp_path / "m" / str(version) / name
         content = bytearray(file.read_bytes())
         content[len(content) // 3] ^= 1
         file.write_bytes(bytes(content))
-        models = Models(config_of({"m": tmp_path / "m"}))
-        assert models.versions("m") == [1]
-        assert f"{name} is not what was exported" in models.why_not("m")
-        models.close()
-        shutil.copy(exported / "1" / name, file)
+    models = Models(config_of({"m": tmp_path / "m"}))
+    assert models.versions("m") == [1]
+    for name in names:
+        assert f"{name} differs from what was exported" in models.why_unavailable("m")
+    models.close()
 
 
-def test_a_folder_that_is_gone_for_a_moment_takes_nothing_down(folder):
+def test_versions_are_kept_while_their_folder_is_missing(folder):
     models = Models(configured(folder))
     folder.rename(folder.parent / "elsewhere")
     models.update()
-    assert answer(models) == 3
+    assert predict(models) == 3
     models.close()
 
 
 def test_labels(counter):
     models = Models(configured(counter, all=True, labels={"stable": 1}))
-    assert answer(models, label="stable") == 1
-    with pytest.raises(Refusal, match="Unrecognized servable version label: canary"):
-        answer(models, label="canary")
+    assert predict(models, label="stable") == 1
+    with pytest.raises(StatusError, match="Unrecognized servable version label: canary"):
+        predict(models, label="canary")
     models.reload(configured(counter, all=True, labels={"stable": 2, "canary": 3}))
-    assert (answer(models, label="stable"), answer(models, label="canary")) == (2, 3)
-    with pytest.raises(Refusal, match="assign label to version 7 of model counter, which") as error:
+    assert (predict(models, label="stable"), predict(models, label="canary")) == (2, 3)
+    with pytest.raises(
+        StatusError, match="assign label to version 7 of model counter, which"
+    ) as error:
         models.reload(configured(counter, latest=1, labels={"stable": 7}))
     assert error.value.code == grpc.StatusCode.FAILED_PRECONDITION
-    assert models.versions("counter") == [1, 2, 3]  # nothing of the refused config
-    assert answer(models, label="stable") == 2
+    assert models.versions("counter") == [1, 2, 3]  # the rejected config changes nothing
+    assert predict(models, label="stable") == 2
     models.close()
 
 
-def test_a_label_moves_to_a_version_that_answers_only(counter):
-    """One write that adds a version and labels it is refused, as by TensorFlow Serving."""
+def test_labels_move_to_available_versions_only(counter):
+    """A config that both adds a version and labels it is rejected, as by TensorFlow Serving."""
     models = Models(configured(counter, specific=[1], labels={"stable": 1}))
     both = configured(counter, specific=[1, 2], labels={"stable": 2})
-    with pytest.raises(Refusal, match="not currently available"):
+    with pytest.raises(StatusError, match="not currently available"):
         models.reload(both)
     models.reload(configured(counter, specific=[1, 2], labels={"stable": 1}))
     models.reload(both)
-    assert answer(models, label="stable") == 2
+    assert predict(models, label="stable") == 2
     models.close()
     with pytest.raises(ValueError, match="assign label to version 9 of model counter"):
         Models(configured(counter, labels={"stable": 9}))
     lenient = Models(configured(counter, specific=[1]), any_labels=True)
     lenient.reload(configured(counter, specific=[1, 2], labels={"new": 2}))
-    assert answer(lenient, label="new") == 2
+    assert predict(lenient, label="new") == 2
     lenient.close()
 
 
@@ -230,15 +236,15 @@ def test_reload_adds_and_removes_models(counter):
     models = Models(configured(counter))
     models.reload(config_of({"other": counter}))
     assert models.names() == ["other"]
-    with pytest.raises(Refusal, match=r"Latest\(counter\)"):
-        answer(models)
-    with pytest.raises(Refusal, match="1 model.* did not become available: empty: no version"):
+    with pytest.raises(StatusError, match=r"Latest\(counter\)"):
+        predict(models)
+    with pytest.raises(StatusError, match="1 model.* did not become available: empty: no version"):
         models.reload(config_of({"other": counter, "empty": counter.parent}))
     assert models.names() == ["other"]
     models.close()
 
 
-def bad_configs(counter):
+def invalid_configs(counter):
     twice = config_of({"counter": counter})
     twice.model_config_list.config.add().CopyFrom(twice.model_config_list.config[0])
     nameless = config_of({"": counter})
@@ -255,19 +261,19 @@ def bad_configs(counter):
     ]
 
 
-def test_bad_configs_are_refused_and_change_nothing(counter):
+def test_invalid_configs_are_rejected_and_change_nothing(counter):
     models = Models(configured(counter))
-    for config, words in bad_configs(counter):
-        with pytest.raises(Refusal, match=words) as error:
+    for config, message in invalid_configs(counter):
+        with pytest.raises(StatusError, match=message) as error:
             models.reload(config)
         assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             Models(config)
-    assert answer(models) == 3
+    assert predict(models) == 3
     models.close()
 
 
-def test_the_server_follows_its_folder_and_its_file(counter, tmp_path):
+def test_the_server_polls_its_folder_and_its_config_file(counter, tmp_path):
     (tmp_path / "models").mkdir()
     shutil.copytree(counter / "1", tmp_path / "models" / "a" / "1")
     file = tmp_path / "models.config"
@@ -280,7 +286,7 @@ def test_the_server_follows_its_folder_and_its_file(counter, tmp_path):
     ):
         shutil.copytree(counter / "2", tmp_path / "models" / "a" / "2")
         shutil.copytree(counter / "3", tmp_path / "models" / "b" / "3")
-        file.write_text("no config")  # is passed over
+        file.write_text("no config")  # invalid: the old one stays
         time.sleep(0.5)
         file.write_text(str(config_of({"c": tmp_path / "models" / "a"})))
         end = time.monotonic() + 30

@@ -1,0 +1,54 @@
+"""Errors that become the status of a response: a gRPC status and a message."""
+
+import logging
+
+import grpc
+
+log = logging.getLogger("keras_ssl.serving")
+MAX_MESSAGE = 1024  # characters: TensorFlow Serving truncates its messages here
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class StatusError(Exception):
+    """A request that is answered with an error status.
+
+    Args:
+        code: grpc.StatusCode.
+        message: str, what the client reads.
+    """
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code, self.message = code, message[:MAX_MESSAGE]
+
+
+def invalid_argument(message):
+    """Returns a StatusError for a mistake of the client."""
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def from_tensorflow(error):
+    """Converts a tf.errors.OpError to a StatusError of the same code."""
+    return StatusError(CODES[error.error_code], first_line(error))
+
+
+def from_exception(error, request="a request"):
+    """Returns `error` if it is a StatusError; otherwise logs it and returns an INTERNAL one.
+
+    The traceback is for the log and not for the client. Call it where the exception is handled.
+
+    Args:
+        error: Exception.
+        request: str, names the request in the log.
+    """
+    if isinstance(error, StatusError):
+        return error
+    log.exception("%s failed", request)
+    return StatusError(grpc.StatusCode.INTERNAL, "internal error, see the server's log")
+
+
+def first_line(error):
+    """Returns the first line of an exception's message, without TensorFlow's graph location."""
+    message = getattr(error, "message", None) or str(error)
+    message = message.removeprefix("Graph execution error:").strip()
+    return message.split("\n")[0] or type(error).__name__
