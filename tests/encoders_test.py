@@ -93,8 +93,8 @@ def test_from_keras_refuses(noise):
 
 def test_maps_are_the_stages_before_the_mean():
     encoder = encoders.resnet((32, 48, 3), width=4, blocks=(1, 1))
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
-    maps, stages = encoders.maps(encoder)(pictures), encoders.stages(encoder)(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    maps, stages = encoders.maps(encoder)(images), encoders.stages(encoder)(images)
     assert list(maps) == ["stage1", "stage2"]
     assert maps["stage2"].shape == (2, 16, 24, 8)
     for name, values in maps.items():
@@ -102,9 +102,9 @@ def test_maps_are_the_stages_before_the_mean():
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (None, None, 3)])
-def test_check_pictures_refuses(shape):
-    with pytest.raises(ValueError, match=r"encoder must take pictures \(H, W, 3\) of fixed size"):
-        encoders.check_pictures(encoders.resnet(shape, width=2, blocks=(1,)))
+def test_check_image_shape_refuses(shape):
+    with pytest.raises(ValueError, match=r"encoder must take images \(H, W, 3\) of fixed size"):
+        encoders.check_image_shape(encoders.resnet(shape, width=2, blocks=(1,)))
 
 
 def branches(dtype, inputs=4, padding="same", size=15):

@@ -89,7 +89,7 @@ def test_trains_as_in_float32(reference, policy, monkeypatch):
         np.testing.assert_array_equal(a, b)
     assert seen == ({"float32"} if task.default_loss() is not None else set())
     assert types([m.result() for m in task.metrics]) == {"float32"}
-    # A loss is a mean over pictures of what comes from sums over channels and places: the errors of single
+    # A loss is a mean over images of what comes from sums over channels and places: the errors of single
     # roundings average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16.
     for a, b in zip(found, expected, strict=True):
         for name in [n for n in a if "loss" in n]:
@@ -102,7 +102,7 @@ def test_trains_as_in_float32(reference, policy, monkeypatch):
 
 
 def unchanged(variables, before, spectral):
-    """Whether no gradient moved them; spectral normalisation scales its kernels in every forward pass."""
+    """Whether no gradient moved them; spectral normalization scales its kernels in every forward pass."""
     for v, old in zip(variables, before, strict=True):
         new = v.numpy()
         if v.path in spectral:
@@ -120,7 +120,7 @@ def test_a_step_that_overflows_is_left_out(reference, policy):
     task = make(row)
     task(x)
     task.set_weights(weights)
-    task.train_on_batch(x, y)  # builds the optimiser, and moves the biases away from 0
+    task.train_on_batch(x, y)  # builds the optimizer, and moves the biases away from 0
     sides, spectral = {"": (task.optimizer, task.trainable_variables)}, []
     if getattr(task, "discriminator", None) is not None:
         sides[""] = task.optimizer, task.generator_variables()

@@ -18,7 +18,7 @@ def pair(shape, **arguments):
     return ours, theirs
 
 
-def picture(shape, seed=0):
+def image(shape, seed=0):
     # Every channel has its own mean and deviation.
     rng = np.random.default_rng(seed)
     return (rng.normal(size=shape) * rng.uniform(1, 3, shape[-1]) + np.arange(shape[-1])).astype(
@@ -46,7 +46,7 @@ def step(layer, x, target):
 )
 def test_equals_keras_in_training_and_inference(arguments):
     ours, theirs = pair((None, 5, 4, 3), **arguments)
-    x, target = tf.constant(picture((6, 5, 4, 3))), picture((6, 5, 4, 3), seed=2)
+    x, target = tf.constant(image((6, 5, 4, 3))), image((6, 5, 4, 3), seed=2)
     for _ in range(2):
         (y, gradients), (expected, expected_gradients) = (
             step(b, x, target) for b in (ours, theirs)
@@ -63,7 +63,7 @@ def test_equals_keras_in_training_and_inference(arguments):
 @pytest.mark.parametrize("size", [1, 2])
 def test_variance_is_the_biased_one(size):
     ours, theirs = pair((None, 1, 1, 2))
-    x = picture((size, 1, 1, 2))
+    x = image((size, 1, 1, 2))
     ours(x, training=True)
     theirs(x, training=True)
     np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_empty_batch_leaves_the_statistics():
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_equals_keras_in_mixed_precision(policy):
     ours, theirs = pair((None, 5, 4, 3), dtype=policy)
-    x = tf.cast(picture((6, 5, 4, 3)), ours.compute_dtype)
+    x = tf.cast(image((6, 5, 4, 3)), ours.compute_dtype)
     for training in (True, False):
         y, expected = ours(x, training=training), theirs(x, training=training)
         assert y.dtype == expected.dtype == ours.compute_dtype
@@ -102,7 +102,7 @@ def test_equals_keras_in_mixed_precision(policy):
 )  # fmt: skip
 def test_the_rest_is_keras(shape, arguments):
     ours, theirs = pair((None, *shape[1:]), **arguments)
-    x = picture(shape)
+    x = image(shape)
     np.testing.assert_allclose(ours(x, training=True), theirs(x, training=True), rtol=1e-6)
     for a, b in zip(ours.weights, theirs.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -110,7 +110,7 @@ def test_the_rest_is_keras(shape, arguments):
 
 def test_mask_and_frozen_layer():
     ours, theirs = pair((None, 4, 5, 3))
-    x, mask = picture((6, 4, 5, 3)), np.random.default_rng(0).random((6, 4, 5)) < 0.5
+    x, mask = image((6, 4, 5, 3)), np.random.default_rng(0).random((6, 4, 5)) < 0.5
     expected = theirs(x, training=True, mask=mask)
     np.testing.assert_allclose(ours(x, training=True, mask=mask), expected, rtol=1e-6)
     ours.trainable = False
@@ -122,7 +122,7 @@ def test_mask_and_frozen_layer():
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_on_two_replicas(synchronized, two_replicas):
     shape = (8, 5, 4, 3)
-    x = picture(shape)
+    x = image(shape)
     halves = two_replicas.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
     )
@@ -145,7 +145,7 @@ def test_on_two_replicas(synchronized, two_replicas):
 
 
 def on_replicas(strategy, layer, x, target, sizes):
-    """A step with the batch shared out, the gradients of weights summed as an optimiser does."""
+    """A step with the batch shared out, the gradients of weights summed as an optimizer does."""
     parts = [np.split(a, np.cumsum(sizes)[:-1]) for a in (x, target)]
 
     def part(k):

@@ -40,7 +40,7 @@ def test_larger_maps_give_larger_pictures_with_the_same_weights():
     x, skip = tf.random.normal((1, 8, 12, 32)), tf.random.normal((1, 16, 24, 3))
     large = decoder(x, size=(32, 48), skips=[skip])
     assert large.shape == (1, 32, 48, 16)
-    # A convolution: a part of the map gives that part of the picture, away from its border.
+    # A convolution: a part of the map gives that part of the image, away from its border.
     small = decoder(x[:, :4, :4], skips=[skip[:, :8, :8]])
     np.testing.assert_allclose(large[:, :8, :8], small[:, :8, :8], rtol=1e-4, atol=1e-4)
 
@@ -55,10 +55,10 @@ def test_saves_and_loads(tmp_path):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="size must be at least that of the map"):
+    with pytest.raises(ValueError, match="size must be at least that of the feature map"):
         Decoder((4, 4, 8), (3, 8))
     with pytest.raises(
-        ValueError, match=r"skips must have the size of a map on the way, got \[\(5"
+        ValueError, match=r"skips must have the size of an upsampled map, one of .*, got \[\(5"
     ):
         Decoder((4, 4, 8), (16, 16), [(8, 8, 1), (5, 5, 1)])
 

@@ -17,7 +17,7 @@ def oracle(ab, logits):
     return -(weight * log_p[nearest]).sum()
 
 
-def test_is_the_cross_entropy_of_the_spread_colour():
+def test_is_the_cross_entropy_of_the_spread_color():
     rng = np.random.default_rng(0)
     # Away from the middle between bins, where the five nearest are not unique.
     ab = rng.uniform(-60, 60, (2, 3, 4, 2)).astype(np.float32)
@@ -28,17 +28,16 @@ def test_is_the_cross_entropy_of_the_spread_colour():
         assert loss[place] == pytest.approx(oracle(ab[place], logits[place]), rel=1e-4)
 
 
-def test_a_colour_far_outside_all_bins_is_finite():
+def test_a_color_far_outside_all_bins_is_finite():
     assert np.isfinite(ColorBins()([[4000.0, -4000.0]], np.zeros((1, 262), np.float32)))
 
 
 def test_the_right_bin_costs_least():
-    colour = [[20.0, -30.0]]
+    color = [[20.0, -30.0]]
     costs = [
-        float(ColorBins()(colour, 10 * np.eye(262, dtype=np.float32)[i : i + 1]))
-        for i in range(262)
+        float(ColorBins()(color, 10 * np.eye(262, dtype=np.float32)[i : i + 1])) for i in range(262)
     ]
-    assert lab.ab_bins()[np.argmin(costs)].tolist() == colour[0]
+    assert lab.ab_bins()[np.argmin(costs)].tolist() == color[0]
 
 
 def test_serializes():

@@ -62,7 +62,7 @@ def test_uniform_follows_from_the_seed_alone():
 def test_random_shift_moves_by_whole_pixels_and_mirrors():
     seeds = tf.stack([tf.zeros(64, tf.int64), tf.range(64, dtype=tf.int64)], 1)
     x = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
-    moved = augment.random_shift(np.stack([x] * 64), seeds, share=0.25, flip=True).numpy()
+    moved = augment.random_shift(np.stack([x] * 64), seeds, fraction=0.25, flip=True).numpy()
     padded = np.pad(x, ((2, 2), (2, 2), (0, 0)), mode="reflect")
     possible = {
         padded[i : i + 8, j : j + 8][:, ::step].tobytes(): (i, j, step)
@@ -70,9 +70,9 @@ def test_random_shift_moves_by_whole_pixels_and_mirrors():
         for j in range(5)
         for step in (1, -1)
     }
-    found = {possible[m.tobytes()] for m in moved}  # KeyError: not one of the 50 possible pictures
+    found = {possible[m.tobytes()] for m in moved}  # KeyError: not one of the 50 possible images
     assert len(found) > 25
-    still = augment.random_shift(x[None], seeds[:1], share=0, flip=False)
+    still = augment.random_shift(x[None], seeds[:1], fraction=0, flip=False)
     np.testing.assert_array_equal(still[0], x)
 
 
@@ -129,7 +129,7 @@ def test_16_bit_png_becomes_8_bit():
         encode(RGB, "JPEG")[:-80],
     ],
 )
-def test_decode_refuses_what_is_no_picture(encoded):
+def test_decode_refuses_what_is_no_image(encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode.decode(encoded)
 
@@ -200,7 +200,7 @@ def test_random_crop_cuts_the_stated_area():
     np.testing.assert_allclose(crops[..., 1], crops[..., 2])
 
 
-def test_random_colors_change_colours_only(noise):
+def test_random_colors_change_colors_only(noise):
     jittered = augment.random_colors(noise, seeds(40)).numpy()
     assert jittered.min() >= 0
     assert jittered.max() <= 255

@@ -26,7 +26,7 @@ def test_there_and_back(image):
     np.testing.assert_allclose(lab.lab_to_rgb(lab.rgb_to_lab(image)), image, atol=0.1)
 
 
-def test_colours_outside_srgb_are_clipped():
+def test_colors_outside_srgb_are_clipped():
     found = np.array([[50, 120, -120], [-20, 0, 0], [130, 0, 0], [0, 80, 80]], np.float32)
     rgb = lab.lab_to_rgb(found).numpy()
     assert np.isfinite(rgb).all()
@@ -43,12 +43,12 @@ def test_gradients_are_finite_everywhere():
     assert np.isfinite(tape.gradient(again, rgb)).all()
 
 
-def test_bins_hold_every_colour_and_nothing_else():
+def test_bins_hold_every_color_and_nothing_else():
     bins = lab.ab_bins()
     ab = color.rgb2lab(CUBE)[..., 1:].reshape(-1, 2)
     rounded = {tuple(c) for c in np.round(ab / 10) * 10}
     assert rounded <= {tuple(b) for b in bins}
-    # Every bin is at most a corner of its square away from a colour that exists.
+    # Every bin is at most a corner of its square away from a color that exists.
     fine = np.stack(np.meshgrid(*[np.linspace(0, 1, 64)] * 3, indexing="ij"), -1)
     ab = color.rgb2lab(fine)[..., 1:].reshape(-1, 2)
     nearest = [np.abs(ab - b).max(-1).min() for b in bins]

@@ -10,7 +10,7 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-@pytest.mark.parametrize("mask", [masks.centre, masks.blocks, masks.irregular])
+@pytest.mark.parametrize("mask", [masks.center, masks.blocks, masks.irregular])
 def test_masks_are_zeros_and_ones_of_up_to_a_quarter(mask):
     hidden = mask(seeds(50), 24, 40).numpy()
     assert hidden.shape == (50, 24, 40, 1)
@@ -22,8 +22,8 @@ def test_masks_are_zeros_and_ones_of_up_to_a_quarter(mask):
     np.testing.assert_array_equal(hidden, mask(seeds(50), 24, 40))
 
 
-def test_centre_is_the_middle():
-    (hidden,) = masks.centre(seeds(1), 8, 12).numpy()[..., 0]
+def test_center_is_the_middle():
+    (hidden,) = masks.center(seeds(1), 8, 12).numpy()[..., 0]
     expected = np.zeros((8, 12))
     expected[2:6, 3:9] = 1
     np.testing.assert_array_equal(hidden, expected)
@@ -41,7 +41,7 @@ def test_random_masks_differ_by_image_and_epoch_and_hide_every_place(mask):
 
 def test_blocks_are_rectangles():
     for hidden in masks.blocks(seeds(50), 24, 40).numpy()[..., 0]:
-        # The picture as squares between all edges: with four rectangles at most eight edges a side.
+        # The image as squares between all edges: with four rectangles at most eight edges a side.
         rows = (np.diff(hidden, axis=0) != 0).any(1).sum()
         columns = (np.diff(hidden, axis=1) != 0).any(0).sum()
         assert rows <= 8

@@ -17,7 +17,7 @@ def seeds(number, epoch=0):
 
 
 def places(shape):
-    """A picture whose channels say in which row and column each pixel is, and which picture it is of."""
+    """An image whose channels say in which row and column each pixel is, and which image it is of."""
     batch, height, width = shape
     image = np.zeros((batch, height, width, 3), np.float32)
     image[..., 0] = np.arange(height)[:, None]
@@ -64,7 +64,7 @@ def test_no_tile_sees_beyond_its_cell(grid, size, jitter, height, width):
     for i in range(6):
         rows, columns = found[i, ..., 0], found[i, ..., 1]
         tops = rows.min(axis=(1, 2)).reshape(grid, grid)
-        # The grid of cells as a whole lies somewhere in the picture.
+        # The grid of cells as a whole lies somewhere in the image.
         first_row = range(height - grid * cell + 1)
         first_column = range(width - grid * cell + 1)
 
@@ -166,7 +166,7 @@ def test_check_tiles_takes_the_proportions_of_the_paper():
     assert puzzles.check_tiles(small, 2) == (14, 0)
     for arguments, words in (
         ((4,), "grid must be 2 or 3"),
-        ((3, 11), "cells of 32x32 pictures have 10 pixels"),
+        ((3, 11), "cells of 32x32 images have 10 pixels"),
         ((3, 8, 2), "tile 8 with jitter 2"),
         ((2, 0), "tile 0"),
         ((2, 8, -1), "jitter -1"),
@@ -223,5 +223,5 @@ def test_encoders_that_cannot_take_patches():
     only = keras.Sequential(
         [keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 9), keras.layers.Flatten()]
     )
-    with pytest.raises(ValueError, match="must average over the picture"):
+    with pytest.raises(ValueError, match="must end with global average pooling"):
         kssl.encoders.check_patches(kssl.encoders.from_keras(only), 16, 16)

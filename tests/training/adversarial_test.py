@@ -25,13 +25,13 @@ def make(task, optimizer=None, **arguments):
 
 @pytest.fixture(scope="module")
 def images():
-    """24 pictures in colour, not symmetric."""
+    """24 images in color, not symmetric."""
     ramp = np.linspace(0, 1, 32)
     rng = np.random.default_rng(0)
     weights = rng.uniform(0, 1, (24, 3, 3))
     planes = np.stack([ramp[:, None] * np.ones(32), ramp * np.ones((32, 1)), np.ones((32, 32))], -1)
-    pictures = planes @ weights[:, None] / 3 * 255 + rng.uniform(0, 40, (24, 32, 32, 3))
-    return kssl.data.from_array(np.clip(pictures, 0, 255).astype(np.uint8))
+    images = planes @ weights[:, None] / 3 * 255 + rng.uniform(0, 40, (24, 32, 32, 3))
+    return kssl.data.from_array(np.clip(images, 0, 255).astype(np.uint8))
 
 
 CASES = [
@@ -50,7 +50,7 @@ def test_a_step_is_that_of_two_losses_with_tapes_of_their_own(kind, arguments, i
     with tf.GradientTape(persistent=True) as tape:
         y_pred = oracle(x, training=True)
         own = oracle.compute_loss(x, y, y_pred)
-        real, fake = oracle.compare(x, y, y_pred)
+        real, fake = oracle.discriminator_inputs(x, y, y_pred)
         both = [tf.concat(pair, 0) for pair in zip(real, fake, strict=True)]
         is_real, is_fake = tf.split(oracle.discriminator(both, training=True), 2)
         critic = keras.losses.BinaryCrossentropy(from_logits=True)
@@ -94,7 +94,7 @@ def test_both_optimizers_go_on_where_they_were(kind, arguments, images, tmp_path
         assert int(loaded.iterations) == 6
         for a, b in zip(saved.variables, loaded.variables, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=a.path)
-    # No slot of either optimiser is for the other's variables.
+    # No slot of either optimizer is for the other's variables.
     slots = len(first.optimizer.variables) + len(first.discriminator_optimizer.variables)
     assert slots == 2 * (2 + len(first.trainable_variables))
 
@@ -175,7 +175,7 @@ def test_scales_and_precision_outlast_saving(kind, arguments, images, tmp_path, 
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_weights_are_normalised_and_logits_made_in_float32(dtype):
+def test_weights_are_normalized_and_logits_made_in_float32(dtype):
     networks = []
     for policy in (None, dtype):
         networks.append(adversarial.discriminator(32, 32, filters=4, code=5, dtype=policy))
@@ -241,14 +241,14 @@ def test_the_discriminator_is_not_exported(images, tmp_path):
 def test_logits_do_not_depend_on_the_batch():
     """What the factor between the two losses rests on."""
     network = adversarial.discriminator(32, 32, filters=4, code=5)
-    pictures, codes = tf.random.normal((6, 32, 32, 3)), tf.random.normal((6, 5))
-    network([pictures, codes], training=True)
-    whole = network([pictures, codes])
-    np.testing.assert_allclose(network([pictures[:2], codes[:2]]), whole[:2], rtol=1e-4, atol=1e-5)
-    # Spectral normalisation: no kernel stretches anything by more than about one, once its power
+    images, codes = tf.random.normal((6, 32, 32, 3)), tf.random.normal((6, 5))
+    network([images, codes], training=True)
+    whole = network([images, codes])
+    np.testing.assert_allclose(network([images[:2], codes[:2]]), whole[:2], rtol=1e-4, atol=1e-5)
+    # Spectral normalization: no kernel stretches anything by more than about one, once its power
     # iteration has settled.
     for _ in range(30):
-        network([pictures, codes], training=True)
+        network([images, codes], training=True)
     for v in network.trainable_variables:
         if len(v.shape) > 1:
             largest = np.linalg.svd(v.numpy().reshape(-1, v.shape[-1]))[1][0]
@@ -276,14 +276,14 @@ def test_trains_and_exports_in_bfloat16(kind, arguments, images, tmp_path):
 
 
 def plain(value):
-    pictures = np.empty((16, 32, 32, 3), np.uint8)
-    pictures[:] = value
-    return kssl.data.from_array(pictures)
+    images = np.empty((16, 32, 32, 3), np.uint8)
+    images[:] = value
+    return kssl.data.from_array(images)
 
 
 @pytest.mark.parametrize("kind", [kssl.tasks.Colorization, Inpainting, SuperResolution, GAN])
 def test_stays_finite_or_names_the_step(kind):
-    """Learning rates ten times too large, and pictures without any variance."""
+    """Learning rates ten times too large, and images without any variance."""
     keras.utils.set_random_seed(0)
     encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
     arguments = {} if kind is kssl.tasks.Colorization else {"filters": 4}

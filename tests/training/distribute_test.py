@@ -69,7 +69,7 @@ def test_alone_everything_stays_as_it_is():
     assert distribute.strategy("auto") is strategy
     assert distribute.worker(strategy) == (0, 1)
     data = kssl.data.digits("test")
-    assert distribute.share(strategy, data) is data
+    assert distribute.per_worker(strategy, data) is data
     with pytest.raises(tf.errors.UnavailableError), distribute.lost_worker(strategy):
         raise tf.errors.UnavailableError(None, None, "something else")
 

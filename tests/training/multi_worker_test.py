@@ -22,7 +22,7 @@ SMALL = [
 ]  # fmt: skip
 TASKS = {
     "rotation": [],
-    "self_label": ["--set", "num_clusters=10", "--set", "num_heads=2", "--set", "relabellings=2"],
+    "self_label": ["--set", "num_clusters=10", "--set", "num_heads=2", "--set", "relabelings=2"],
 }
 
 
@@ -59,10 +59,10 @@ def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
     task, workers, command, tmp_path
 ):
     # Halves of one size, since Keras weighs the replicas alike.
-    for picture in kssl.data.digits("test").take(192):
-        png = tf.io.encode_png(picture["image"])
-        tf.io.write_file(str(tmp_path / "pictures" / f"{picture['id']}.png"), png)
-    arguments = ["pretrain", task, "--data", "pictures", *SMALL, *TASKS[task]]
+    for image in kssl.data.digits("test").take(192):
+        png = tf.io.encode_png(image["image"])
+        tf.io.write_file(str(tmp_path / "images" / f"{image['id']}.png"), png)
+    arguments = ["pretrain", task, "--data", "images", *SMALL, *TASKS[task]]
     code, _, errors = command(*arguments, "--out", "one.keras")
     assert code == 0, errors
 
@@ -77,8 +77,8 @@ def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
     assert chief.wait(120) == 2
     said = (tmp_path / "worker0.txt").read_text()
     assert re.search(
-        r"keras-ssl: worker 0 of 2 stops, since another worker is gone: start all of them again, and the "
-        r"training goes on from saved$",
+        r"keras-ssl: worker 0 of 2 stopped: another worker failed; restart all workers; training "
+        r"resumes from saved$",
         said.strip(),
     ), said
     assert not (tmp_path / "two.keras").exists()

@@ -1,4 +1,4 @@
-"""The order of an epoch, the shares of workers, damaged pictures, memory."""
+"""The order of an epoch, the shares of workers, damaged images, memory."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from keras_ssl.training import pipeline
 
 
 def ids_and_noise(batch, seed):
-    """A pretext that shows which pictures came and what randomness they got."""
+    """A pretext that shows which images came and what randomness they got."""
     return batch["id"], tf.random.stateless_uniform((), seed[0], 0, 1000, tf.int32) + tf.zeros(
         tf.shape(batch["id"]), tf.int32
     )
@@ -66,7 +66,7 @@ def test_goes_on_in_the_middle_of_an_epoch(known):
 def test_orders_of_epochs_are_independent():
     n = 20_000
     places = tf.range(n, dtype=tf.int64)
-    orders = [pipeline.order(places, n, pipeline.random(0, e, (3,)), True) for e in range(6)]
+    orders = [pipeline.order(places, n, pipeline.derive_seed(0, e, (3,)), True) for e in range(6)]
     assert all(np.array_equal(np.sort(o), places) for o in orders)
     correlation = np.corrcoef([places, *orders])
     assert np.abs(correlation - np.eye(7)).max() < 5 / np.sqrt(n)
@@ -94,8 +94,8 @@ def test_unreadable_pictures_are_skipped_and_counted(tmp_path, workers):
 
 
 def test_a_folder_of_other_things_is_refused_though_it_is_only_listed(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="is a readable picture"):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="is a readable image"):
         kssl.data.from_folder(tmp_path, 4, check=False)
 
 
@@ -143,7 +143,7 @@ def test_memory_grows_neither_with_the_files_nor_with_the_steps(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     listed, early, late = map(float, done.stdout.split())
-    assert listed < 60  # of 20,000 files; their pictures would take as much
+    assert listed < 60  # of 20,000 files; their images would take as much
     assert late - early < 8  # MiB, over 500 steps
 
 

@@ -35,7 +35,7 @@ def test_loss_is_the_weighted_cross_entropy_of_the_clusters(images):
     for row, number in enumerate(ids.numpy()):
         probability = np.exp(logits[row]) / np.exp(logits[row]).sum()
         cluster = labels[number]
-        # Six clusters of sizes n: each picture weighs 60 / (6 n).
+        # Six clusters of sizes n: each image weighs 60 / (6 n).
         expected.append(-np.log(probability[cluster]) * IMAGES / (6 * sizes[cluster]))
     np.testing.assert_allclose(task.evaluate(x, ids, verbose=0)[0], np.mean(expected), rtol=1e-5)
 
@@ -56,7 +56,7 @@ def test_a_swollen_cluster_weighs_no_more_than_a_small_one():
 
 
 def test_no_cluster_stays_empty_where_the_features_differ():
-    """Almost all pictures in one point: k-means alone leaves clusters empty."""
+    """Almost all images in one point: k-means alone leaves clusters empty."""
     task = make(num_clusters=20)
     features = np.zeros((IMAGES, 4))
     features[40:] = np.random.default_rng(0).normal(size=(20, 4))

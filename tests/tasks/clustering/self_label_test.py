@@ -65,7 +65,7 @@ def test_loss_is_the_mean_over_the_heads():
 
 
 def test_stays_balanced_where_deep_cluster_has_one_cluster():
-    """All pictures look alike to the encoder at the start."""
+    """All images look alike to the encoder at the start."""
     images = kssl.data.digits("test").take(IMAGES)
     inputs = keras.Input((32, 32, 3))
     stage = keras.layers.Conv2D(
@@ -87,7 +87,7 @@ def test_stays_balanced_where_deep_cluster_has_one_cluster():
 
 
 def test_default_schedule_is_quadratic():
-    task = make(relabellings=7)
+    task = make(relabelings=7)
     (relabel,) = task.default_callbacks(kssl.data.digits("test").take(IMAGES))
     assert relabel.when == ("quadratic", 7)
 
@@ -107,7 +107,7 @@ def test_late_labels_have_one_column_a_head():
         ({"num_heads": 0}, "num_heads must be positive, got 0"),
         ({"lam": -1}, "lam must be positive"),
         ({"tolerance": 0}, "tolerance must be positive"),
-        ({"relabellings": 0}, "relabellings must be positive"),
+        ({"relabelings": 0}, "relabelings must be positive"),
         ({"crop": 2}, "crop must be in 0..1"),
     ],
 )

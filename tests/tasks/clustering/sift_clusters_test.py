@@ -57,7 +57,7 @@ def test_patches_between_two_clusters_are_left_out():
     _, weight = task.late_labels(None, tf.constant([0, 60], tf.int64), None)
     assert weight.numpy().tolist() == [1, 0]
     images = kssl.data.digits("test").take(61)
-    data = task.dataset(task.labelled(images), 20, shuffle=False)
+    data = task.dataset(task.labeled(images), 20, shuffle=False)
     seen = [int(i) for _, ids in data for i in ids]
     assert seen == list(range(60))
 
@@ -91,7 +91,7 @@ def test_from_pages_to_writers(pages):
     [
         (1, {}, "num_images must be at least 2"),
         (10, {"num_clusters": 11}, "num_clusters must be in 2..10"),
-        (10, {"ratio": 0}, "ratio must be in 0..1 and not 0"),
+        (10, {"ratio": 0}, "ratio must be in \(0, 1\]"),
     ],
 )
 def test_refuses(number, arguments, message):

@@ -16,7 +16,7 @@ def seeds(number):
 
 
 def numbered(number, size=30, grid=3):
-    """Picture i, cell k has the colour (i, k, i): a tile says whose it is and where it was."""
+    """Image i, cell k has the color (i, k, i): a tile says whose it is and where it was."""
     image = np.zeros((number, size, size, 3), np.float32)
     cell = size // grid
     for k in range(grid * grid):
@@ -40,7 +40,7 @@ def test_labels_hold_for_all_tiles_but_the_strangers(max_replaced):
         np.bincount(number) / 400, 1 / (max_replaced + 1), atol=0.1
     )  # 0, 1, ... alike often
     for i in np.flatnonzero(number):
-        assert len(np.unique(owner[i][~own[i]])) == 1  # one stranger a picture
+        assert len(np.unique(owner[i][~own[i]])) == 1  # one stranger an image
         assert len(np.unique(cell[i][~own[i]])) == number[i]  # no tile of it twice
     if max_replaced:
         strangers = cell[~own] == order[~own]
@@ -62,10 +62,10 @@ def test_the_answer_is_unique_without_the_replaced_tiles():
     assert make(permutations=permutations(20, distance="low"), max_replaced=1).max_replaced == 1
 
 
-def test_strangers_become_gray_with_the_picture():
+def test_strangers_become_gray_with_the_image():
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (300, 30, 30, 3), np.uint8)
-    x, _ = make(normalize=False).pretext({"image": pictures}, seeds(300))
+    images = rng.integers(0, 256, (300, 30, 30, 3), np.uint8)
+    x, _ = make(normalize=False).pretext({"image": images}, seeds(300))
     gray = (np.ptp(x.numpy(), axis=-1) < 1e-2).all(axis=(2, 3))
     assert (gray.all(1) | ~gray.any(1)).all()
     assert gray[:, 0].mean() == pytest.approx(0.7, abs=0.08)

@@ -39,14 +39,14 @@ def test_loss_and_accuracy_in_closed_form(noise):
     task.compile("sgd")
     x, y = task.pretext({"image": noise[:3]}, seeds(3))
     task(x)
-    # A head that always answers 270 degrees with a logit of 2: one picture in four is right.
+    # A head that always answers 270 degrees with a logit of 2: one image in four is right.
     task.head.set_weights([np.zeros((2, 4), "f4"), np.array([0, 0, 0, 2], "f4")])
     logs = task.evaluate(x, y, verbose=0, return_dict=True)
     assert logs["accuracy"] == pytest.approx(0.25)
     assert logs["loss"] == pytest.approx(np.log(3 + np.exp(2)) - 2 / 4, rel=1e-5)
 
 
-def test_prediction_is_the_call_on_single_pictures(noise):
+def test_prediction_is_the_call_on_single_images(noise):
     task = make()
     logits = task(noise[:8].reshape(2, 4, 32, 32, 3))
     np.testing.assert_allclose(

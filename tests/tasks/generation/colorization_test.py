@@ -19,14 +19,14 @@ def seeds(number, epoch=0):
 
 @pytest.fixture(scope="module")
 def blotches():
-    """20 pictures of smooth colours, a few of them nearly gray: (20, 32, 32, 3) uint8."""
+    """20 images of smooth colors, a few of them nearly gray: (20, 32, 32, 3) uint8."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (20, 4, 4, 3)).astype(np.float32)
     coarse[:5] = coarse[:5].mean(-1, keepdims=True) + rng.normal(size=(5, 4, 4, 3)) * 3
     return tf.cast(tf.clip_by_value(tf.image.resize(coarse, (32, 32)), 0, 255), tf.uint8).numpy()
 
 
-def test_rgb_sees_the_mean_of_the_channels_and_no_colour(blotches):
+def test_rgb_sees_the_mean_of_the_channels_and_no_color(blotches):
     x, y = make().corrupt(blotches, None)
     np.testing.assert_allclose(x, blotches.mean(-1, keepdims=True).repeat(3, -1), atol=1e-3)
     np.testing.assert_allclose(y, blotches / 127.5 - 1, atol=1e-5)
@@ -40,7 +40,7 @@ def test_bins_see_lightness_and_predict_ab_at_a_quarter(blotches):
     np.testing.assert_allclose(y, blocks, atol=0.01)
 
 
-def test_pretext_moves_and_mirrors_the_picture_before_it_loses_its_colours(blotches):
+def test_pretext_moves_and_mirrors_the_picture_before_it_loses_its_colors(blotches):
     task = make()
     one = {"image": np.repeat(blotches[7:8], 200, axis=0)}
     x, y = (a.numpy() for a in task.pretext(one, seeds(200)))
@@ -55,7 +55,7 @@ def test_pretext_moves_and_mirrors_the_picture_before_it_loses_its_colours(blotc
     assert left.std(0).max() > 0.01
 
 
-def test_with_the_true_bins_the_colours_come_back(blotches):
+def test_with_the_true_bins_the_colors_come_back(blotches):
     """Logits with all weight on the nearest bin: right to half a bin and the coarse resolution."""
     task = make("ab_bins")
     x, y = task.corrupt(blotches, None)
@@ -81,7 +81,7 @@ def test_annealed_mean():
     np.testing.assert_allclose(result[..., 2], 0, atol=0.1)
 
 
-def test_rebalancing_weighs_rare_colours(blotches):
+def test_rebalancing_weighs_rare_colors(blotches):
     task = make("ab_bins")
     images = kssl.data.from_array(blotches)
     assert task.late_labels(None, np.zeros((1, 2, 2, 2), np.float32), None)[1].numpy().max() == 1
@@ -104,7 +104,7 @@ def test_rebalancing_weighs_rare_colours(blotches):
 
 
 @pytest.mark.parametrize("target", ["rgb", "ab_bins"])
-def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
+def test_colors_are_measured_once_and_saved(target, blotches, tmp_path):
     task = make(target)
     task.compile("adam")
     data = task.dataset(kssl.data.from_array(blotches), 10)
@@ -117,9 +117,9 @@ def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
     task.fit(data, verbose=0)
     task.save(tmp_path / "task.keras")
     copy = keras.models.load_model(tmp_path / "task.keras")
-    copy.dataset(kssl.data.from_array(blotches // 2), 10)  # other colours, too late
+    copy.dataset(kssl.data.from_array(blotches // 2), 10)  # other colors, too late
     np.testing.assert_allclose(copy.mean, expected, atol=1e-4)
-    # The trivial answer has the data's mean colour everywhere, apart from clipping.
+    # The trivial answer has the data's mean color everywhere, apart from clipping.
     trivial = np.asarray(task.baseline(x, y))
     if target == "rgb":
         np.testing.assert_allclose(trivial.mean((0, 1, 2)), blotches.mean((0, 1, 2)), atol=2)
@@ -128,27 +128,27 @@ def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
         np.testing.assert_allclose(ab, expected, atol=2)
 
 
-def test_starts_near_gray_and_learns_the_one_colour_there_is():
+def test_starts_near_gray_and_learns_the_one_color_there_is():
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 200, (32, 32, 32, 1)) + np.array([50, 0, 25])
-    images = kssl.data.from_array(pictures.astype(np.uint8))
+    images = rng.integers(0, 200, (32, 32, 32, 1)) + np.array([50, 0, 25])
+    images = kssl.data.from_array(images.astype(np.uint8))
     task = make()
-    x, y = task.corrupt(pictures, None)
+    x, y = task.corrupt(images, None)
     before = task(x)
     assert np.abs(before - (x / 127.5 - 1)).max() < 0.1
     task.compile(keras.optimizers.Adam(1e-2))
     task.fit(task.dataset(images, 8, epochs=12), epochs=12, verbose=0)
-    left = np.abs(np.asarray(task.reconstruct(x, y, task(x))) - pictures).mean()
+    left = np.abs(np.asarray(task.reconstruct(x, y, task(x))) - images).mean()
     assert left < 5  # of 16.7 for gray
 
 
 def test_refuses():
     with pytest.raises(ValueError, match='target must be "rgb" or "ab_bins", got \'lab\''):
         make("lab")
-    with pytest.raises(ValueError, match=r"encoder must take pictures \(H, W, 3\) of fixed size"):
+    with pytest.raises(ValueError, match=r"encoder must take images \(H, W, 3\) of fixed size"):
         kssl.tasks.Colorization(kssl.encoders.resnet((32, 32, 1), width=2))
-    with pytest.raises(ValueError, match="encoder must take pictures"):
+    with pytest.raises(ValueError, match="encoder must take images"):
         kssl.tasks.Colorization(kssl.encoders.resnet((None, None, 3), width=2))
     inputs = keras.Input((32, 32, 3))
     nameless = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))

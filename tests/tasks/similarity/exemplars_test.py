@@ -58,12 +58,12 @@ def test_flat_pictures_have_a_seed_patch_too():
     assert len(np.unique(corners.numpy(), axis=0)) == 25
 
 
-def affine(random, size=SIZE, picture=80):
-    """Where the patch's pixels come from: fitted to a picture that says its own coordinates."""
+def affine(random, size=SIZE, image=80):
+    """Where the patch's pixels come from: fitted to an image that says its own coordinates."""
     number = len(random)
-    image = np.zeros((number, picture, picture, 3), np.float32)
-    image[..., 0] = np.arange(picture)[:, None]
-    image[..., 1] = np.arange(picture)
+    image = np.zeros((number, image, image, 3), np.float32)
+    image[..., 0] = np.arange(image)[:, None]
+    image[..., 1] = np.arange(image)
     corners = np.tile([[30, 33]], (number, 1)).astype(np.int32)
     found = exemplars.warp(image, corners, tf.constant(random, tf.float32), size).numpy()
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
