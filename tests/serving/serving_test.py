@@ -272,12 +272,12 @@ def test_the_task_itself_can_be_asked(noise, tmp_path):
         with pytest.raises(ValueError, match="must be"):
             client.pretext(noise.astype(np.float32))
         client.close()
-    assert set(answer) == {"picture"}
-    expected = task.prediction(noise)["picture"].numpy()
+    assert set(answer) == {"image"}
+    expected = task.prediction(noise)["image"].numpy()
     assert expected.shape == (40, 64, 64, 3)
     # Rounded to whole gray levels: a hair may decide between two.
-    assert np.abs(answer["picture"].astype(int) - expected).max() <= 1
-    assert (answer["picture"] == expected).mean() > 0.999
+    assert np.abs(answer["image"].astype(int) - expected).max() <= 1
+    assert (answer["image"] == expected).mean() > 0.999
 
 
 def test_other_tasks_answer_with_what_they_predict(client, task, noise):

@@ -128,7 +128,7 @@ class FeatureClient(ClientBase):
 
         Example:
             >>> client = FeatureClient("localhost:8500", "colorization_photos")
-            >>> colours = client.pretext(gray_pictures)["picture"]      # doctest: +SKIP
+            >>> colours = client.pretext(gray_pictures)["image"]      # doctest: +SKIP
         """
         return self._gather("pretext", pictures, progress)
 

@@ -15,7 +15,7 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-def test_noise_is_standard_normal_and_new_for_each_picture_and_epoch(noise):
+def test_noise_is_standard_normal_and_differs_by_image_and_epoch(noise):
     task = make(codes=50)
     x, y = task.pretext({"image": noise}, seeds(40))
     drawn = x["noise"].numpy()
@@ -28,17 +28,17 @@ def test_noise_is_standard_normal_and_new_for_each_picture_and_epoch(noise):
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (21, 34, 3), (4, 4, 3)])
-def test_generated_pictures_have_the_size_of_the_real_ones(shape):
+def test_generated_images_have_the_size_of_real_ones(shape):
     task = make(shape)
     images = task.generate(tf.random.normal((5, 6)))
     assert images.shape == (5, *shape)
     assert np.abs(images).max() <= 1
-    again = task.prediction(tf.zeros((2, *shape)))["image"]
-    assert again.shape == (2, *shape)
-    assert again.dtype == np.uint8
+    predicted = task.prediction(tf.zeros((2, *shape)))["image"]
+    assert predicted.shape == (2, *shape)
+    assert predicted.dtype == np.uint8
 
 
-def test_the_discriminator_sees_picture_and_code_of_either_side(noise):
+def test_discriminator_gets_pairs_of_image_and_code(noise):
     task = make()
     x, y = task.pretext({"image": noise}, seeds(40))
     y_pred = task(x)
@@ -47,14 +47,14 @@ def test_the_discriminator_sees_picture_and_code_of_either_side(noise):
         real + fake, [y, y_pred["code"], y_pred["image"], x["noise"]], strict=True
     ):
         np.testing.assert_array_equal(found, expected)
-    # Both parts count.
-    plain = task.discriminator(real)
+    # The logit depends on both parts.
+    logits = task.discriminator(real)
     for part in range(2):
         changed = [r + (i == part) for i, r in enumerate(real)]
-        assert np.abs(task.discriminator(changed) - plain).max() > 1e-4
+        assert np.abs(task.discriminator(changed) - logits).max() > 1e-4
 
 
-def test_diversity_is_the_spread_of_the_samples_relative_to_the_images(noise):
+def test_diversity_is_distance_of_samples_relative_to_images(noise):
     task = make()
     task.compile("adam")
     x, y = task.pretext({"image": noise}, seeds(40))
@@ -63,7 +63,7 @@ def test_diversity_is_the_spread_of_the_samples_relative_to_the_images(noise):
         task.diversity.reset_state()
         task.compute_metrics(x, y, {"code": None, "image": fake})
         assert float(task.diversity.result()) == pytest.approx(factor, rel=1e-4)
-    # By definition: the root of the mean squared distance over all pairs.
+    # Oracle: the root mean square distance over all pairs.
     fake = task(x)["image"].numpy()
 
     def spread(images):

@@ -17,7 +17,7 @@ def seeds(number):
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_the_small_picture_holds_the_means_of_squares(scale, noise):
+def test_small_image_has_block_means(scale, noise):
     x, y = make(scale=scale).corrupt(noise, None)
     side = 32 // scale
     means = noise.reshape(40, side, scale, side, scale, 3).mean((2, 4))
@@ -26,8 +26,8 @@ def test_the_small_picture_holds_the_means_of_squares(scale, noise):
     np.testing.assert_allclose(y, noise / 127.5 - 1, atol=1e-5)
 
 
-def test_pretext_moves_by_whole_pixels(noise):
-    """No interpolation: every pixel of the target is one of the image."""
+def test_pretext_shifts_by_whole_pixels(noise):
+    """No interpolation: every pixel of the target is a pixel of the image."""
     _, y = make().pretext({"image": noise}, seeds(40))
     pixels = np.round(127.5 * (y.numpy() + 1)).astype(np.uint8)
     for i in range(0, 40, 7):
@@ -36,7 +36,7 @@ def test_pretext_moves_by_whole_pixels(noise):
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_untrained_it_is_bicubic_and_a_larger_picture_is_enlarged_too(scale, noise):
+def test_untrained_prediction_is_bicubic_at_any_size(scale, noise):
     task = make(scale=scale)
     x, y = task.corrupt(noise, None)
     bicubic = tf.image.resize(x, (32, 32), "bicubic")
@@ -49,7 +49,7 @@ def test_untrained_it_is_bicubic_and_a_larger_picture_is_enlarged_too(scale, noi
     assert np.abs(large.numpy().astype(int) - expected).mean() < 5
 
 
-def test_the_encoder_sees_the_small_image():
+def test_encoder_gets_the_small_image():
     task = make(96, blocks=(1, 1, 1), stem="imagenet", scale=4)
     assert task.maps.call(tf.zeros((1, 24, 24, 3)))["stage1"].shape[1:3] == (6, 6)
     assert task(tf.zeros((1, 24, 24, 3))).shape == (1, 96, 96, 3)
@@ -65,7 +65,7 @@ def test_every_stage_gets_a_gradient(noise):
 
 
 def test_learns_sharp_edges():
-    """Stripes that bicubic enlargement blurs, but that always lie the same way."""
+    """Stripes that bicubic upsampling blurs, but whose orientation is always the same."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     start = rng.integers(0, 8, 64)
