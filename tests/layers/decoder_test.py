@@ -29,9 +29,7 @@ def test_skips_are_concatenated_at_their_size():
     result = decoder(x, skips=maps)
     assert result.shape == (2, 12, 13, decoder.filters)
     assert decoder.filters == 16 + 3
-    np.testing.assert_array_equal(
-        result[..., 16:], maps[2]
-    )  # the skip of the last size is concatenated unchanged
+    np.testing.assert_array_equal(result[..., 16:], maps[2])  # the last skip is unchanged
     for i in range(4):  # every skip has an effect
         changed = [m + 1 if i == j else m for j, m in enumerate(maps)]
         assert np.abs(decoder(x, skips=changed) - result).max() > 1e-3

@@ -66,9 +66,8 @@ def test_step_that_overflows_on_one_replica_is_skipped(broken, value, two_replic
 
     bias = model.weights[1]
     step(parts())
-    np.testing.assert_array_equal(
-        bias, [-0.5, -0.5]
-    )  # 4 rows on both replicas, times the learning rate
+    # 4 rows on both replicas, times the learning rate.
+    np.testing.assert_array_equal(bias, [-0.5, -0.5])
     before = model.get_weights()
     slots = [v.numpy() for v in inner.variables]
     step(parts(broken))

@@ -66,7 +66,9 @@ def test_resumes_in_the_middle_of_an_epoch(known):
 def test_orders_of_epochs_are_independent():
     n = 20_000
     positions = tf.range(n, dtype=tf.int64)
-    orders = [pipeline.order(positions, n, pipeline.derive_seed(0, e, (3,)), True) for e in range(6)]
+    orders = [
+        pipeline.order(positions, n, pipeline.derive_seed(0, e, (3,)), True) for e in range(6)
+    ]
     assert all(np.array_equal(np.sort(o), positions) for o in orders)
     correlation = np.corrcoef([positions, *orders])
     assert np.abs(correlation - np.eye(7)).max() < 5 / np.sqrt(n)

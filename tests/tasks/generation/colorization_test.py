@@ -117,9 +117,8 @@ def test_colors_are_measured_once_and_saved(target, blotches, tmp_path):
     task.fit(data, verbose=0)
     task.save(tmp_path / "task.keras")
     copy = keras.models.load_model(tmp_path / "task.keras")
-    copy.dataset(
-        kssl.data.from_array(blotches // 2), 10
-    )  # other colors, which are not measured again
+    # Other colors, which are not measured again.
+    copy.dataset(kssl.data.from_array(blotches // 2), 10)
     np.testing.assert_allclose(copy.mean, expected, atol=1e-4)
     # The baseline has the mean color of the data everywhere, except for clipping.
     baseline = np.asarray(task.baseline(x, y))
