@@ -1,11 +1,14 @@
 """The base class, on a minimal task whose data are easy to check."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
+from keras_ssl.ops import recipes
 
 
 class Brightness(kssl.PretextModel):
@@ -172,3 +175,18 @@ def test_error_names_an_argument_that_is_not_kept():
         NotImplementedError, match=r"Forgetful takes the argument margin .* self\.margin"
     ):
         task.get_config()
+
+
+@keras.saving.register_keras_serializable(package="pretext_test")
+class Views(Brightness):
+    def __init__(self, encoder, recipe=recipes.SIMCLR_SMALL, **kwargs):
+        super().__init__(encoder, **kwargs)
+        self.recipe = recipe
+
+
+def test_a_recipe_is_saved_with_its_task(tmp_path):
+    recipe = dataclasses.replace(recipes.BYOL_2, hue=0.05)
+    task = Views(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)), recipe)
+    task(np.zeros((1, 32, 32, 3)))
+    task.save(tmp_path / "task.keras")
+    assert keras.models.load_model(tmp_path / "task.keras").recipe == recipe

@@ -21,7 +21,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
 
     Args:
         images: tf.data.Dataset of dicts with `id` and the columns in `task.needs`, of known length. With
-            random access (`data.columns.addressable`), the rows are shuffled and only the images of this
+            random access (`data.columns.random_access`), the rows are shuffled and only the images of this
             worker are loaded. Images that cannot be loaded are skipped, with a warning, and replaced by
             the first images of the epoch.
         task: PretextModel, whose `pretext` gets only the columns that it needs.
