@@ -244,7 +244,7 @@ class PretextModel(keras.Model):
                 )
                 if initial_epoch == epochs:
                     return keras.callbacks.History()
-            x = distribute.share(self.distribute_strategy, x)
+            x = distribute.per_worker(self.distribute_strategy, x)
         kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
         with distribute.lost_worker(self.distribute_strategy, checkpoint):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
@@ -252,7 +252,7 @@ class PretextModel(keras.Model):
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates as Keras does; a dataset made by `dataset` is split among several workers."""
         if hasattr(x, "from_step"):
-            x = distribute.share(self.distribute_strategy, x)
+            x = distribute.per_worker(self.distribute_strategy, x)
         with distribute.lost_worker(self.distribute_strategy):
             return super().evaluate(x, *args, **kwargs)
 
