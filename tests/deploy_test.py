@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from keras_ssl.cli import cli
-from keras_ssl.training import distribute
+from keras_ssl.training import cluster
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 README = (DEPLOY / "README.md").read_text()
@@ -174,7 +174,7 @@ def test_workers_find_each_other_under_slurm(monkeypatch, nodes, per_node, hosts
     def workers(job, index):
         monkeypatch.setenv("SLURM_JOB_ID", str(job))
         monkeypatch.setenv("SLURM_PROCID", str(index))
-        resolver = distribute._resolver()
+        resolver = cluster.resolver()
         assert (resolver.task_type, resolver.task_id) == ("worker", index)
         return resolver.cluster_spec().as_dict()["worker"]
 

@@ -1,7 +1,18 @@
 """Pure TensorFlow functions that run eagerly, in tf.data and in a SavedModel."""
 
-from keras_ssl.ops import augment, decode, images, jitter, lab, masks, patches, random, recipes
+from keras_ssl.ops import (
+    augment,
+    decode,
+    filters,
+    images,
+    jitter,
+    lab,
+    masks,
+    patches,
+    random,
+    recipes,
+)
 
 __all__ = [
-    "augment", "decode", "images", "jitter", "lab", "masks", "patches", "random", "recipes",
+    "augment", "decode", "filters", "images", "jitter", "lab", "masks", "patches", "random", "recipes",
 ]  # fmt: skip

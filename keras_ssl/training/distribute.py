@@ -1,11 +1,11 @@
 """Distributed training: strategies for several devices and machines, and exchange between workers."""
 
 import contextlib
-import json
-import os
 
 import numpy as np
 import tensorflow as tf
+
+from keras_ssl.training import cluster
 
 HEALTH_CHECK_SECONDS = 3  # interval of TensorFlow's checks of other workers; delays exit by as much
 
@@ -79,7 +79,7 @@ def strategy(name="auto"):
         raise ValueError(f'strategy must be "auto", "mirrored" or "multi_worker", got {name!r}')
     gpus = tf.config.list_physical_devices("GPU")
     if name != "mirrored":
-        resolver = _resolver()
+        resolver = cluster.resolver()
         if resolver is not None:
             return MultiWorkerStrategy(resolver)
         if name == "multi_worker":
@@ -94,50 +94,6 @@ def strategy(name="auto"):
     kind = "GPU" if gpus else "CPU"
     number = len(tf.config.list_logical_devices(kind))
     return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(number)])
-
-
-def _resolver():
-    """Returns the cluster resolver for TF_CONFIG or Slurm; None if there is only this process."""
-    if os.environ.get("TF_CONFIG"):
-        return _tf_config_resolver(os.environ["TF_CONFIG"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return _slurm_resolver(int(os.environ["SLURM_STEP_NUM_TASKS"]))
-    return None
-
-
-def _tf_config_resolver(text):
-    try:
-        config = json.loads(text)
-        cluster, task = config["cluster"], config["task"]
-        cluster[task["type"]][int(task["index"])]  # exists
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"TF_CONFIG does not name this process ({type(error).__name__}: {error}): it must be "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, got '
-            f"{text}"
-        ) from None
-    if {*cluster} - {"chief", "worker"}:
-        raise ValueError(
-            f"TF_CONFIG may have a chief and workers only, got {', '.join(cluster)}: all of them train"
-        )
-    if sum(map(len, cluster.values())) == 1:
-        return None
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
-
-
-def _slurm_resolver(tasks):
-    # Each job has its own ports, since jobs may share a machine.
-    port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * 16 % 10000
-    if tf.config.list_physical_devices("GPU"):
-        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port)
-    # TensorFlow's resolver counts GPUs, which this machine does not have: one per task is assumed.
-    slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        port_base=port, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
-    )
-    spec = slurm.cluster_spec()
-    return tf.distribute.cluster_resolver.SimpleClusterResolver(
-        spec, task_type="worker", task_id=slurm.task_id, num_accelerators={"GPU": 0}
-    )
 
 
 def all_gather(tensor):

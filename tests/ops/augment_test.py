@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from keras_ssl.ops import augment, random, recipes
+from keras_ssl.ops import augment, filters, random, recipes
 from keras_ssl.ops.recipes import Recipe
 
 CROP = Recipe(area=(0.08, 1.0), aspect=(3 / 4, 4 / 3))
@@ -172,7 +172,7 @@ def test_blur_equals_scipy(seed, height, width, kernel):
     image = rng.integers(0, 256, (3, height, width, 3)).astype("float32")
     sigma = np.array([0.1, 1.0, 2.5], np.float32)
     radius = max(int(kernel * height / 2 + 1e-6), 1)
-    for one, s, found in zip(image, sigma, augment.blur(image, sigma, kernel), strict=True):
+    for one, s, found in zip(image, sigma, filters.blur(image, sigma, kernel), strict=True):
         for axis, length in ((0, height), (1, width)):
             reach = min(radius, length - 1)
             one = ndimage.gaussian_filter1d(one, s, axis, mode="mirror", radius=reach)
@@ -183,7 +183,7 @@ def test_blur_has_the_kernel_of_the_sources():
     """10 % of the height, as SimCLR's and BYOL's code has it: 23 pixels of 224."""
     impulse = np.zeros((1, 224, 224, 3), np.float32)
     impulse[0, 100, 100] = 255 * 100
-    blurred = augment.blur(impulse, tf.constant([50.0]), 0.1)[0, ..., 0].numpy()
+    blurred = filters.blur(impulse, tf.constant([50.0]), 0.1)[0, ..., 0].numpy()
     assert (blurred > 0).sum() == 23 * 23
 
 
@@ -191,16 +191,16 @@ def test_blur_has_the_kernel_of_the_sources():
 @settings(max_examples=15, deadline=None)
 def test_gray_is_idempotent_and_equal_in_all_channels(seed):
     image = np.random.default_rng(seed).integers(0, 256, (2, 3, 5, 3)).astype("float32")
-    once = augment.to_gray(image).numpy()
+    once = filters.to_gray(image).numpy()
     np.testing.assert_array_equal(once, once[..., :1].repeat(3, -1))
     np.testing.assert_allclose(once[..., 0], image @ np.float32([0.299, 0.587, 0.114]), atol=1e-3)
-    np.testing.assert_allclose(augment.to_gray(once), once, atol=1e-3)
+    np.testing.assert_allclose(filters.to_gray(once), once, atol=1e-3)
 
 
 def test_solarize_inverts_from_the_threshold_on():
     image = np.arange(0, 256, 5, dtype=np.float32)
     expected = [v if v < 128 else 255 - v for v in image]
-    np.testing.assert_array_equal(augment.solarize(image, 128), expected)
+    np.testing.assert_array_equal(filters.solarize(image, 128), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
+
+from keras_ssl.encoders.outputs import (
+    check_image_shape,
+    check_patches,
+    each,
+    maps,
+    on_patches,
+    stages,
+)
+from keras_ssl.encoders.residual import STAGE, resnet
+from keras_ssl.encoders.wrapped import from_keras
+
+__all__ = [
+    "STAGE",
+    "check_image_shape",
+    "check_patches",
+    "each",
+    "from_keras",
+    "maps",
+    "on_patches",
+    "resnet",
+    "stages",
+]

@@ -1,0 +1,147 @@
+"""What encoders put out for stages, views and patches, and checks of what they take."""
+
+import keras
+from keras import layers
+
+from keras_ssl.encoders.residual import STAGE
+from keras_ssl.ops import images
+
+
+def maps(encoder):
+    """Builds a model that outputs the feature maps of all stages of an encoder, for decoders.
+
+    Args:
+        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... output feature maps.
+
+    Returns:
+        keras.Model from the encoder's input to a dict `stage1`, `stage2`, ... of (B, h, w, c) tensors.
+
+    Raises:
+        ValueError: the encoder has no layer named `stage1`.
+
+    Example:
+        >>> maps(resnet((32, 32, 3), width=4, blocks=(1, 1))).output["stage2"].shape
+        (None, 16, 16, 8)
+    """
+    outputs = {}
+    names = {layer.name for layer in encoder.layers}
+    while f"{STAGE}{len(outputs) + 1}" in names:
+        name = f"{STAGE}{len(outputs) + 1}"
+        outputs[name] = encoder.get_layer(name).output
+    if not outputs:
+        raise ValueError(
+            f"encoder {encoder.name!r} names no stages: name its layers stage1, stage2, ... or wrap "
+            "it with keras_ssl.encoders.from_keras"
+        )
+    return keras.Model(encoder.input, outputs)
+
+
+def stages(encoder):
+    """Builds a model that outputs the pooled features of all stages of an encoder.
+
+    Args:
+        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... output feature maps.
+
+    Returns:
+        keras.Model from the encoder's input to a dict `stage1`, ..., `features` of (B, c) tensors.
+
+    Raises:
+        ValueError: the encoder has no layer named `stage1`.
+
+    Example:
+        >>> list(stages(resnet((32, 32, 3), width=4, blocks=(1, 1))).output)
+        ['stage1', 'stage2', 'features']
+    """
+    pool = layers.GlobalAveragePooling2D(dtype="float32")
+    outputs = {name: pool(output) for name, output in maps(encoder).output.items()}
+    return keras.Model(encoder.input, {**outputs, "features": encoder.output})
+
+
+def each(encoder, x, training=False):
+    """Computes features of several views of each image.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        x: (B, V, H, W, C) tensor: rotations, augmented views, frames.
+        training: bool, as in Keras.
+
+    Returns:
+        (B, V, D) tensor.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> each(resnet((32, 32, 3), width=4), tf.zeros((2, 5, 32, 32, 3))).shape
+        TensorShape([2, 5, 32])
+    """
+    return images.unfold(encoder(images.fold(x), training=training), x.shape[1])
+
+
+def on_patches(encoder, patches, training=False):
+    """Computes features of patches, which are smaller (or larger) than the encoder's input.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) that `check_patches` accepts.
+        patches: (B, V, h, w, C) tensor.
+        training: bool, as in Keras.
+
+    Returns:
+        (B, V, D) tensor.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> on_patches(resnet((32, 32, 3), width=4), tf.zeros((2, 9, 8, 8, 3))).shape
+        TensorShape([2, 9, 32])
+    """
+    # Not `encoder(...)`: Keras refuses tensors whose size differs from that of the encoder's input.
+    features = encoder.call(images.fold(patches), training=training)
+    return images.unfold(features, patches.shape[1])
+
+
+def check_patches(encoder, height, width):
+    """Checks that an encoder can take patches of another size than its input.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+        height, width: int, pixels of a patch.
+
+    Raises:
+        ValueError: the encoder does not output D features for such a patch.
+
+    Example:
+        >>> check_patches(resnet((32, 32, 3), width=4), 8, 8)
+    """
+    try:
+        output = encoder.call(keras.Input((height, width, encoder.input_shape[-1])))
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"encoder cannot take patches of {height}x{width} pixels ({reason}): use larger images or "
+            "an encoder with global average pooling and fewer downsampling steps"
+        ) from None
+    if output.shape[1:] != encoder.output_shape[1:]:
+        raise ValueError(
+            f"encoder gives {output.shape[1:]} for patches of {height}x{width} pixels, but "
+            f"{encoder.output_shape[1:]} for images: it must end with global average pooling"
+        )
+
+
+def check_image_shape(encoder):
+    """Checks that an encoder takes RGB images of fixed size, and returns that size.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+
+    Returns:
+        (H, W): int, pixels.
+
+    Raises:
+        ValueError: H or W is not fixed, or C is not 3.
+
+    Example:
+        >>> check_image_shape(resnet((32, 48, 3), width=4))
+        (32, 48)
+    """
+    shape = encoder.input_shape[1:]
+    if None in shape or shape[-1] != 3:
+        raise ValueError(f"encoder must take images (H, W, 3) of fixed size, got {shape}")
+    return shape[:2]
