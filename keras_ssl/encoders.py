@@ -1,4 +1,4 @@
-"""Encoders: functional Keras models from raw pixels (0..255) to feature vectors, stages named."""
+"""Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
 import keras
 from keras import layers
@@ -17,22 +17,22 @@ def resnet(
     synchronized=False,
     preprocessing=None,
 ):
-    """Residual network of basic blocks; the defaults are ResNet-18.
+    """Builds a residual network of basic blocks, by default ResNet-18.
 
     Args:
-        input_shape: (H, W, C) of the pictures, e.g. (32, 32, 3); H and W may be None.
-        width: channels of the first stage; every further stage has twice as many.
-        blocks: residual blocks of each stage; every stage but the first halves the resolution.
-        stem: "small" (one 3x3 convolution, for pictures up to about 96 pixels) or "imagenet"
+        input_shape: (H, W, C) of the images, e.g. (32, 32, 3); H and W may be None.
+        width: channels of the first stage; each later stage has twice as many as the previous one.
+        blocks: residual blocks per stage; every stage but the first halves the resolution.
+        stem: "small" (one 3x3 convolution, for images up to about 96 pixels) or "imagenet"
             (7x7 convolution with stride 2 and a 3x3 max pooling with stride 2).
-        synchronized: normalise over the batch of all replicas instead of each replica's own.
-        preprocessing: keras layer that turns pixels in 0..255 into what the first convolution sees, for
-            example `keras_ssl.layers.Sobel()`; by default a rescaling to -1..1.
+        synchronized: bool, synchronize batch normalization over all replicas.
+        preprocessing: keras layer that converts pixels in 0..255 to the input of the first convolution,
+            for example `keras_ssl.layers.Sobel()`; by default a rescaling to -1..1.
 
     Returns:
         keras.Model from (B, H, W, C) pixels in 0..255, uint8 or float, to (B, D) features with
-        D = width * 2 ** (len(blocks) - 1), float32 also in mixed precision; the layers `stage1`,
-        `stage2`, ... put out the (B, h, w, c) feature maps at the end of each stage.
+        D = width * 2 ** (len(blocks) - 1), float32 even in mixed precision. The layers `stage1`,
+        `stage2`, ... output the (B, h, w, c) feature maps at the end of each stage.
 
     Raises:
         ValueError: `input_shape`, `width`, `blocks` or `stem` is not of the form above.
@@ -72,7 +72,7 @@ def resnet(
             strides = 2 if stage > 0 and block == 0 else 1
             shortcut = x
             if strides > 1:
-                # Subsampled first, the same function: see `strided`.
+                # A strided convolution, as subsampling and convolution: see `layers/strided.py`.
                 shortcut = convolution(layers.MaxPooling2D(1, strides)(x), filters, 1)
             x = layers.ReLU()(convolution(x, filters, 3, strides))
             x = layers.Add()([convolution(x, filters, 3), shortcut])
@@ -83,26 +83,27 @@ def resnet(
 
 
 def from_keras(model, stages=None, preprocessing=None):
-    """Encoder from any functional Keras model: same layers and weights, raw pixels in, stages named.
+    """Makes an encoder from a functional Keras model: adds preprocessing, pooling and names of stages.
 
-    The weights are copied; `model` is left as it is. Strided 1x1 convolutions of few channels, whose
-    gradients oneDNN miscomputes, become a subsampling and a convolution: the same function.
+    The weights are copied; `model` is not changed. Strided 1x1 convolutions of few channels, whose
+    gradients oneDNN miscomputes, are replaced by subsampling and a convolution without strides, which
+    compute the same function.
 
     Args:
         model: functional keras.Model with one (B, H, W, C) input of fixed size, for example
             `keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))`.
-            The features are its output, averaged over the picture where that is a feature map.
-        stages: names of the layers that end a stage, first to last. By default the last layer
-            before each drop of the resolution; name them yourself where branches run in parallel.
-        preprocessing: keras layer that turns pixels in 0..255 into what `model` expects; by default
-            a `keras.layers.Rescaling` to -1..1.
+            The features are its output, averaged over the image if it is a feature map.
+        stages: names of the layers that end a stage, first to last. By default the last layer before
+            each drop of the resolution; pass the names if the model has parallel branches.
+        preprocessing: keras layer that converts pixels in 0..255 to the input that `model` expects; by
+            default a `keras.layers.Rescaling` to -1..1.
 
     Returns:
         keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features.
 
     Raises:
-        ValueError: `model` is not functional, does not take one picture of fixed size, or has no
-            layer of a name in `stages`.
+        ValueError: `model` is not functional, does not take one image of fixed size, or has no layer
+            with one of the names in `stages`.
 
     Example:
         >>> backbone = keras.applications.MobileNetV2((32, 32, 3), weights=None, include_top=False)
@@ -115,7 +116,7 @@ def from_keras(model, stages=None, preprocessing=None):
             "model must be a functional keras.Model with one input of fixed size "
             f"(batch, height, width, channels), got {model!r} with input shape {shape!r}"
         )
-    # One structure for all: Sequential models and lists of one input come in here too.
+    # One structure for all models: Sequential models and those with a list of one input included.
     model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     stages = _ends_of_stages(model) if stages is None else list(stages)
     unknown = set(stages) - {layer.name for layer in model.layers}
@@ -154,12 +155,12 @@ def from_keras(model, stages=None, preprocessing=None):
 
 
 def _to_unit():
-    """Pixels to -1..1, in float32 also in mixed precision: 8 bits are too few for what is then shifted."""
+    """Rescales pixels to -1..1, in float32 even in mixed precision: bfloat16 has too few bits for it."""
     return layers.Rescaling(1 / 127.5, offset=-1, dtype="float32")
 
 
 def _ends_of_stages(model):
-    """Names of the last layers before the resolution drops, first to last."""
+    """Returns the names of the last layers before each drop of the resolution, first to last."""
     maps = [
         (layer, layer.output.shape[1])
         for layer in model.layers
@@ -169,9 +170,9 @@ def _ends_of_stages(model):
     ends, current = [], None
     for i, (layer, height) in enumerate(maps):
         if current is None and not layer.trainable_weights:
-            continue  # preprocessing at the input
+            continue  # preprocessing
         if height < max(later for _, later in maps[i:]):
-            continue  # a detour through a smaller map, such as squeeze and excitation
+            continue  # a branch through a smaller map, such as squeeze and excitation
         if current is None or height < current:
             ends.append(layer.name)
             current = height
@@ -180,16 +181,16 @@ def _ends_of_stages(model):
 
 
 def maps(encoder):
-    """The feature maps of an encoder at the end of every named stage, for decoders.
+    """Builds a model that outputs the feature maps of all stages of an encoder, for decoders.
 
     Args:
-        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... put out feature maps.
+        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... output feature maps.
 
     Returns:
         keras.Model from the encoder's input to a dict `stage1`, `stage2`, ... of (B, h, w, c) tensors.
 
     Raises:
-        ValueError: the encoder has no layer of the name `stage1`.
+        ValueError: the encoder has no layer named `stage1`.
 
     Example:
         >>> maps(resnet((32, 32, 3), width=4, blocks=(1, 1))).output["stage2"].shape
@@ -202,23 +203,23 @@ def maps(encoder):
         outputs[name] = encoder.get_layer(name).output
     if not outputs:
         raise ValueError(
-            f"encoder {encoder.name!r} names no stages: call its layers stage1, stage2, ... or wrap "
+            f"encoder {encoder.name!r} names no stages: name its layers stage1, stage2, ... or wrap "
             "it with keras_ssl.encoders.from_keras"
         )
     return keras.Model(encoder.input, outputs)
 
 
 def stages(encoder):
-    """The encoder with one more output per stage: every named stage, averaged over the picture.
+    """Builds a model that outputs the pooled features of all stages of an encoder.
 
     Args:
-        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... put out feature maps.
+        encoder: functional keras.Model whose layers `stage1`, `stage2`, ... output feature maps.
 
     Returns:
         keras.Model from the encoder's input to a dict `stage1`, ..., `features` of (B, c) tensors.
 
     Raises:
-        ValueError: the encoder has no layer of the name `stage1`.
+        ValueError: the encoder has no layer named `stage1`.
 
     Example:
         >>> list(stages(resnet((32, 32, 3), width=4, blocks=(1, 1))).output)
@@ -249,10 +250,10 @@ def each(encoder, x, training=False):
 
 
 def on_patches(encoder, patches, training=False):
-    """Features of patches smaller (or larger) than the pictures that the encoder was made for.
+    """Computes features of patches, which are smaller (or larger) than the encoder's input.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, C) to (B, D) that `check_patches` lets pass.
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) that `check_patches` accepts.
         patches: (B, V, h, w, C) tensor.
         training: bool, as in Keras.
 
@@ -264,20 +265,20 @@ def on_patches(encoder, patches, training=False):
         >>> on_patches(resnet((32, 32, 3), width=4), tf.zeros((2, 9, 8, 8, 3))).shape
         TensorShape([2, 9, 32])
     """
-    # `call`, since Keras would refuse another size than that of the encoder's input.
+    # Not `encoder(...)`: Keras refuses tensors whose size differs from that of the encoder's input.
     features = encoder.call(images.fold(patches), training=training)
     return images.unfold(features, patches.shape[1])
 
 
 def check_patches(encoder, height, width):
-    """Refuses encoders that cannot take patches of another size than their pictures.
+    """Checks that an encoder can take patches of another size than its input.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
         height, width: int, pixels of a patch.
 
     Raises:
-        ValueError: the encoder does not give D features for such a patch.
+        ValueError: the encoder does not output D features for such a patch.
 
     Example:
         >>> check_patches(resnet((32, 32, 3), width=4), 8, 8)
@@ -287,18 +288,18 @@ def check_patches(encoder, height, width):
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"encoder cannot take patches of {height}x{width} pixels ({reason}): use larger pictures or "
-            "an encoder that averages over the picture and halves it less often"
+            f"encoder cannot take patches of {height}x{width} pixels ({reason}): use larger images or "
+            "an encoder with global average pooling and fewer downsampling steps"
         ) from None
     if output.shape[1:] != encoder.output_shape[1:]:
         raise ValueError(
             f"encoder gives {output.shape[1:]} for patches of {height}x{width} pixels, but "
-            f"{encoder.output_shape[1:]} for pictures: it must average over the picture"
+            f"{encoder.output_shape[1:]} for images: it must end with global average pooling"
         )
 
 
-def check_pictures(encoder):
-    """Refuses encoders for pictures of variable size or other than three channels.
+def check_image_shape(encoder):
+    """Checks that an encoder takes RGB images of fixed size, and returns that size.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -307,13 +308,13 @@ def check_pictures(encoder):
         (H, W): int, pixels.
 
     Raises:
-        ValueError: H, W is not fixed or C is not 3.
+        ValueError: H or W is not fixed, or C is not 3.
 
     Example:
-        >>> check_pictures(resnet((32, 48, 3), width=4))
+        >>> check_image_shape(resnet((32, 48, 3), width=4))
         (32, 48)
     """
     shape = encoder.input_shape[1:]
     if None in shape or shape[-1] != 3:
-        raise ValueError(f"encoder must take pictures (H, W, 3) of fixed size, got {shape}")
+        raise ValueError(f"encoder must take images (H, W, 3) of fixed size, got {shape}")
     return shape[:2]

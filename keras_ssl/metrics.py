@@ -1,17 +1,17 @@
-"""Metrics for `compile`."""
+"""Metrics for `compile`: peak signal-to-noise ratio."""
 
 import keras
 import tensorflow as tf
 
 
 def psnr(y_true, y_pred):
-    """Peak signal-to-noise ratio of each picture, in decibels.
+    """Computes the peak signal-to-noise ratio of each image, in decibels.
 
-    10 log10 of the squared range over the mean squared error: 6 more is half the error. A picture given
-    back to the last bit has 100.
+    It is 10 log10 of the squared range divided by the mean squared error: 6 dB more means half the root
+    mean square error. A perfect reconstruction has 100.
 
     Args:
-        y_true: (B, H, W, C) tensor in -1..1, or (B, H, W, C + 1) with a mask as the last channel: only the
+        y_true: (B, H, W, C) tensor in -1..1, or (B, H, W, C + 1) with a mask as the last channel: only
             pixels where it is 1 count.
         y_pred: (B, H, W, C) tensor, clipped to -1..1.
 
@@ -34,11 +34,11 @@ def psnr(y_true, y_pred):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class PSNR(keras.metrics.MeanMetricWrapper):
-    """The mean over the pictures of `psnr`.
+    """Computes the mean peak signal-to-noise ratio of images, see `psnr`.
 
     Args:
         name: str.
-        **kwargs: of keras.metrics.Metric.
+        **kwargs: passed to keras.metrics.Metric.
 
     Example:
         >>> metric = PSNR()

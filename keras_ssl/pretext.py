@@ -1,13 +1,10 @@
 """The one base class of the zoo: a Keras model that makes its own labels."""
 
-import inspect
-
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_ssl import data, plotting
-from keras_ssl.training import distribute, fitting, optimizers, pipeline
+from keras_ssl.training import configuration, distribute, fitting, optimizers, pipeline
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -247,7 +244,7 @@ class PretextModel(keras.Model):
                 )
                 if initial_epoch == epochs:
                     return keras.callbacks.History()
-            x = distribute.share(self.distribute_strategy, x)
+            x = distribute.per_worker(self.distribute_strategy, x)
         kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
         with distribute.lost_worker(self.distribute_strategy, checkpoint):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
@@ -255,7 +252,7 @@ class PretextModel(keras.Model):
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates as Keras does; a dataset made by `dataset` is split among several workers."""
         if hasattr(x, "from_step"):
-            x = distribute.share(self.distribute_strategy, x)
+            x = distribute.per_worker(self.distribute_strategy, x)
         with distribute.lost_worker(self.distribute_strategy):
             return super().evaluate(x, *args, **kwargs)
 
@@ -289,24 +286,8 @@ class PretextModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def get_config(self):
-        config = super().get_config()
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if name == "self" or parameter.kind == inspect.Parameter.VAR_KEYWORD:
-                continue
-            if not hasattr(self, name):
-                raise NotImplementedError(
-                    f"{type(self).__name__} takes the argument {name} but does not keep it: assign "
-                    f"self.{name} in the constructor, or the saved task would lose it"
-                )
-            value = getattr(self, name)
-            if name in self.networks:
-                value = keras.saving.serialize_keras_object(value)
-            config[name] = value.tolist() if isinstance(value, np.ndarray) else value
-        return config
+        return {**super().get_config(), **configuration.arguments_of(self)}
 
     @classmethod
     def from_config(cls, config):
-        networks = {
-            name: keras.saving.deserialize_keras_object(config[name]) for name in cls.networks
-        }
-        return cls(**{**config, **networks})
+        return cls(**configuration.restored(config))

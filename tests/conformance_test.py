@@ -161,7 +161,7 @@ def test_two_replicas_give_what_one_gives(row, images, two_replicas):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
     # A last batch of 5: one replica gets 3 pictures, the other 2. With 1, one would get none.
     assert len(run(two, images, steps=None)) == 3
-    with pytest.raises(ValueError, match="batch_size 8 cannot share 17 images among 2 replicas"):
+    with pytest.raises(ValueError, match="batch_size 8 cannot split 17 images among 2 replicas"):
         two.dataset(kssl.data.subset(images, range(17)), BATCH)
     assert all(np.isfinite(w).all() for w in two.get_weights())
 

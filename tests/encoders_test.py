@@ -6,8 +6,8 @@ import tensorflow as tf
 from keras_ssl import encoders
 
 
-def test_resnet18_has_the_papers_size():
-    # He et al. 2016: 11.69 M parameters with the 1000-way classifier; without it (513,000) and
+def test_resnet18_has_the_number_of_parameters_of_the_paper():
+    # He et al. 2016: 11.69 M parameters with the 1000-way classifier. Without it (513,000), and
     # with BatchNormalization's moving statistics counted (9,600) that is 11,186,112.
     encoder = encoders.resnet((None, None, 3), stem="imagenet")
     assert encoder.count_params() == 11_689_512 - 513_000 + 9_600
@@ -31,7 +31,7 @@ def test_stages_pool_the_named_layers(noise):
     np.testing.assert_array_equal(outputs["features"], encoder(noise[:3]))
 
 
-def test_uint8_and_float_pixels_give_the_same(noise):
+def test_uint8_and_float_pixels_give_equal_features(noise):
     encoder = encoders.resnet((32, 32, 3), width=4, blocks=(1,))
     np.testing.assert_array_equal(encoder(noise[:2]), encoder(noise[:2].astype("float32")))
 
@@ -46,7 +46,7 @@ def test_resnet_refuses(arguments, name):
         encoders.resnet(**{"input_shape": (32, 32, 3), **arguments})
 
 
-def test_wraps_resnet50(noise):
+def test_from_keras_with_resnet50(noise):
     model = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
     encoder = encoders.from_keras(model)
     maps = model(noise[:2] / np.float32(127.5) - 1)
@@ -57,7 +57,7 @@ def test_wraps_resnet50(noise):
     assert encoder.get_layer("stage3").output.shape == (None, 4, 4, 512)
 
 
-def test_wraps_any_functional_model_with_chosen_stages_and_preprocessing(noise):
+def test_from_keras_with_chosen_stages_and_preprocessing(noise):
     model = keras.Sequential(
         [keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 3, name="a"),
          keras.layers.Conv2D(3, 3, strides=2, name="b"), keras.layers.Flatten()]
@@ -70,7 +70,7 @@ def test_wraps_any_functional_model_with_chosen_stages_and_preprocessing(noise):
     np.testing.assert_array_equal(copy(noise[:2]), encoder(noise[:2]))
 
 
-def test_squeeze_and_excitation_is_no_stage():
+def test_squeeze_and_excitation_is_not_a_stage():
     model = keras.applications.EfficientNetB0(
         weights=None, include_top=False, input_shape=(64, 64, 3)
     )
@@ -91,10 +91,10 @@ def test_from_keras_refuses(noise):
         encoders.stages(functional)
 
 
-def test_maps_are_the_stages_before_the_mean():
+def test_maps_are_the_stages_before_pooling():
     encoder = encoders.resnet((32, 48, 3), width=4, blocks=(1, 1))
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
-    maps, stages = encoders.maps(encoder)(pictures), encoders.stages(encoder)(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    maps, stages = encoders.maps(encoder)(images), encoders.stages(encoder)(images)
     assert list(maps) == ["stage1", "stage2"]
     assert maps["stage2"].shape == (2, 16, 24, 8)
     for name, values in maps.items():
@@ -102,13 +102,13 @@ def test_maps_are_the_stages_before_the_mean():
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (None, None, 3)])
-def test_check_pictures_refuses(shape):
-    with pytest.raises(ValueError, match=r"encoder must take pictures \(H, W, 3\) of fixed size"):
-        encoders.check_pictures(encoders.resnet(shape, width=2, blocks=(1,)))
+def test_check_image_shape_refuses(shape):
+    with pytest.raises(ValueError, match=r"encoder must take images \(H, W, 3\) of fixed size"):
+        encoders.check_image_shape(encoders.resnet(shape, width=2, blocks=(1,)))
 
 
 def branches(dtype, inputs=4, padding="same", size=15):
-    """A model whose 1x1 convolutions with strides are where oneDNN miscomputes gradients."""
+    """A model with strided 1x1 convolutions, whose gradients oneDNN miscomputes."""
     kwargs = {"padding": padding, "dtype": dtype}
     x = entry = keras.Input((size, size, inputs), dtype=dtype)
     long = keras.layers.Conv2D(5, 3, 3, **{**kwargs, "padding": "same"})(x)
@@ -122,8 +122,8 @@ def branches(dtype, inputs=4, padding="same", size=15):
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("size", [15, 16])
-def test_strided_1x1_convolutions_are_replaced_by_the_same_function(padding, size):
-    # In float64, where oneDNN has no part and the original computes what it should.
+def test_strided_1x1_convolutions_are_replaced_equivalently(padding, size):
+    # In float64, which oneDNN does not compute, so the original is correct.
     model = branches("float64", padding=padding, size=size)
     encoder = encoders.from_keras(
         model, ["short", "each"], keras.layers.Rescaling(1, dtype="float64")
@@ -150,13 +150,13 @@ def test_strided_1x1_convolutions_are_replaced_by_the_same_function(padding, siz
 
 
 @pytest.mark.parametrize(("inputs", "replaced"), [(15, True), (16, False)])
-def test_only_convolutions_of_few_channels_are_replaced(inputs, replaced):
+def test_only_convolutions_with_few_channels_are_replaced(inputs, replaced):
     encoder = encoders.from_keras(branches("float32", inputs), ["short"])
     names = {layer.name for layer in encoder.layers}
     assert ("stage1_subsampling" in names) == replaced
 
 
-def test_training_with_odd_batches_survives_strided_1x1_convolutions():
+def test_training_with_odd_batches_does_not_crash():
     keras.utils.set_random_seed(0)
     gradients = []
     x = np.random.default_rng(0).normal(size=(5, 33, 33, 4))
@@ -175,7 +175,7 @@ def test_training_with_odd_batches_survives_strided_1x1_convolutions():
         task.train_on_batch(x, np.zeros((5, 3)))
 
 
-def test_warns_of_a_convolution_that_it_cannot_replace():
+def test_warns_of_nested_strided_convolutions():
     inner = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 1, 2, name="inner")])
     model = keras.Sequential([keras.Input((16, 16, 3)), inner])
     with pytest.warns(UserWarning, match="'inner' in 'sequential.*MaxPooling2D"):

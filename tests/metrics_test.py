@@ -6,7 +6,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from keras_ssl.metrics import PSNR, psnr
 
 
-def test_is_that_of_scikit_image():
+def test_matches_scikit_image():
     rng = np.random.default_rng(0)
     a, b = rng.uniform(-1, 1, (2, 4, 8, 9, 3)).astype(np.float32)
     expected = [peak_signal_noise_ratio(x, y, data_range=2) for x, y in zip(a, b, strict=True)]
@@ -17,7 +17,7 @@ def test_is_that_of_scikit_image():
     assert float(metric.result()) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_only_hidden_pixels_count():
+def test_mask_selects_pixels():
     y_true = np.zeros((1, 4, 4, 2), np.float32)
     y_true[0, :2, :, 1] = 1
     y_pred = np.full((1, 4, 4, 1), 0.2, np.float32)

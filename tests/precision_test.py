@@ -1,4 +1,4 @@
-"""Every task in mixed precision: what computes in 16 bits, what must not, and steps that overflow."""
+"""Mixed precision for every task: what computes in 16 bits, what does not, and overflowing steps."""
 
 import inspect
 
@@ -16,13 +16,13 @@ from keras_ssl.training.optimizers import LossScale
 
 BATCH, STEPS = 8, 2
 POLICIES = ["mixed_bfloat16", "mixed_float16"]
-UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # what rounding a number may change it by
-HUGE = 2.0**60  # a loss scaled by it overflows float16 wherever it flows
+UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # the largest relative rounding error
+HUGE = 2.0**60  # a loss with this scale overflows float16 everywhere
 
 
 @pytest.fixture(params=POLICIES)
 def policy(request):
-    """Sets each of the policies, and float32 afterwards; gives the type that it computes in."""
+    """Sets each of the policies, and float32 afterwards; yields its compute dtype."""
     keras.config.set_dtype_policy(request.param)
     yield request.param.removeprefix("mixed_")
     keras.config.set_dtype_policy("float32")
@@ -33,14 +33,14 @@ def make(row, optimizer=None):
     parameters = inspect.signature(row.task).parameters
     given = {"num_images": 21, "num_permutations": 20, "filters": 4, "adversarial": 0.3}
     task = row.task(encoder, **{k: v for k, v in given.items() if k in parameters})
-    # Eager steps: to trace one for each task and policy would take minutes.
+    # Eager steps, since tracing one for each task and policy would take minutes.
     task.compile(optimizer or keras.optimizers.SGD(0.05), run_eagerly=True)
     return task
 
 
 @pytest.fixture(scope="module", params=TASKS, ids=[row.name for row in TASKS])
 def reference(request):
-    """A task in float32: a batch, its first weights, and what its steps report."""
+    """A task in float32: a batch, its initial weights, and the metrics of its steps."""
     keras.utils.set_random_seed(0)
     task = make(request.param)
     x, y = next(iter(task.dataset(kssl.data.digits("test").take(21), BATCH)))
@@ -59,14 +59,16 @@ def types(structure):
     return {tf.as_dtype(a.dtype).name for a in tf.nest.flatten(structure)}
 
 
-def test_trains_as_in_float32(reference, policy, monkeypatch):
+def test_training_is_close_to_float32(reference, policy, monkeypatch):
     row, x, y, weights, expected = reference
     task = make(row)
     y_pred = task(x)
     task.set_weights(weights)
     convolutions = [v for v in task.encoder.layers if isinstance(v, keras.layers.Conv2D)]
     assert {v.compute_dtype for v in convolutions} == {policy}
-    assert [task.encoder.layers[k].compute_dtype for k in (1, -1)] == ["float32"] * 2  # both ends
+    assert [task.encoder.layers[k].compute_dtype for k in (1, -1)] == [
+        "float32"
+    ] * 2  # the first and the last layer
     assert types(encoders.maps(task.encoder)(tf.zeros((1, 32, 32, 3)))) == {policy}
     assert types(task.trainable_variables) == {"float32"}
     assert types(y_pred) == {"float32"}
@@ -85,12 +87,12 @@ def test_trains_as_in_float32(reference, policy, monkeypatch):
     found = train(task, x, y)
     assert len(shown) == STEPS
     for a, b in zip(tf.nest.flatten(shown), tf.nest.flatten([x] * STEPS), strict=True):
-        assert a.dtype == b.dtype  # not a pixel was rounded
+        assert a.dtype == b.dtype  # no pixel was rounded
         np.testing.assert_array_equal(a, b)
     assert seen == ({"float32"} if task.default_loss() is not None else set())
     assert types([m.result() for m in task.metrics]) == {"float32"}
-    # A loss is a mean over pictures of what comes from sums over channels and places: the errors of single
-    # roundings average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16.
+    # A loss is a mean over images of sums over channels and pixels, in which single rounding errors
+    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16.
     for a, b in zip(found, expected, strict=True):
         for name in [n for n in a if "loss" in n]:
             assert a[name] == pytest.approx(b[name], rel=2 * UNIT[policy]), name
@@ -102,7 +104,7 @@ def test_trains_as_in_float32(reference, policy, monkeypatch):
 
 
 def unchanged(variables, before, spectral):
-    """Whether no gradient moved them; spectral normalisation scales its kernels in every forward pass."""
+    """Returns whether no gradient changed them; spectral normalization rescales kernels when it runs."""
     for v, old in zip(variables, before, strict=True):
         new = v.numpy()
         if v.path in spectral:
@@ -115,12 +117,12 @@ def unchanged(variables, before, spectral):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
-def test_a_step_that_overflows_is_left_out(reference, policy):
+def test_step_that_overflows_is_skipped(reference, policy):
     row, x, y, weights, _ = reference
     task = make(row)
     task(x)
     task.set_weights(weights)
-    task.train_on_batch(x, y)  # builds the optimiser, and moves the biases away from 0
+    task.train_on_batch(x, y)  # builds the optimizer, and changes the biases from 0
     sides, spectral = {"": (task.optimizer, task.trainable_variables)}, []
     if getattr(task, "discriminator", None) is not None:
         sides[""] = task.optimizer, task.generator_variables()
@@ -145,7 +147,7 @@ def test_a_step_that_overflows_is_left_out(reference, policy):
             assert all(np.isfinite(v).all() for v in variables)
 
 
-def test_sinkhorn_stays_float32(policy):
+def test_sinkhorn_is_float32(policy):
     scores = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
     inputs = keras.Input((5,))
     rounded = keras.layers.Dense(4)(inputs)
@@ -159,7 +161,7 @@ def test_sinkhorn_stays_float32(policy):
     np.testing.assert_allclose(plan, expected, rtol=0, atol=1e-6)
 
 
-def test_the_transport_of_self_label_stays_float32(policy, monkeypatch):
+def test_transport_of_self_label_is_float32(policy, monkeypatch):
     features = np.random.default_rng(1).normal(size=(60, 8)).astype("float32")
     seen, original = set(), self_label.sinkhorn
 
@@ -186,7 +188,7 @@ def test_the_transport_of_self_label_stays_float32(policy, monkeypatch):
     assert set(found[0]) == set(range(6))
 
 
-def test_sobel_computes_in_float32_and_rounds(policy):
+def test_sobel_computes_in_float32_and_casts(policy):
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
     found = Sobel()(images)
     expected = tf.cast(Sobel(dtype="float32")(images), policy)
@@ -195,7 +197,7 @@ def test_sobel_computes_in_float32_and_rounds(policy):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
-def test_a_new_classifier_gets_new_slots_behind_the_scaling_too(policy):
+def test_reset_of_the_classifier_resets_slots_inside_loss_scaling(policy):
     row = next(row for row in TASKS if row.task is DeepCluster)
     task = make(row, keras.optimizers.SGD(0.05, momentum=0.9))
     task.relabel(np.random.default_rng(0).random((21, 8), np.float32))
@@ -217,7 +219,7 @@ def test_which_optimizer_scales_the_loss(policy, tmp_path):
     task.save(tmp_path / "task.keras")
     copy = keras.models.load_model(tmp_path / "task.keras")
     assert type(copy.optimizer) is LossScale
-    assert type(copy.optimizer.inner_optimizer) is keras.optimizers.SGD  # scaled once
+    assert type(copy.optimizer.inner_optimizer) is keras.optimizers.SGD  # wrapped once
     assert copy.optimizer.dynamic_scale == 2.0**7
     task.compile("adam", auto_scale_loss=False)
     assert type(task.optimizer) is keras.optimizers.Adam

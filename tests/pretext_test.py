@@ -1,4 +1,6 @@
-"""The base class, on a task of four lines whose data can be followed number by number."""
+"""The base class, on a minimal task whose data are easy to check."""
+
+import dataclasses
 
 import keras
 import numpy as np
@@ -6,10 +8,11 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
+from keras_ssl.ops import recipes
 
 
 class Brightness(kssl.PretextModel):
-    """Adds a random number of its own to each image; the label is the image's id."""
+    """Adds a random number to each image; the label is the id of the image."""
 
     def __init__(self, encoder, **kwargs):
         super().__init__(encoder, **kwargs)
@@ -40,7 +43,7 @@ def read(dataset):
     return [(x.copy(), y.copy()) for x, y in dataset.as_numpy_iterator()]
 
 
-def test_every_epoch_has_every_image_once_and_new_noise(brightness, images, noise):
+def test_every_epoch_has_all_images_once_with_new_noise(brightness, images, noise):
     batches = read(brightness.dataset(images, 5, epochs=3))
     assert [len(y) for _, y in batches] == [5, 5, 3] * 3
     orders, noises = [], []
@@ -57,7 +60,7 @@ def test_every_epoch_has_every_image_once_and_new_noise(brightness, images, nois
     assert len(np.unique(np.round(noises, 4))) > 36
 
 
-def test_noise_belongs_to_seed_epoch_and_image_not_to_the_batch(brightness, images):
+def test_noise_depends_on_seed_epoch_and_id_only(brightness, images):
     def by_id(**arguments):
         x, ids = (
             np.concatenate(p)
@@ -70,7 +73,7 @@ def test_noise_belongs_to_seed_epoch_and_image_not_to_the_batch(brightness, imag
     assert (by_id(batch_size=5, seed=1) != first).any(axis=(1, 2, 3)).all()
 
 
-def test_resumed_run_sees_what_the_uninterrupted_one_sees(brightness, images):
+def test_resumed_run_gets_the_same_data(brightness, images):
     whole = read(brightness.dataset(images, 5, epochs=4, seed=3))
     keras.utils.set_random_seed(99)  # the order must not depend on the global seed
     rest = read(brightness.dataset(images, 5, epochs=4, first_epoch=2, seed=3))
@@ -80,7 +83,7 @@ def test_resumed_run_sees_what_the_uninterrupted_one_sees(brightness, images):
         np.testing.assert_array_equal(x, x2)
 
 
-def test_without_shuffling_the_order_is_the_readers(brightness, images):
+def test_order_without_shuffling_is_that_of_the_reader(brightness, images):
     ids = np.concatenate([y for _, y in read(brightness.dataset(images, 4, shuffle=False))])
     assert ids.tolist() == list(range(13))
 
@@ -101,7 +104,7 @@ def test_fit_runs_the_steps_of_an_epoch(brightness, images, capsys):
         brightness.fit(brightness.dataset(images, 5, epochs=3), epochs=2)
 
 
-def test_fit_takes_ordinary_data_too(brightness, noise):
+def test_fit_accepts_arrays(brightness, noise):
     brightness.compile("sgd")
     history = brightness.fit(noise[:8], np.arange(8), batch_size=4, epochs=2, verbose=0)
     assert len(history.history["loss"]) == 2
@@ -112,12 +115,12 @@ def test_fit_takes_ordinary_data_too(brightness, noise):
     [({"batch_size": 0}, "batch_size"), ({"batch_size": 4, "epochs": 0}, "first_epoch"),
      ({"batch_size": 4, "epochs": 2, "first_epoch": 2}, "first_epoch")],
 )  # fmt: skip
-def test_dataset_refuses_numbers(brightness, images, arguments, words):
+def test_dataset_refuses_invalid_numbers(brightness, images, arguments, words):
     with pytest.raises(ValueError, match=words):
         brightness.dataset(images, **arguments)
 
 
-def test_dataset_refuses_images(brightness, images):
+def test_dataset_refuses_invalid_images(brightness, images):
     with pytest.raises(ValueError, match="`image` and `id`"):
         brightness.dataset(images.map(lambda e: e["image"]), 4)
     with pytest.raises(ValueError, match="known length"):
@@ -126,7 +129,7 @@ def test_dataset_refuses_images(brightness, images):
         brightness.dataset(kssl.data.from_array(np.zeros((2, 16, 16, 3))), 4)
 
 
-def test_refuses_an_encoder_that_is_none():
+def test_refuses_invalid_encoders():
     for bad in (
         keras.layers.Dense(3),
         keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
@@ -135,7 +138,7 @@ def test_refuses_an_encoder_that_is_none():
             Brightness(bad)
 
 
-def test_late_labels_replace_the_labels_and_weigh_them(noise):
+def test_late_labels_replace_labels_and_set_weights(noise):
     class Late(Brightness):
         def late_labels(self, x, y, y_pred):
             return tf.zeros_like(y_pred), tf.constant([1.0, 0.0])
@@ -148,7 +151,7 @@ def test_late_labels_replace_the_labels_and_weigh_them(noise):
     assert logs["mse"] == pytest.approx(np.mean(prediction**2), rel=1e-4)
 
 
-def test_compile_keeps_what_is_asked_for(brightness):
+def test_compile_keeps_explicit_arguments(brightness):
     brightness.compile("sgd", loss="mae", metrics=["mse"], jit_compile=False)
     assert brightness.loss == "mae"
     brightness.compile("sgd")
@@ -156,13 +159,13 @@ def test_compile_keeps_what_is_asked_for(brightness):
     assert brightness.jit_compile is False  # "auto" on a machine with only a CPU
 
 
-def test_abstract_methods_name_themselves(noise):
+def test_missing_pretext_is_named_in_the_error(noise):
     task = kssl.PretextModel(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
     with pytest.raises(NotImplementedError, match="PretextModel must define pretext"):
         task.pretext({}, None)
 
 
-def test_an_argument_that_is_not_kept_is_named():
+def test_error_names_an_argument_that_is_not_kept():
     class Forgetful(kssl.PretextModel):
         def __init__(self, encoder, margin=1.0, **kwargs):
             super().__init__(encoder, **kwargs)
@@ -172,3 +175,18 @@ def test_an_argument_that_is_not_kept_is_named():
         NotImplementedError, match=r"Forgetful takes the argument margin .* self\.margin"
     ):
         task.get_config()
+
+
+@keras.saving.register_keras_serializable(package="pretext_test")
+class Views(Brightness):
+    def __init__(self, encoder, recipe=recipes.SIMCLR_SMALL, **kwargs):
+        super().__init__(encoder, **kwargs)
+        self.recipe = recipe
+
+
+def test_a_recipe_is_saved_with_its_task(tmp_path):
+    recipe = dataclasses.replace(recipes.BYOL_2, hue=0.05)
+    task = Views(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)), recipe)
+    task(np.zeros((1, 32, 32, 3)))
+    task.save(tmp_path / "task.keras")
+    assert keras.models.load_model(tmp_path / "task.keras").recipe == recipe

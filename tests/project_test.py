@@ -1,5 +1,6 @@
 """The table, the deployment files and the zoo are what the documents say."""
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -74,10 +75,78 @@ def test_models_of_the_zoo_serve_what_keras_computes(name):
     assert {"task", "paper", "data", "budget", "accuracy", "licence", "date"} <= set(card)
 
 
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "keras_ssl").rglob("*.py")
+}
+
+
 def test_no_file_is_longer_than_300_lines():
-    long = {
-        p.name: n
-        for p in (ROOT / "keras_ssl").rglob("*.py")
-        if (n := len(p.read_text().splitlines())) > 320
-    }
-    assert not long
+    lengths = {name: len(path.read_text().splitlines()) for name, path in SOURCES.items()}
+    assert {name: n for name, n in lengths.items() if n > 300} == {}
+
+
+def test_no_function_is_longer_than_60_lines():
+    """Without its docstring: that of a public function may take as long as it needs."""
+    long = {}
+    for name, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                if lines > 60:
+                    long[f"{name}.{node.name}"] = lines
+    assert long == {}
+
+
+def imports(name, everything=False):
+    """The modules of the package that a module imports, when it is imported or at any time."""
+    tree = ast.parse(SOURCES[name].read_text())
+    nodes = ast.walk(tree) if everything else tree.body
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_ssl"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in SOURCES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in SOURCES)
+
+
+def test_imports_have_no_circle():
+    graph = {name: set(imports(name)) - {name} for name in SOURCES}
+    # `from package import submodule` runs the package's __init__, which may import the module itself.
+    while graph:
+        leaves = [name for name, needed in graph.items() if not needed & graph.keys()]
+        assert leaves, f"these import one another: {sorted(graph)}"
+        for name in leaves:
+            del graph[name]
+
+
+@pytest.mark.parametrize(
+    ("room", "others"),
+    [
+        ("ops", ("data", "training", "tasks", "callbacks", "layers", "serving", "cli")),
+        ("solvers", ("data", "tasks", "callbacks", "layers", "serving", "cli")),
+        ("losses", ("data", "tasks", "callbacks", "serving", "cli")),
+        ("data", ("serving", "tasks", "callbacks", "cli")),
+        ("training", ("serving", "tasks", "cli")),
+        ("serving", ("tasks", "callbacks", "training", "cli")),
+        ("serving.client", ("serving.server", "ops", "data")),
+    ],
+)
+def test_rooms_know_nothing_of_those_above_them(room, others):
+    for name in SOURCES:
+        if f"{name}.".startswith(f"keras_ssl.{room}."):
+            for imported in imports(name, everything=True):
+                assert not f"{imported}.".startswith(
+                    tuple(f"keras_ssl.{other}." for other in others)
+                ), name
+
+
+def test_no_tool_imports_the_command():
+    for path in (ROOT / "tools").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                assert not [name for name in names if name.startswith("keras_ssl.cli")], path

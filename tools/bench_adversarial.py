@@ -43,7 +43,7 @@ def forward_and_backward(network, inputs, variables):
 def parts(task, x, y):
     """Name to function: each part alone, `STEPS` times."""
     y_pred = task(x, training=True)
-    real, fake = task.compare(x, y, y_pred)
+    real, fake = task.discriminator_inputs(x, y, y_pred)
     shown = [tf.concat(both, 0) for both in zip(real, fake, strict=True)]
     if isinstance(task, kssl.tasks.GAN):
         encode = (

@@ -17,8 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.cli import print_table
 from keras_ssl.ops import augment, random, recipes
+from keras_ssl.plotting import print_table
 
 VIEWS = 2
 

@@ -50,7 +50,7 @@ def train(folder, names, kill_at):
             "num_images": IMAGES,
             "num_clusters": 5,
             "num_heads": 2,
-            "relabellings": 4,
+            "relabelings": 4,
             "filters": 4,
         }
         task = classes[name](encoder, **{k: v for k, v in small.items() if k in known})

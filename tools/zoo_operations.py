@@ -45,7 +45,7 @@ def graphs():
             x, y = task.pretext(batch, seed)
             y_pred = task(x, training=True)
             if getattr(task, "discriminator", None) is not None:
-                task.discriminator(task.compare(x, y, y_pred)[0], training=True)
+                task.discriminator(task.discriminator_inputs(x, y, y_pred)[0], training=True)
             return task.compute_loss(x, y, y_pred)
 
         seeds = tf.TensorSpec((None, 2), tf.int64)

@@ -1,4 +1,4 @@
-"""Layers that the zoo's networks are built from."""
+"""Keras layers of the zoo's encoders, heads and decoders."""
 
 from keras_ssl.layers.batch_normalization import BatchNormalization
 from keras_ssl.layers.channelwise_dense import ChannelwiseDense

@@ -1,4 +1,4 @@
-"""Batch normalisation on TensorFlow's fused kernel."""
+"""Batch normalization with TensorFlow's fused kernel, optionally synchronized over replicas."""
 
 import keras
 import tensorflow as tf
@@ -6,27 +6,28 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch normalisation, run by TensorFlow's fused kernel where that kernel applies.
+    """Computes Keras' batch normalization with TensorFlow's fused kernel, where that kernel applies.
 
-    Weights, configuration and results (to 1e-5) are those of
-    `keras.layers.BatchNormalization`; only the speed differs. Keras 3 computes the layer from
-    seven separate operations, a third of a narrow residual network's training step, and
-    TensorFlow can fold only the fused operation into the convolution before it when serving.
+    Weights, configuration and results (to 1e-5) are those of `keras.layers.BatchNormalization`; only the
+    speed differs. Keras 3 computes the layer by seven separate operations, which take a third of a
+    narrow residual network's training step. For serving, TensorFlow can fold only the fused operation
+    into the preceding convolution.
 
-    The kernel takes a 4-D tensor normalised over its last axis, in float32, bfloat16 or float16.
+    The kernel takes a 4-D tensor normalized over its last axis, in float32, bfloat16 or float16.
     Everything else (another rank or axis, float64, a mask, `renorm`) is computed by Keras.
 
-    With `synchronized=True` a training step on several replicas normalises tensors of any rank over the
-    batch of all of them, so that they compute what one would. Each sends the count, the mean and the sum
-    of squared deviations of its own part, once; replicas with more images weigh more. Keras averages
-    squares, which loses the variance of channels whose mean is large, and takes all parts for equal.
+    With `synchronized=True`, training on several replicas normalizes tensors of any rank over the batch
+    of all replicas, which gives the result of a single replica. Each replica sends the count, the mean
+    and the sum of squared deviations of its part, in one all-gather, and replicas with more images weigh
+    more. Keras averages squares instead, which loses the variance of channels whose mean is large, and
+    weights all replicas equally.
 
     Args:
-        *args, **kwargs: as `keras.layers.BatchNormalization`.
+        *args, **kwargs: passed to keras.layers.BatchNormalization.
 
     Call arguments:
         inputs: (B, ..., C) float tensor.
-        training: bool, normalise with the statistics of the batch (and update the moving ones).
+        training: bool, normalize with the statistics of the batch (and update the moving ones).
         mask: optional (B, ...) bool tensor, positions that count towards the statistics.
 
     Returns:
@@ -48,7 +49,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and mask is None
             and not self.renorm
         )
-        # None where Keras builds a model under a strategy: no replica runs there.
+        # None while Keras builds a model under a strategy, which happens outside of any replica.
         context = tf.distribute.get_replica_context()
         several = context is not None and context.num_replicas_in_sync > 1
         if self.synchronized and several and learns and plain:
@@ -72,11 +73,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
             return tf.cast(outputs.y, self.compute_dtype)
 
-        nothing = tf.zeros(0)  # the kernel's own moving average differs from Keras', see below
+        empty = tf.zeros(0)  # no moving average by the kernel: it differs from Keras', see below
         outputs = tf.raw_ops.FusedBatchNormV3(
-            mean=nothing, variance=nothing, is_training=True, **arguments
+            mean=empty, variance=empty, is_training=True, **arguments
         )
-        # The kernel reports the unbiased variance (divided by n - 1), Keras keeps the biased one.
+        # The kernel returns the unbiased variance (divided by n - 1), Keras keeps the biased one.
         n = tf.cast(tf.size(inputs) // channels, tf.float32)
         variance = outputs.batch_variance * (n - 1) / tf.maximum(n, 1)
         self._move(n, outputs.batch_mean, variance)
@@ -92,7 +93,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         rows = context.all_gather(row, axis=0)
         sizes, means, squares = tf.split(rows, [1, x.shape[-1], x.shape[-1]], axis=1)
         n = tf.reduce_sum(sizes)
-        # Away from the first mean: nothing is rounded where the replicas agree.
+        # Relative to the first mean: no rounding error if the means of all replicas are equal.
         steps = tf.reduce_sum(sizes * (means - means[0]), 0)
         mean = means[0] + steps / tf.maximum(n, 1)
         between = sizes * tf.math.squared_difference(means, mean)
@@ -102,15 +103,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         factor = tf.math.rsqrt(variance + self.epsilon)
         if self.scale:
             factor *= tf.convert_to_tensor(self.gamma)
-        # The mean is taken off first: it may be large.
+        # The mean is subtracted first, since it may be large.
         y = (x - mean) * factor
         if self.center:
             y += tf.convert_to_tensor(self.beta)
         return tf.cast(y, self.compute_dtype)
 
     def _move(self, n, mean, variance):
-        """Lets the moving statistics follow those of a batch with `n` values a channel."""
-        # A replica may get no image of the last batch: no statistics then, so no update.
+        """Updates the moving statistics by those of a batch with `n` values per channel."""
+        # A replica may get no image of the last batch, hence no statistics: no update then.
         rate = tf.where(n > 0, 1 - self.momentum, 0.0)
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             old = tf.convert_to_tensor(moving)

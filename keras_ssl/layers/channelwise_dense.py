@@ -6,13 +6,13 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class ChannelwiseDense(keras.layers.Layer):
-    """Connects every place of a feature map with every other, each channel for itself.
+    """Applies a fully connected layer to each channel of a feature map separately.
 
-    What lies in one corner thus reaches the hole in another, which convolutions alone would take many
-    layers for, at c (h w)^2 weights instead of the (c h w)^2 of a dense layer.
+    Information from one corner of the image reaches a hole in another corner, which would take many
+    convolutional layers. It has c (h w)^2 weights; a dense layer would have (c h w)^2.
 
     Args:
-        **kwargs: of keras.layers.Layer.
+        **kwargs: passed to keras.layers.Layer.
 
     Call arguments:
         x: (B, h, w, c) tensor.
@@ -29,19 +29,19 @@ class ChannelwiseDense(keras.layers.Layer):
 
     def build(self, input_shape):
         _, height, width, channels = input_shape
-        places = height * width
-        # Each channel is a dense layer of its own: the fan is the number of places.
-        limit = (3 / places) ** 0.5
+        positions = height * width
+        # Each channel is a separate dense layer, whose fan is the number of positions.
+        limit = (3 / positions) ** 0.5
         self.kernel = self.add_weight(
-            shape=(channels, places, places),
+            shape=(channels, positions, positions),
             initializer=keras.initializers.RandomUniform(-limit, limit),
             name="kernel",
         )
-        self.bias = self.add_weight(shape=(channels, places), initializer="zeros", name="bias")
+        self.bias = self.add_weight(shape=(channels, positions), initializer="zeros", name="bias")
 
     def call(self, x):
         _, height, width, channels = x.shape
-        # As a batched matrix product, one a channel.
+        # A batched matrix product, with one matrix per channel.
         x = tf.reshape(tf.transpose(x, [3, 0, 1, 2]), [channels, -1, height * width])
         x = tf.matmul(x, tf.cast(self.kernel, x.dtype)) + tf.cast(self.bias, x.dtype)[:, None]
         return tf.transpose(tf.reshape(x, [channels, -1, height, width]), [1, 2, 3, 0])

@@ -1,4 +1,4 @@
-"""The way back from a feature map to a picture."""
+"""Convolutional decoder from feature maps to images."""
 
 import keras
 import tensorflow as tf
@@ -8,35 +8,36 @@ from keras_ssl.layers.batch_normalization import BatchNormalization
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Decoder(keras.layers.Layer):
-    """Enlarges a feature map to the size of a picture by transposed convolutions.
+    """Upsamples a feature map to the size of an image by transposed convolutions.
 
-    Each doubles height and width and halves the channels (4x4, stride 2: every pixel is reached by as many
-    taps, so that no checkerboard appears), followed by batch normalisation and ReLU. A head of the
-    task's own makes pixels, colours or logits of the result. The statistics are those of all
-    replicas' batches.
+    Each transposed convolution doubles height and width and halves the channels. It is followed by batch
+    normalization, synchronized over replicas, and ReLU. With a 4x4 kernel and stride 2 every output
+    pixel gets the same number of taps, which avoids checkerboard artifacts. The output goes to a head of
+    the task, which predicts pixels, colors or logits.
 
     Args:
         shape: (h, w, c) of the feature map.
-        size: (H, W) to reach.
-        skips: shapes (h, w, c) of further maps, such as those of the encoder's other stages:
-            each is joined to the map of its size, enlarged or not, for details that the deepest map has lost.
-        least: int, the channels are not halved below this.
-        **kwargs: of keras.layers.Layer.
+        size: (H, W) of the output.
+        skips: shapes (h, w, c) of feature maps for skip connections, such as those of the encoder's other
+            stages. Each is concatenated with the map of the same size, for details that the deepest map
+            has lost.
+        least: int, the smallest number of channels, below which they are not halved.
+        **kwargs: passed to keras.layers.Layer.
 
     Call arguments:
         x: (B, h, w, c) tensor.
-        size: (H, W) to reach instead, for a map that is larger or smaller by the same factor.
+        size: (H, W) of the output instead, for a map that is larger or smaller by the same factor.
         skips: tensors, one for each of the shapes.
         training: bool.
 
     Returns:
-        (B, H, W, filters) tensor, `filters` the attribute of the layer.
+        (B, H, W, filters) tensor, where `filters` is an attribute of the layer.
 
     Raises:
-        ValueError: `size` is smaller than the map, or no map on the way is as large as a skip.
+        ValueError: `size` is smaller than the map, or a skip has the size of none of the upsampled maps.
 
     Reference: Radford, Metz & Chintala, "Unsupervised Representation Learning with DCGANs", ICLR 2016,
-    section 3; Ronneberger et al., "U-Net", MICCAI 2015 (the skips).
+    section 3; Ronneberger et al., "U-Net", MICCAI 2015 (skip connections).
 
     Example:
         >>> Decoder((4, 4, 64), (32, 32))(tf.zeros((2, 4, 4, 64))).shape
@@ -49,7 +50,9 @@ class Decoder(keras.layers.Layer):
         self.skips = [tuple(skip) for skip in skips]
         height, width, channels = self.shape
         if height > size[0] or width > size[1]:
-            raise ValueError(f"size must be at least that of the map, {shape[:2]}, got {size}")
+            raise ValueError(
+                f"size must be at least that of the feature map, {shape[:2]}, got {size}"
+            )
         self.doublings = 0
         while height << self.doublings < size[0] or width << self.doublings < size[1]:
             self.doublings += 1
@@ -72,18 +75,20 @@ class Decoder(keras.layers.Layer):
             )
             for _ in halved
         ]
-        # Which skips are joined after how many doublings.
+        # Which skips are concatenated after k doublings.
         sizes = [self.shape[:2], *(self._after(k, self.size) for k in range(1, self.doublings + 1))]
         self.joined = [[i for i, s in enumerate(self.skips) if s[:2] == at] for at in sizes]
         unused = set(range(len(self.skips))) - {i for fit in self.joined for i in fit}
         if unused:
             unused = [self.skips[i] for i in sorted(unused)]
-            raise ValueError(f"skips must have the size of a map on the way, got {unused}")
+            raise ValueError(
+                f"skips must have the size of an upsampled map, one of {sizes}, got {unused}"
+            )
         joined = [sum(self.skips[i][-1] for i in fit) for fit in self.joined]
         *self.widths, self.filters = map(sum, zip([channels, *halved], joined, strict=True))
 
     def _after(self, k, size):
-        """Height and width after k doublings: rounded up, as strided convolutions round."""
+        """Returns height and width after k doublings, rounded up as strided convolutions do."""
         left = 2 ** (self.doublings - k)
         return -(-size[0] // left), -(-size[1] // left)
 

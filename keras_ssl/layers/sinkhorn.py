@@ -1,4 +1,4 @@
-"""Balanced assignments of a batch to clusters, inside a network."""
+"""Sinkhorn's algorithm as a layer: balanced assignments of a batch to clusters."""
 
 import keras
 import tensorflow as tf
@@ -8,37 +8,38 @@ from keras_ssl.training import distribute
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Sinkhorn(keras.layers.Layer):
-    """Turns scores of a batch into the plan of entropic optimal transport, at given marginals.
+    """Computes the entropic optimal transport plan of a batch of scores, for given marginals.
 
-    Finds Q >= 0 with the given row and column sums that maximises sum(Q * scores) + entropy(Q) / lam,
-    by Sinkhorn's iteration on logarithms, a compiled `tf.function` of a single loop: no temperature
-    underflows, and it exports in a SavedModel. It computes in float32 also in mixed precision. For a
-    whole data set use `keras_ssl.transport.sinkhorn`, which is many times faster on large matrices.
+    Finds Q >= 0 with the given row and column sums that maximizes sum(Q * scores) + entropy(Q) / lam,
+    by Sinkhorn's algorithm in the log domain, a compiled `tf.function` with a single loop. It does not
+    underflow at any temperature, can be exported in a SavedModel, and computes in float32 even in mixed
+    precision. For a whole data set use `keras_ssl.transport.sinkhorn`, which is many times faster on
+    large matrices.
 
-    Under a strategy the plan is that of the batch of all replicas: their scores are gathered, and each
-    replica keeps its rows. (Sums cannot be all-reduced inside a compiled loop under MirroredStrategy.)
+    Under a strategy the plan is that of the batch of all replicas: the scores are gathered, and each
+    replica keeps its rows. (Under MirroredStrategy, sums cannot be all-reduced inside a compiled loop.)
 
     Args:
         lam: float, inverse temperature.
-        tolerance: float, the error to stop at: the sum over the columns of |sum - marginal|, as a
-            share of the mass. The row sums are exact.
-        max_iterations: int; where they do not suffice, a warning is printed, except under XLA, which
-            cannot print: set `report` there.
-        differentiable: bool, let gradients flow through the iterations; by default the plan is a
-            constant, as a target is.
-        report: bool, put out a dict of `plan`, `iterations` and `error` instead of the plan.
-        **kwargs: of keras.layers.Layer.
+        tolerance: float, the error at which to stop: the sum over the columns of |sum - marginal|, as a
+            fraction of the mass. The row sums are exact.
+        max_iterations: int. If the error is still larger then, a warning is printed, except under XLA,
+            which cannot print: use `report` there.
+        differentiable: bool, whether gradients flow through the iterations; by default the plan is a
+            constant, as a target should be.
+        report: bool, whether to return a dict of `plan`, `iterations` and `error` instead of the plan.
+        **kwargs: passed to keras.layers.Layer.
 
     Call arguments:
         scores: (B, K) float tensor.
-        rows: (B,) positive marginals, 1 / B each by default. Under a strategy, of the replica's rows.
-        columns: (K,) positive marginals with the same sum (over all replicas), 1 / K each by default.
+        rows: (B,) positive marginals, by default 1 / B each. Under a strategy, those of this replica.
+        columns: (K,) positive marginals with the same sum (over all replicas), by default 1 / K each.
 
     Returns:
         (B, K) float32 tensor.
 
     Raises:
-        ValueError: scores that are not (B, K), or a number that is not positive.
+        ValueError: `scores` is not (B, K), or `lam`, `tolerance` or `max_iterations` is not positive.
 
     Reference: Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
 
@@ -116,7 +117,8 @@ def _balance(scores, rows, columns, lam, tolerance, max_iterations, warns):
     log_rows, log_columns = tf.math.log(rows)[:, None], tf.math.log(columns)[None]
 
     def step(iteration, potentials, sums, error):
-        # Row sums first, for any potentials of the columns; what the columns then lack moves these.
+        # The softmax makes the row sums exact; the potentials of the columns are updated by the error of
+        # the column sums.
         log_plan = log_rows + tf.nn.log_softmax(logits + potentials, axis=1)
         sums = tf.reduce_logsumexp(log_plan, axis=0, keepdims=True)
         error = tf.reduce_sum(tf.abs(tf.exp(sums) - columns)) / tf.reduce_sum(columns)
@@ -129,7 +131,9 @@ def _balance(scores, rows, columns, lam, tolerance, max_iterations, warns):
         (tf.constant(0), zeros, zeros, tf.constant(float("inf"))),
         maximum_iterations=max_iterations,
     )
-    potentials -= log_columns - sums  # those that the error belongs to
+    potentials -= (
+        log_columns - sums
+    )  # undo the last update: `error` is that of the previous potentials
     plan = rows[:, None] * tf.nn.softmax(logits + potentials, axis=1)
     if not warns:
         return plan, iterations, error
@@ -146,7 +150,7 @@ def _balance(scores, rows, columns, lam, tolerance, max_iterations, warns):
 
 
 def _under_xla():
-    # Nothing that prints has an XLA kernel, and TensorFlow has no public name for the question.
+    # Printing has no XLA kernel, and TensorFlow has no public function that asks for XLA.
     from tensorflow.python.ops import control_flow_util
 
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -1,4 +1,4 @@
-"""Gray gradients instead of colours, as the first layer of an encoder."""
+"""Sobel filter as the first layer of an encoder."""
 
 import keras
 import tensorflow as tf
@@ -6,22 +6,22 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Sobel(keras.layers.Layer):
-    """Vertical and horizontal Sobel gradients of the gray picture, mirrored at the border.
+    """Computes the vertical and horizontal Sobel gradients of the grayscale image, mirrored at the border.
 
-    For clustering tasks: without it the colour of a picture alone decides its cluster (Bojanowski &
-    Joulin 2017; DeepCluster, section 3.4).
+    For clustering tasks, which would otherwise cluster images by color alone (Bojanowski & Joulin 2017;
+    DeepCluster, section 3.4).
 
-    It computes in float32 also in mixed precision, where the small differences would be lost, and rounds
-    the gradients.
+    In mixed precision it computes in float32, since small differences of pixels would be lost in 16 bits,
+    and only the gradients are cast.
 
     Args:
-        **kwargs: of keras.layers.Layer.
+        **kwargs: passed to keras.layers.Layer.
 
     Call arguments:
         images: (B, H, W, C) tensor of pixels in 0..255.
 
     Returns:
-        (B, H, W, 2) float tensor in -1..1: down and to the right positive.
+        (B, H, W, 2) float tensor in -1..1, positive if the image gets brighter downwards and to the right.
 
     Example:
         >>> ramp = tf.tile(tf.range(4.0)[None, None, :, None], [1, 4, 1, 3])

@@ -1,24 +1,24 @@
-"""1x1 convolutions with strides, whose gradients oneDNN miscomputes on CPUs where channels are few.
+"""Workaround for strided 1x1 convolutions, whose gradients oneDNN miscomputes if there are few channels.
 
-For such a layer oneDNN copies the pixels that are used into memory for all its input channels, but
-addresses that as if there were a whole vector of them: 8 with AVX2, 16 with AVX-512. With fewer it reads
-and writes elsewhere: wrong gradients of the kernel, or a damaged heap and a process that dies later
-(https://github.com/uxlfoundation/oneDNN/issues/6035, here with TensorFlow 2.21). To subsample first and
-then convolve without strides is the same function and takes another way.
+For such a layer oneDNN copies the pixels that are used into a buffer for all its input channels, but
+addresses the buffer as if it held a whole vector of channels: 8 with AVX2, 16 with AVX-512. With fewer
+channels it reads and writes out of bounds. The gradients of the kernel are wrong, or the heap is corrupted
+and the process crashes later (https://github.com/uxlfoundation/oneDNN/issues/6035, here with TensorFlow
+2.21). Subsampling followed by a convolution without strides computes the same function by other code.
 """
 
 import warnings
 
 from keras import layers
 
-CHANNELS = 16  # of one vector of float32, the widest there is
+CHANNELS = 16  # float32 numbers in the widest vector, that of AVX-512
 
 
 def is_miscomputed(layer):
-    """Whether a built layer is such a convolution.
+    """Returns whether a layer is a strided 1x1 convolution that oneDNN miscomputes.
 
     Args:
-        layer: keras.layers.Layer.
+        layer: keras.layers.Layer, built.
 
     Returns:
         bool.
@@ -32,15 +32,15 @@ def is_miscomputed(layer):
 
 
 def subsampling(layer, name):
-    """The layer to put before a 1x1 convolution that is to do without its strides.
+    """Returns the subsampling layer that replaces the strides of a 1x1 convolution.
 
     Args:
         layer: keras.layers.Conv2D or DepthwiseConv2D.
         name: str, of the convolution.
 
     Returns:
-        keras.layers.MaxPooling2D over single pixels: every stride-th, from the first, as the convolution
-        takes them with either padding.
+        keras.layers.MaxPooling2D over single pixels. It takes every stride-th pixel, starting with the
+        first, as the convolution does with either padding.
     """
     return layers.MaxPooling2D(
         1, layer.strides, data_format=layer.data_format, dtype=layer.dtype_policy,
@@ -49,10 +49,10 @@ def subsampling(layer, name):
 
 
 def warn_of_inner_layers(layer):
-    """Warns of such convolutions inside of a model's layers, where `from_keras` leaves them as they are.
+    """Warns of miscomputed convolutions in nested layers, which `from_keras` does not replace.
 
     Args:
-        layer: keras.Model, or a layer inside of one.
+        layer: keras.Model, or a layer inside of a model.
     """
     for outer in getattr(layer, "layers", []):
         for inner in getattr(outer, "layers", [getattr(outer, "layer", None)]):
@@ -60,7 +60,7 @@ def warn_of_inner_layers(layer):
                 warnings.warn(
                     f"{inner.name!r} in {outer.name!r} is a 1x1 convolution with strides and fewer than "
                     f"{CHANNELS} input channels: on CPUs TensorFlow may compute wrong gradients of it, or "
-                    "die. Put a MaxPooling2D(1, strides) before it and take strides of 1",
+                    "crash; put a MaxPooling2D(1, strides) before it and set its strides to 1",
                     stacklevel=3,
                 )
         warn_of_inner_layers(outer)

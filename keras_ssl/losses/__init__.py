@@ -1,4 +1,4 @@
-"""Losses: keras.losses.Loss subclasses, one value per image or more."""
+"""Losses: keras.losses.Loss subclasses that return one value per image or more."""
 
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.hole import Hole

@@ -1,4 +1,4 @@
-"""Cross-entropy over bins of colour."""
+"""Cross-entropy over color bins, for colorization."""
 
 import keras
 import tensorflow as tf
@@ -8,13 +8,13 @@ from keras_ssl.ops import lab
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class ColorBins(keras.losses.Loss):
-    """Cross-entropy between a colour, spread over its nearest bins, and logits over all bins.
+    """Computes the cross-entropy between soft-encoded colors and logits over color bins.
 
-    The colour becomes a distribution over its five nearest bins, with weights that fall off with the
-    distance like a Gaussian of standard deviation 5: a neighbouring bin is less wrong than a far one.
+    A color is encoded as a distribution over its five nearest bins, with weights from a Gaussian of
+    standard deviation 5, so that a nearby bin costs less than a distant one.
 
     Shapes:
-        y_true: (..., 2) colours a and b. y_pred: (..., 262) logits, over `lab.ab_bins()`.
+        y_true: (..., 2) colors a and b. y_pred: (..., 262) logits over `lab.ab_bins()`.
         The loss: (...), in nats.
 
     Reference: Zhang, Isola & Efros, "Colorful Image Colorization", ECCV 2016, section 2.1.
@@ -29,7 +29,7 @@ class ColorBins(keras.losses.Loss):
     def call(self, y_true, y_pred):
         square = lab.distances(tf.cast(y_true, tf.float32))
         farthest = -tf.math.top_k(-square, self.nearest).values[..., -1:]
-        # Relative to the nearest: the weights of a colour far outside the bins would all round to 0.
+        # Relative to the nearest bin: for a color far outside the bins all weights would round to 0.
         further = square - tf.reduce_min(square, axis=-1, keepdims=True)
         weight = tf.exp(-further / (2 * self.deviation**2))
         weight = tf.where(square <= farthest, weight, 0.0)

@@ -1,4 +1,4 @@
-"""The reconstruction loss of context encoders."""
+"""Reconstruction loss of context encoders."""
 
 import keras
 import tensorflow as tf
@@ -8,19 +8,19 @@ from keras_ssl.ops import masks
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Hole(keras.losses.Loss):
-    """Squared error in the hole, and with a larger weight in a band of visible pixels around it.
+    """Computes the squared error in the hole and, with a larger weight, in a band of pixels around it.
 
-    The band makes the filling go on from what surrounds it, without a seam. One value per image: the mean
-    of the weighted squares over the pixels of hole and band and over the channels.
+    The band makes the prediction continuous with the surroundings. The loss of an image is the mean of the
+    weighted squares over the pixels of hole and band, and over the channels.
 
     Args:
         overlap: int, width of the band in pixels.
         weight: float, of the band; 10 in the paper.
-        **kwargs: of keras.losses.Loss.
+        **kwargs: passed to keras.losses.Loss.
 
     Shapes:
-        y_true: (B, H, W, C + 1), the picture and, as its last channel, 1 where it was hidden and 0
-        elsewhere. y_pred: (B, H, W, C). The loss: (B,).
+        y_true: (B, H, W, C + 1), the image and, as the last channel, the mask: 1 in the hole, else 0.
+        y_pred: (B, H, W, C). The loss: (B,).
 
     Reference: Pathak et al., "Context Encoders", CVPR 2016, sections 3.2 and 5.1.
 

@@ -1,4 +1,4 @@
-"""Pure TensorFlow functions: the same eagerly, in tf.data and in a SavedModel."""
+"""Pure TensorFlow functions that run eagerly, in tf.data and in a SavedModel."""
 
 from keras_ssl.ops import augment, decode, images, jitter, lab, masks, patches, random, recipes
 

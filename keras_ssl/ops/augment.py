@@ -200,13 +200,13 @@ def _where(drawn, probability, image, function, *values):
     return tf.tensor_scatter_nd_update(image, rows, function(*chosen))
 
 
-def random_shift(image, seed, share, flip):
+def random_shift(image, seed, fraction, flip):
     """Moves each picture by a random number of whole pixels, mirrored at the border.
 
     Args:
         image: (B, H, W, C) tensor.
         seed: (B, 2) int64 tensor, one seed per image.
-        share: float, the largest shift as a share of height and width, in 0..1.
+        fraction: float in 0..1, the largest shift as a fraction of height and width.
         flip: bool, mirror every second picture, left to right.
 
     Returns:
@@ -214,13 +214,13 @@ def random_shift(image, seed, share, flip):
 
     Example:
         >>> x = tf.zeros((2, 8, 8, 3), tf.uint8)
-        >>> random_shift(x, tf.zeros((2, 2), tf.int64), share=0.25, flip=True).shape
+        >>> random_shift(x, tf.zeros((2, 2), tf.int64), fraction=0.25, flip=True).shape
         TensorShape([2, 8, 8, 3])
     """
     random = uniform(seed, 3)
     for axis, mirror in ((1, False), (2, flip)):
         size = image.shape[axis]
-        largest = round(share * size)
+        largest = round(fraction * size)
         shift = tf.cast(tf.floor(random[:, axis - 1] * (2 * largest + 1)), tf.int32) - largest
         index = tf.range(size)[None] + shift[:, None]
         index = size - 1 - tf.abs(size - 1 - tf.abs(index))

@@ -1,4 +1,4 @@
-"""Encoded images to pixels, with what they declare checked before anything is decoded."""
+"""Decoding of image files, whose declared size is checked before any pixel is decoded."""
 
 import tensorflow as tf
 
@@ -8,9 +8,10 @@ GIF_BLOCKS = 4096  # of up to 255 bytes, before the first frame
 
 
 def decode(encoded):
-    """Decodes one JPEG, PNG, BMP or GIF (its first frame) to RGB.
+    """Decodes a JPEG, PNG, BMP or GIF file (its first frame) to RGB.
 
-    Gray becomes three equal channels, CMYK is converted, transparency is dropped, 16 bits become 8.
+    Grayscale becomes three equal channels, CMYK is converted, the alpha channel is dropped, and 16 bits
+    are reduced to 8.
 
     Args:
         encoded: () string tensor, the bytes of the file.
@@ -19,7 +20,7 @@ def decode(encoded):
         (H, W, 3) uint8 tensor.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are no such picture, are cut off, or declare more
+        tf.errors.InvalidArgumentError: the bytes are not such an image, are truncated, or declare more
             than `MAX_PIXELS` pixels (checked before decoding: a file of 5 kB can declare gigabytes).
 
     Example:
@@ -30,7 +31,7 @@ def decode(encoded):
     checks = [
         tf.debugging.assert_non_negative(pixels, "Unknown image file format (JPEG, PNG, GIF, BMP)"),
         tf.debugging.assert_less_equal(
-            pixels, tf.constant(MAX_PIXELS, tf.int64), "the picture declares too many pixels"
+            pixels, tf.constant(MAX_PIXELS, tf.int64), "the image declares too many pixels"
         ),
     ]
     with tf.control_dependencies([check for check in checks if check is not None]):
@@ -40,7 +41,7 @@ def decode(encoded):
 
 
 def _declared_pixels(encoded):
-    """Height times width by the header, int64; -1 where the format is unknown."""
+    """Reads height * width from the header, as int64; -1 if the format is unknown."""
 
     def integer(start, size, big_endian):
         raw = tf.io.decode_raw(tf.strings.substr(encoded, start, size), tf.uint8)
@@ -51,7 +52,7 @@ def _declared_pixels(encoded):
         return integer(first, size, big_endian) * integer(second, size, big_endian)
 
     def bmp_pixels():
-        rows = integer(22, 4, False)  # negative, in two's complement, where stored top down
+        rows = integer(22, 4, False)  # negative, in two's complement, if stored from top to bottom
         return integer(18, 4, False) * tf.minimum(rows, 2**32 - rows)
 
     def starts(magic):
@@ -72,20 +73,20 @@ def _declared_pixels(encoded):
 
 
 def _gif_frame_pixels(encoded):
-    """Pixels of a GIF's first frame, int64: it has a size of its own, whatever the header says."""
+    """Counts the pixels of a GIF's first frame, as int64: its size may differ from the header's."""
     data = tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int64)
 
-    def byte(place):
-        return data[tf.minimum(tf.cast(place, tf.int64), tf.size(data, tf.int64) - 1)]
+    def byte(offset):
+        return data[tf.minimum(tf.cast(offset, tf.int64), tf.size(data, tf.int64) - 1)]
 
-    def skip(place, inside):  # a block of an extension, or the two bytes that begin one
-        step = tf.where(inside, 1 + byte(place), 2)
-        return place + step, tf.logical_not(inside) | (step > 1)
+    def skip(offset, inside):  # one block of an extension, or the two bytes that start an extension
+        step = tf.where(inside, 1 + byte(offset), 2)
+        return offset + step, tf.logical_not(inside) | (step > 1)
 
-    def more(place, inside):
-        return (place < tf.size(data, tf.int64)) & (inside | (byte(place) == 0x21))
+    def more(offset, inside):
+        return (offset < tf.size(data, tf.int64)) & (inside | (byte(offset) == 0x21))
 
     colors = tf.where(byte(10) > 127, 3 * 2 ** (1 + byte(10) % 8), 0)
-    place, inside = tf.while_loop(more, skip, (13 + colors, False), maximum_iterations=GIF_BLOCKS)
-    width, height = (byte(place + i) + 256 * byte(place + i + 1) for i in (5, 7))
-    return tf.where(more(place, inside), 2**62, width * height)
+    offset, inside = tf.while_loop(more, skip, (13 + colors, False), maximum_iterations=GIF_BLOCKS)
+    width, height = (byte(offset + i) + 256 * byte(offset + i + 1) for i in (5, 7))
+    return tf.where(more(offset, inside), 2**62, width * height)

@@ -1,17 +1,20 @@
-"""Pure functions on pixels, in TensorFlow only: they run eagerly, in tf.data and in a SavedModel."""
+"""Image operations: fold views into the batch, rotate, resize, luminance.
+
+Pure TensorFlow functions, which run eagerly, in tf.data and in a SavedModel.
+"""
 
 import numpy as np
 import tensorflow as tf
 
 
 def fold(x):
-    """Moves axis 1 (rotations, tiles, views) into the batch.
+    """Folds axis 1 (rotations, tiles, views) into the batch axis.
 
     Args:
         x: (B, V, ...) tensor.
 
     Returns:
-        (B * V, ...) tensor with the V entries of an image next to one another.
+        (B * V, ...) tensor, in which the V entries of an image are consecutive.
 
     Example:
         >>> fold(tf.zeros((2, 4, 8, 8, 3))).shape
@@ -22,7 +25,7 @@ def fold(x):
 
 
 def unfold(x, number):
-    """Moves axis 1 back out of the batch: the inverse of `fold`.
+    """Splits the batch axis again: the inverse of `fold`.
 
     Args:
         x: (B * number, ...) tensor.
@@ -40,7 +43,7 @@ def unfold(x, number):
 
 
 def rotate(x, degrees):
-    """Rotates pictures counter-clockwise by a multiple of 90 degrees, without interpolation.
+    """Rotates images counter-clockwise by a multiple of 90 degrees, without interpolation.
 
     Args:
         x: (..., H, W, C) tensor.
@@ -66,7 +69,7 @@ def rotate(x, degrees):
 
 
 def luminance(image):
-    """The brightness of each pixel as the eye weighs the colours (ITU-R BT.601).
+    """Computes the luma of RGB pixels, by the weights of ITU-R BT.601.
 
     Args:
         image: (..., 3) float tensor.
@@ -82,14 +85,14 @@ def luminance(image):
 
 
 def resize(image, height, width):
-    """Resizes a picture so that it just covers the given size, and crops it in the middle.
+    """Resizes an image to cover the given size, and crops its center.
 
     Args:
         image: (H, W, C) uint8 tensor.
         height, width: int, pixels.
 
     Returns:
-        (height, width, C) uint8 tensor; bilinear, averaged over the area where it shrinks.
+        (height, width, C) uint8 tensor, resized bilinearly, with antialiasing if it is downsampled.
 
     Example:
         >>> resize(tf.zeros((50, 100, 3), tf.uint8), 32, 32).shape
@@ -106,10 +109,10 @@ def resize(image, height, width):
 
 
 def enlarge(image, factor):
-    """Enlarges images by bicubic interpolation, as two matrix products.
+    """Upsamples images by bicubic interpolation, as two matrix products.
 
-    The numbers of `tf.image.resize(image, size, "bicubic")` (Keys' kernel, a = -0.5), whose kernel XLA
-    does not have.
+    Gives the result of `tf.image.resize(image, size, "bicubic")` (Keys' kernel, a = -0.5), for which XLA
+    has no kernel.
 
     Args:
         image: (B, H, W, C) tensor of fixed height and width.
@@ -135,11 +138,11 @@ def enlarge(image, factor):
 
 
 def _bicubic(size, factor):
-    """(factor * size, size) float32 weights of the old pixels in each new one."""
+    """Computes the (factor * size, size) float32 weights of the input pixels in each output pixel."""
     centers = (np.arange(factor * size) + 0.5) / factor - 0.5
     distance = np.abs(centers[:, None] - np.arange(size))
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
-    # Beyond the border there is nothing: the weights of what is there grow.
+    # Pixels outside the image have no weight, so the others are renormalized at the border.
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

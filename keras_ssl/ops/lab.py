@@ -1,11 +1,11 @@
-"""The colour space CIE Lab, and its colours in bins: TensorFlow in, TensorFlow out."""
+"""CIE Lab: conversion from and to sRGB, and the bins of a and b for colorization."""
 
 import functools
 
 import numpy as np
 import tensorflow as tf
 
-# sRGB (IEC 61966-2-1) under the daylight D65: rows are X, Y, Z, each divided by the white point's.
+# sRGB (IEC 61966-2-1) to XYZ under illuminant D65: the rows are X, Y, Z, divided by the white point.
 TO_XYZ = np.array(
     [
         [0.412453, 0.357580, 0.180423],
@@ -13,12 +13,12 @@ TO_XYZ = np.array(
         [0.019334, 0.119193, 0.950227],
     ]
 ) / [[0.95047], [1.0], [1.08883]]
-KNEE = 6 / 29  # below it the cube root of Lab goes on as a straight line
-BIN = 10.0  # the side of a bin in a and b, as in Zhang et al.
+KNEE = 6 / 29  # below it Lab replaces the cube root by a straight line
+BIN = 10.0  # width of a bin in a and in b, as in Zhang et al.
 
 
 def rgb_to_lab(image):
-    """Pixels to lightness L and the colours a (green to red) and b (blue to yellow).
+    """Converts RGB to CIE Lab: lightness L, a (green to red) and b (blue to yellow).
 
     Args:
         image: (..., 3) tensor, RGB in 0..255, uint8 or float.
@@ -42,7 +42,7 @@ def rgb_to_lab(image):
 
 
 def lab_to_rgb(lab):
-    """The inverse of `rgb_to_lab`; colours that sRGB does not have are clipped.
+    """Converts CIE Lab to RGB; colors outside the sRGB gamut are clipped.
 
     Args:
         lab: (..., 3) float tensor.
@@ -66,10 +66,9 @@ def lab_to_rgb(lab):
 
 @functools.cache
 def ab_bins():
-    """The centres of all bins of a and b, ten wide, into which some sRGB colour falls.
+    """Returns the centers of all bins of a and b, of width 10, that are within the sRGB gamut.
 
-    There are 262. The list of 313 that Zhang et al. published holds some further ones, which no sRGB
-    colour reaches.
+    There are 262. The 313 bins that Zhang et al. published include some that contain no sRGB color.
 
     Returns:
         (262, 2) float32 array, sorted by a and then b.
@@ -82,13 +81,13 @@ def ab_bins():
     """
     levels = np.linspace(0, 255, 128, dtype=np.float32)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
-    with tf.init_scope():  # also where a network is built inside a graph
+    with tf.init_scope():  # eager, even if a network is built inside a graph
         ab = np.concatenate([rgb_to_lab(part)[..., 1:].numpy().reshape(-1, 2) for part in cube])
     return (BIN * np.unique(np.round(ab / BIN).astype(int), axis=0)).astype(np.float32)
 
 
 def distances(ab):
-    """Squared distances of colours to the centres of all bins.
+    """Computes the squared distances of colors to the centers of all bins.
 
     Args:
         ab: (..., 2) float tensor.

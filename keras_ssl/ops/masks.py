@@ -1,24 +1,24 @@
-"""Which part of a picture to hide: pure functions, 1 where hidden, from one seed per image."""
+"""Inpainting masks: which pixels of an image to hide. Pure functions of one seed per image."""
 
 import tensorflow as tf
 
 from keras_ssl.ops.random import uniform
 
-HIDDEN = 0.25  # the share of the picture that is hidden, as in Pathak et al.
+HIDDEN = 0.25  # the fraction of the image that is hidden, as in Pathak et al.
 
 
-def centre(seed, height, width):
-    """Hides the square in the middle, half as high and as wide as the picture.
+def center(seed, height, width):
+    """Makes masks that hide the central rectangle, half the height and half the width of the image.
 
     Args:
-        seed: (B, 2) int64 tensor; only its length counts.
+        seed: (B, 2) int64 tensor; only its length is used.
         height, width: int, pixels.
 
     Returns:
         (B, height, width, 1) float32 tensor of ones (hidden) and zeros.
 
     Example:
-        >>> centre(tf.zeros((1, 2), tf.int64), 4, 4)[0, ..., 0].numpy().sum()
+        >>> center(tf.zeros((1, 2), tf.int64), 4, 4)[0, ..., 0].numpy().sum()
         np.float32(4.0)
     """
     rows, columns = tf.range(height), tf.range(width)
@@ -31,9 +31,9 @@ def centre(seed, height, width):
 
 
 def blocks(seed, height, width):
-    """Hides four rectangles at random places, which may overlap: up to a quarter of the picture.
+    """Makes masks that hide four random rectangles, which may overlap: up to a quarter of the image.
 
-    With a hole that always lies in the middle the network learns features of its border only
+    If the hole is always in the center, the network learns low-level features of its fixed boundary
     (section 3.3 of the paper).
 
     Args:
@@ -49,13 +49,13 @@ def blocks(seed, height, width):
     """
     number = 4
     random = tf.reshape(uniform(seed, 3 * number), [-1, number, 3])
-    # All of one area, of different shapes.
+    # All rectangles have the same area, but different aspect ratios.
     side, stretch = (HIDDEN / number) ** 0.5, 2.0 ** (2 * random[..., 0] - 1)
     high, wide = side * tf.sqrt(stretch), side / tf.sqrt(stretch)
 
-    def within(length, size, place):
+    def within(length, size, position):
         size = tf.maximum(tf.floor(size * length), 1)
-        start = tf.floor(place * (length - size + 1))
+        start = tf.floor(position * (length - size + 1))
         index = tf.range(length, dtype=tf.float32)
         return (index >= start[..., None]) & (index < (start + size)[..., None])
 
@@ -65,10 +65,10 @@ def blocks(seed, height, width):
 
 
 def irregular(seed, height, width):
-    """Hides a quarter of the picture, in patches of no particular shape.
+    """Makes masks that hide a quarter of the image, in regions of arbitrary shape.
 
-    Straight edges are low-level features that the network would latch on to; the paper takes the
-    outlines of segmented objects, here they are those of smooth noise above its own upper quartile.
+    The network could learn the straight edges of rectangles as low-level features. The paper uses the
+    shapes of segmented objects; here the regions are where smooth noise exceeds its upper quartile.
 
     Args:
         seed: (B, 2) int64 tensor, one seed per image.
@@ -91,17 +91,17 @@ def irregular(seed, height, width):
 
 
 def band(mask, pixels):
-    """The border around what is hidden: the visible pixels no farther away than so many.
+    """Finds the band of visible pixels around the hidden ones.
 
     Args:
         mask: (B, H, W, 1) float tensor of ones (hidden) and zeros.
-        pixels: int, in both directions.
+        pixels: int, the width of the band, vertically and horizontally.
 
     Returns:
-        (B, H, W, 1) float32 tensor, 1 in the border.
+        (B, H, W, 1) float32 tensor, 1 in the band.
 
     Example:
-        >>> band(centre(tf.zeros((1, 2), tf.int64), 4, 4), 1).numpy().sum()
+        >>> band(center(tf.zeros((1, 2), tf.int64), 4, 4), 1).numpy().sum()
         np.float32(12.0)
     """
     grown = tf.nn.max_pool2d(mask, 2 * pixels + 1, 1, "SAME") if pixels else mask

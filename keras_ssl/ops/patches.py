@@ -1,4 +1,4 @@
-"""Pure functions on patches: cut them, and close the shortcuts between them."""
+"""Patch operations: cut patches and tiles, and remove low-level cues that would be shortcuts."""
 
 import math
 
@@ -7,21 +7,21 @@ import tensorflow as tf
 from keras_ssl.ops.images import luminance
 from keras_ssl.ops.random import normal, uniform
 
-# Green and magenta, the colours that a lens focuses at another place than the rest.
+# The green-magenta axis, along which chromatic aberration shows: lenses focus green differently.
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)
 
 
 def cut(image, corners, size):
-    """Cuts square patches out of each picture, pixel by pixel, without interpolation.
+    """Crops square patches from each image, without interpolation.
 
     Args:
         image: (B, H, W, C) tensor.
         corners: (B, V, 2) int32 tensor, row and column of each patch's upper left pixel; or
-            (B, V, C, 2), one corner for each channel. The patches must lie inside the picture.
+            (B, V, C, 2), one corner for each channel. The patches must lie inside the image.
         size: int, pixels, height and width of a patch.
 
     Returns:
-        (B, V, size, size, C) tensor of the picture's dtype.
+        (B, V, size, size, C) tensor of the image's dtype.
 
     Example:
         >>> x = tf.reshape(tf.range(16), (1, 4, 4, 1))
@@ -40,18 +40,18 @@ def cut(image, corners, size):
 
 
 def normalize(patches):
-    """Gives each channel of each patch the same mean and deviation.
+    """Normalizes each channel of each patch to the same mean and standard deviation.
 
-    Neighbours have similar brightness and contrast, so these would tell which patches belong together
-    (Noroozi & Favaro, ECCV 2016, section 4.2). The common values are those of an average photograph,
-    so that the encoder meets whole pictures as it knows the patches.
+    Adjacent patches have similar brightness and contrast, a shortcut for finding which patches belong
+    together (Noroozi & Favaro, ECCV 2016, section 4.2). The mean and the standard deviation are those of
+    an average photograph, so that the encoder sees whole images in the same range later.
 
     Args:
         patches: (..., H, W, C) tensor in 0..255.
 
     Returns:
-        (..., H, W, C) float32 tensor with mean 127.5 and standard deviation 64; a flat patch has a
-        smaller deviation, down to 0, and no noise is blown up.
+        (..., H, W, C) float32 tensor with mean 127.5 and standard deviation 64. The standard deviation
+        of nearly constant patches stays smaller, down to 0, so that noise is not amplified.
 
     Example:
         >>> float(tf.math.reduce_std(normalize(tf.constant([[[[0.0], [200.0]]]]))))
@@ -63,14 +63,14 @@ def normalize(patches):
 
 
 def gray(patches, chosen):
-    """Takes the colours of some pictures away: all patches of one stay alike.
+    """Converts all patches of the chosen images to grayscale.
 
     Args:
         patches: (B, V, H, W, 3) tensor in 0..255.
-        chosen: (B,) bool tensor.
+        chosen: (B,) bool tensor, the images to convert.
 
     Returns:
-        (B, V, H, W, 3) float32 tensor; gray ones have three equal channels, the luminance.
+        (B, V, H, W, 3) float32 tensor; gray patches have three equal channels, their luma.
 
     Example:
         >>> gray(tf.constant([[[[[255.0, 0.0, 0.0]]]]]), tf.constant([True])).numpy().round().tolist()
@@ -81,16 +81,16 @@ def gray(patches, chosen):
 
 
 def project_colors(x):
-    """Takes the green-magenta axis out of the colours, and with it chromatic aberration.
+    """Removes the green-magenta component of colors, and with it chromatic aberration.
 
-    A lens focuses green elsewhere than red and blue; the fringes say where in the picture a patch was.
-    Every pixel is multiplied by B = I - a'a / (aa') with a = (-1, 2, -1).
+    A lens focuses green differently from red and blue, and the color fringes reveal where in the image a
+    patch was. Every pixel is multiplied by B = I - a'a / (aa') with a = (-1, 2, -1).
 
     Args:
         x: (..., 3) tensor in 0..255.
 
     Returns:
-        (..., 3) float32 tensor; grays stay as they are.
+        (..., 3) float32 tensor; grays are unchanged.
 
     Reference: Doersch, Gupta & Efros, "Unsupervised Visual Representation Learning by Context
     Prediction", ICCV 2015, section 3.1 ("projection").
@@ -105,10 +105,10 @@ def project_colors(x):
 
 
 def drop_colors(patches, seed):
-    """Keeps one random channel of each patch and puts faint noise in place of the other two.
+    """Keeps one random channel of each patch and replaces the other two by weak noise.
 
-    One channel alone has no fringes: nothing is left of chromatic aberration. The noise has a
-    hundredth of the deviation of the channel that is kept, about mid-gray.
+    A single channel has no color fringes, so chromatic aberration is removed completely. The noise is
+    Gaussian around mid-gray, with a hundredth of the standard deviation of the channel that is kept.
 
     Args:
         patches: (B, V, H, W, 3) tensor in 0..255.
@@ -134,19 +134,19 @@ def drop_colors(patches, seed):
 
 
 def tiles(image, seed, grid, size, jitter):
-    """Cuts a picture into a grid of cells and one tile out of each cell, at a random place.
+    """Divides each image into a grid of cells and crops one tile at a random position of each cell.
 
     Args:
-        image: (B, H, W, C) tensor; the cells are min(H, W) // grid pixels wide and high, and the grid
-            of cells lies at a random place of the picture.
+        image: (B, H, W, C) tensor; the cells have a side of min(H, W) // grid pixels, and the position
+            of the grid in the image is random.
         seed: (B, 2) int64 tensor, one seed per image.
-        grid: int, cells in a row and in a column.
-        size: int, pixels of a tile.
-        jitter: int, pixels; each channel of a tile is moved by up to so many on its own. Nothing
-            outside the cell is seen: size + 2 * jitter is at most that of a cell.
+        grid: int, cells per row and per column.
+        size: int, side of a tile in pixels.
+        jitter: int, pixels by which each channel of a tile is shifted at most, independently. Tiles stay
+            inside their cell: size + 2 * jitter must not exceed the side of a cell.
 
     Returns:
-        (B, grid * grid, size, size, C) tensor of the picture's dtype, row by row.
+        (B, grid * grid, size, size, C) tensor of the image's dtype, in row-major order.
 
     Reference: Noroozi & Favaro, ECCV 2016, section 4.2.
 
@@ -161,10 +161,10 @@ def tiles(image, seed, grid, size, jitter):
     corner = tf.cast(random[:, None, :2] * free, tf.int32)
     steps = tf.range(grid) * cell
     cells = tf.reshape(tf.stack(tf.meshgrid(steps, steps, indexing="ij"), -1), [number, 2])
-    places, moves = random[:, 2 : 2 + number * 2], random[:, 2 + number * 2 :]
-    places = tf.reshape(places, [-1, number, 2]) * (cell - size - 2 * jitter + 1)
-    corners = corner + cells + jitter + tf.cast(places, tf.int32)
+    offsets, shifts = random[:, 2 : 2 + number * 2], random[:, 2 + number * 2 :]
+    offsets = tf.reshape(offsets, [-1, number, 2]) * (cell - size - 2 * jitter + 1)
+    corners = corner + cells + jitter + tf.cast(offsets, tf.int32)
     if jitter:
-        moves = tf.reshape(moves, [-1, number, channels, 2]) * (2 * jitter + 1)
-        corners = corners[:, :, None] + tf.cast(moves, tf.int32) - jitter
+        shifts = tf.reshape(shifts, [-1, number, channels, 2]) * (2 * jitter + 1)
+        corners = corners[:, :, None] + tf.cast(shifts, tf.int32) - jitter
     return cut(image, corners, size)

@@ -1,11 +1,11 @@
-"""The pretext tasks, one file each, and the one table that lists them."""
+"""The pretext tasks, one file each, and `TASKS`, the table that lists them."""
 
 import importlib
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A line of the table; the class is in the file `<family>/<name>.py`."""
+    """A row of `TASKS`; the class is in the file `<family>/<name>.py`."""
 
     name: str
     class_name: str
@@ -15,7 +15,7 @@ class Row(NamedTuple):
 
     @property
     def task(self):
-        """The class; its module, and with it TensorFlow, is imported at the first use."""
+        """The class of the task, whose module, and with it TensorFlow, is imported at the first use."""
         module = importlib.import_module(f"{__name__}.{self.family}.{self.name}")
         return getattr(module, self.class_name)
 

@@ -1,1 +1,1 @@
-"""What training rests on: the input pipeline, several devices, optimizers, twins, adversaries."""
+"""Training: input pipeline, distribution strategies, optimizers, momentum encoders, adversarial training."""

@@ -1,4 +1,4 @@
-"""Two networks, two optimisers, one step: what the tasks with a discriminator share."""
+"""Adversarial training: the discriminator, and the base class of tasks that have one."""
 
 import keras
 import tensorflow as tf
@@ -6,32 +6,34 @@ import tensorflow as tf
 from keras_ssl.pretext import PretextModel
 from keras_ssl.training import optimizers
 
-MOST = 60.0  # logits beyond: exp(60) is still a float32, and such a gradient is zero anyway
+MAX_LOGIT = (
+    60.0  # larger logits are clipped: exp(60) is a finite float32, and their gradient is zero
+)
 
 
 def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
-    """The network that tells real pictures from made ones, with spectral normalisation.
+    """Builds a discriminator of real and generated images, with spectral normalization.
 
-    DCGAN's discriminator, 4x4 convolutions with stride 2 until 4x4 pixels are left, but with spectral
-    instead of batch normalisation. That bounds how fast its output can change, which keeps the training
-    finite, and makes the logit of a picture independent of the rest of its batch, which `AdversarialModel`
-    relies on.
+    It is DCGAN's discriminator, 4x4 convolutions with stride 2 until at most 4x4 pixels are left, but with
+    spectral instead of batch normalization. That bounds its Lipschitz constant, which keeps training
+    stable, and makes the logit of an image independent of the other images in the batch, which
+    `AdversarialModel` requires.
 
     Args:
-        height, width, channels: int, of the pictures, whose values are in -1..1.
-        filters: int, of the first convolution; doubled by each further one.
-        code: int, the length of a vector that is judged together with the picture, or 0.
+        height, width, channels: int, of the images, whose values are in -1..1.
+        filters: int, of the first convolution; doubled in each further one.
+        code: int, length of the code that is classified together with the image, or 0.
         dtype: policy of the layers, as in Keras; by default the global one. The logits are float32.
 
     Returns:
-        keras.Model from a list of (B, height, width, channels) and, where `code` is not 0, (B, code)
-        to (B, 1) logits, positive for real.
+        keras.Model from a list of (B, height, width, channels) and, if `code` is not 0, (B, code) to
+        (B, 1) logits, positive for real.
 
     Raises:
-        ValueError: `filters` below 1.
+        ValueError: `filters` is below 1.
 
     Reference: Radford et al., ICLR 2016; Miyato et al., "Spectral Normalization for Generative Adversarial
-    Networks", ICLR 2018; the joint judgement: Donahue et al., "Adversarial Feature Learning", ICLR 2017.
+    Networks", ICLR 2018; pairs of image and code: Donahue et al., "Adversarial Feature Learning", ICLR 2017.
 
     Example:
         >>> discriminator(32, 32, filters=8).output_shape
@@ -41,11 +43,11 @@ def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
         raise ValueError(f"filters must be at least 1, got {filters!r}")
 
     def normalized(layer, x):
-        # In float32, since it normalises the weights themselves: in mixed precision it would round them to 8
-        # or 11 bits in every step. `layer` still gets x as it is.
+        # In float32, since spectral normalization changes the weights themselves: in mixed precision it
+        # would round them to 8 or 11 bits in every step. `layer` gets x in its own dtype.
         return keras.layers.SpectralNormalization(layer, dtype="float32", autocast=False)(x)
 
-    inputs = [keras.Input((height, width, channels), name="picture")]
+    inputs = [keras.Input((height, width, channels), name="image")]
     x = inputs[0]
     while max(x.shape[1:3]) > 4:
         x = normalized(keras.layers.Conv2D(filters, 4, 2, "same", dtype=dtype), x)
@@ -63,34 +65,38 @@ def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
 
 
 class AdversarialModel(PretextModel):
-    """A pretext model that is also trained to deceive a discriminator, with an optimiser of its own.
+    """Trains a pretext task together with a discriminator, which has its own optimizer.
 
-    A task sets `self.discriminator`, or leaves it None to be trained as any other, and defines
-    `compare(x, y, y_pred)`. The discriminator minimises its cross-entropy, the other networks the
-    non-saturating loss of Goodfellow et al. (2014), both in one step. Every network runs forward once and
-    backward once in it: the slopes of the two losses at a picture's logit differ by a factor, and so do
-    all gradients behind that logit.
+    A task sets `self.discriminator`, or leaves it None to be trained without one, and defines
+    `discriminator_inputs(x, y, y_pred)`. In one step the discriminator minimizes its cross-entropy, and
+    the other networks minimize the non-saturating loss of Goodfellow et al. (2014). Every network runs
+    forward once and backward once: the derivatives of the two losses with respect to the logit of an image
+    differ by a factor, and so do all gradients with respect to that image.
 
-    With `mixed_float16` each optimiser scales the loss of its side by a dynamic scale of its own, and leaves
-    out a step where its gradients overflow, whatever the other does. The discriminator then runs backward
-    twice, once for each side: float16 does not have the range for the factor (a gradient of e^-16 is 0).
+    With `mixed_float16` each optimizer scales its loss by its own dynamic scale, and skips a step if its
+    gradients overflow, independently of the other. The discriminator then runs backward twice, once for
+    each loss, since the range of float16 is too small for the factor (a gradient of e^-16 is 0).
 
     Args:
-        encoder: of PretextModel.
-        adversarial: float in 0..1, the weight of deceiving the discriminator in the loss of the other
-            networks, 1 - adversarial that of the task's own loss.
-        **kwargs: of keras.Model.
+        encoder: as in PretextModel.
+        adversarial: float in 0..1, weight of the adversarial loss in the loss of the task's networks; the
+            task's own loss has 1 - adversarial.
+        **kwargs: passed to keras.Model.
 
-    Metrics: `loss`, what the networks of the task are trained on; `discriminator_loss` (log 4 = 1.39 when it
-    guesses) and `generator_loss` (log 2 = 0.69).
+    Attributes:
+        discriminator: keras.Model, or None.
+        encodes_real: bool, whether the real examples contain outputs of the task's networks, as the codes
+            of a BiGAN do. Then the gradients of the adversarial loss flow through the real examples too.
+
+    Metrics: `loss`, the loss of the task's networks; `discriminator_loss` (log 4 = 1.39 at chance) and
+    `generator_loss` (log 2 = 0.69 at chance).
 
     Raises:
         ValueError: `adversarial` is not in 0..1.
     """
 
     discriminator = None
-    # Whether the task's networks have a part in the real examples too (the codes of a BiGAN).
-    makes_real = False
+    encodes_real = False
 
     def __init__(self, encoder, adversarial, **kwargs):
         super().__init__(encoder, **kwargs)
@@ -99,11 +105,11 @@ class AdversarialModel(PretextModel):
         self.adversarial = adversarial
         if adversarial:
             self.trackers = [
-                keras.metrics.Mean(name=f"{who}_loss") for who in ("discriminator", "generator")
+                keras.metrics.Mean(name=f"{name}_loss") for name in ("discriminator", "generator")
             ]
 
-    def compare(self, x, y, y_pred):
-        """What the discriminator is to tell apart.
+    def discriminator_inputs(self, x, y, y_pred):
+        """Returns the real and the fake examples for the discriminator.
 
         Args:
             x, y: a batch as `pretext` made it.
@@ -112,16 +118,18 @@ class AdversarialModel(PretextModel):
         Returns:
             (real, fake): lists of tensors, one for each input of the discriminator.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define compare(x, y, y_pred)")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define discriminator_inputs(x, y, y_pred)"
+        )
 
     def compile(self, optimizer="adam", *args, discriminator_optimizer="auto", **kwargs):
-        """Compiles as `PretextModel.compile` does, with a second optimiser.
+        """Compiles as `PretextModel.compile` does, with a second optimizer.
 
         Args:
             optimizer: as in Keras, for all networks but the discriminator.
-            *args, **kwargs: as `PretextModel.compile`.
-            discriminator_optimizer: as in Keras; "auto" for one like `optimizer`. Where that scales its loss
-                (with `mixed_float16`), this one does too.
+            *args, **kwargs: passed to `PretextModel.compile`.
+            discriminator_optimizer: as in Keras; "auto" for a copy of `optimizer`. If that one scales its
+                loss (with `mixed_float16`), this one does too.
         """
         super().compile(optimizer, *args, **kwargs)
         if self.discriminator is None:
@@ -136,11 +144,11 @@ class AdversarialModel(PretextModel):
         self.discriminator_optimizer = other
         with self.distribute_strategy.scope():
             self.discriminator_optimizer.build(self.discriminator.trainable_variables)
-            # Else Keras would build it for the discriminator's variables too.
+            # Otherwise Keras would build it for the discriminator's variables too.
             self.optimizer.build(self.generator_variables())
 
     def generator_variables(self):
-        """The trainable variables that `optimizer` trains: all but those of the discriminator."""
+        """Returns the variables that `optimizer` trains: all trainable ones but the discriminator's."""
         others = {id(v) for v in self.discriminator.trainable_variables}
         return [v for v in self.trainable_variables if id(v) not in others]
 
@@ -159,55 +167,52 @@ class AdversarialModel(PretextModel):
     def compile_from_config(self, config):
         if self.discriminator is None:
             super().compile_from_config(config)
-        else:  # `compile` builds the optimisers; a second time one that scales would have two scales
+        else:  # `compile` builds the optimizers; building a LossScale twice would give it two scales
             self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def judge(self, real, fake, training=False):
-        """Runs the discriminator once, for the losses of both sides and in training their gradients.
+    def discriminate(self, real, fake, training=False):
+        """Runs the discriminator once, for both losses and, in training, their gradients.
 
         Args:
-            real, fake: what `compare` gives.
+            real, fake: as `discriminator_inputs` returns them.
             training: bool.
 
         Returns:
-            (losses, gradients, pairs): `losses` the discriminator's and the generator's, means over the
-            pictures. In training also the gradients of the discriminator's variables by its loss,
-            and pairs of a tensor of `fake` or `real` and the generator's gradient by it; both as shares
-            of the sum over the replicas, scaled as the optimiser of their side scales its loss.
+            (losses, gradients, pairs): `losses` are the discriminator's and the generator's, as means over
+            the images. In training, `gradients` are those of the discriminator's loss with respect to its
+            variables, and `pairs` are a tensor of `fake` or `real` and the gradient of the generator's loss
+            with respect to it. Both are divided by the number of replicas, over which they are summed, and
+            scaled as the respective optimizer scales its loss. Otherwise both are None.
         """
-        shown = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
+        inputs = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
         with tf.GradientTape(persistent=True, watch_accessed_variables=training) as tape:
-            tape.watch(shown if training else [])
-            logits = self.discriminator(shown, training=training)
-            is_real, is_fake = tf.split(logits, 2)
-            loss = tf.reduce_mean(tf.nn.softplus(-is_real) + tf.nn.softplus(is_fake))
-            deceived = tf.nn.softplus(-is_fake)
-            if self.makes_real:
-                deceived += tf.nn.softplus(is_real)
-            losses = loss, tf.reduce_mean(deceived)
+            tape.watch(inputs if training else [])
+            logits = self.discriminator(inputs, training=training)
+            real_logits, fake_logits = tf.split(logits, 2)
+            loss = tf.reduce_mean(tf.nn.softplus(-real_logits) + tf.nn.softplus(fake_logits))
+            generator_loss = tf.nn.softplus(-fake_logits)
+            if self.encodes_real:
+                generator_loss += tf.nn.softplus(real_logits)
+            losses = loss, tf.reduce_mean(generator_loss)
             if not training:
                 return losses, None, None
-            shares = [one / self.distribute_strategy.num_replicas_in_sync for one in losses]
-            sides = self.discriminator_optimizer, self.optimizer
-            scaled = [o.scale_loss(one) for o, one in zip(sides, shares, strict=True)]
+            parts = [one / self.distribute_strategy.num_replicas_in_sync for one in losses]
+            both = self.discriminator_optimizer, self.optimizer
+            scaled = [o.scale_loss(one) for o, one in zip(both, parts, strict=True)]
         variables = self.discriminator.trainable_variables
-        if any(a is not b for a, b in zip(scaled, shares, strict=True)):
-            gradients, by_shown = (
-                tape.gradient(scaled[0], variables),
-                tape.gradient(scaled[1], shown),
-            )
+        if any(a is not b for a, b in zip(scaled, parts, strict=True)):
+            gradients = tape.gradient(scaled[0], variables)
+            input_gradients = tape.gradient(scaled[1], inputs)
         else:
-            gradients, by_shown = tape.gradient(shares[0], (variables, shown))
-            # Of a fake picture the discriminator has softplus(l), the generator softplus(-l). Their slopes
-            # at the logit l differ by -exp(-l), and so do all gradients behind it, which depend on no other
-            # picture. Of a real one the sign of l is the other.
-            factor = tf.concat([is_real, -is_fake], axis=0)[:, 0]
-            factor = -tf.exp(tf.clip_by_value(factor, -MOST, MOST))
-            by_shown = [g * tf.reshape(factor, [-1] + [1] * (len(g.shape) - 1)) for g in by_shown]
+            gradients, input_gradients = tape.gradient(parts[0], (variables, inputs))
+            factor = _gradient_ratio(real_logits, fake_logits)
+            input_gradients = [
+                g * tf.reshape(factor, [-1] + [1] * (len(g.shape) - 1)) for g in input_gradients
+            ]
         pairs = []
-        for r, f, gradient in zip(real, fake, by_shown, strict=True):
-            of_real, of_fake = tf.split(gradient, 2)
-            pairs += [(f, of_fake)] + ([(r, of_real)] if self.makes_real else [])
+        for r, f, gradient in zip(real, fake, input_gradients, strict=True):
+            real_gradient, fake_gradient = tf.split(gradient, 2)
+            pairs += [(f, fake_gradient)] + ([(r, real_gradient)] if self.encodes_real else [])
         return losses, gradients, pairs
 
     def train_step(self, data):
@@ -216,19 +221,19 @@ class AdversarialModel(PretextModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
-            own = self.compute_loss(x, y, y_pred, sample_weight)
-            own_share = self.optimizer.scale_loss((1 - self.adversarial) * own)
-            real, fake = self.compare(x, y, y_pred)
-        losses, gradients, pairs = self.judge(real, fake, training=True)
-        made = [tensor for tensor, _ in pairs]
+            task_loss = self.compute_loss(x, y, y_pred, sample_weight)
+            scaled = self.optimizer.scale_loss((1 - self.adversarial) * task_loss)
+            real, fake = self.discriminator_inputs(x, y, y_pred)
+        losses, gradients, pairs = self.discriminate(real, fake, training=True)
+        generated = [tensor for tensor, _ in pairs]
         upstream = [self.adversarial * gradient for _, gradient in pairs]
         variables = self.generator_variables()
-        own_gradients = tape.gradient(
-            [own_share, *made], variables, output_gradients=[tf.ones_like(own_share), *upstream]
+        generator_gradients = tape.gradient(
+            [scaled, *generated], variables, output_gradients=[tf.ones_like(scaled), *upstream]
         )
-        self.optimizer.apply(own_gradients, variables)
+        self.optimizer.apply(generator_gradients, variables)
         self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
-        self._track(own, losses, y)
+        self._track(task_loss, losses, y)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
     def test_step(self, data):
@@ -236,17 +241,34 @@ class AdversarialModel(PretextModel):
             return super().test_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self(x, training=False)
-        own = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-        losses, _, _ = self.judge(*self.compare(x, y, y_pred))
-        self._track(own, losses, y)
+        task_loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+        losses, _, _ = self.discriminate(*self.discriminator_inputs(x, y, y_pred))
+        self._track(task_loss, losses, y)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
-    def _track(self, own, losses, y):
-        # compute_loss gives shares of the sum over the replicas.
-        own *= self.distribute_strategy.num_replicas_in_sync
-        total = (1 - self.adversarial) * own + self.adversarial * losses[1]
+    def _track(self, task_loss, losses, y):
+        # compute_loss divides by the number of replicas.
+        task_loss *= self.distribute_strategy.num_replicas_in_sync
+        total = (1 - self.adversarial) * task_loss + self.adversarial * losses[1]
         number = tf.shape(tf.nest.flatten(y)[0])[0]
         for tracker, loss in zip(
             [self._loss_tracker, *self.trackers], [total, *losses], strict=True
         ):
             tracker.update_state(loss, sample_weight=number)
+
+
+def _gradient_ratio(real_logits, fake_logits):
+    """Computes the ratio of the generator's to the discriminator's gradients, per image.
+
+    For a fake image with the logit l, the loss of the discriminator is softplus(l), that of the generator
+    softplus(-l). Their derivatives differ by the factor -exp(-l), and so do all gradients with respect to
+    the image, on which no other logit depends. For a real image the sign of l is reversed.
+
+    Args:
+        real_logits, fake_logits: (B, 1) float tensors.
+
+    Returns:
+        (2 * B,) float tensor, for the real and then for the fake images.
+    """
+    logits = tf.concat([real_logits, -fake_logits], axis=0)[:, 0]
+    return -tf.exp(tf.clip_by_value(logits, -MAX_LOGIT, MAX_LOGIT))

@@ -1,4 +1,4 @@
-"""Several devices, several machines: the strategies, and what losses and callbacks need of them."""
+"""Distributed training: strategies for several devices and machines, and exchange between workers."""
 
 import contextlib
 import json
@@ -7,25 +7,26 @@ import os
 import numpy as np
 import tensorflow as tf
 
-LOOK = 3  # seconds between two looks at the other workers; a process that is done waits as long
+HEALTH_CHECK_SECONDS = 3  # interval of TensorFlow's checks of other workers; delays exit by as much
 
 
 class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
-    """TensorFlow's strategy for several machines, mended for Keras 3: `fit`, `evaluate`, `predict` work.
+    """Patches TensorFlow's strategy for several machines, so that Keras 3 can fit, evaluate and predict.
 
-    Keras reduces structures and scalars, which TensorFlow refuses (keras issue 20585), and averages batches
-    of whole numbers, for which there is no collective. Weights are mirrored on all workers, gradients are
-    summed over all replicas.
+    Keras reduces structures and scalars, which TensorFlow refuses (keras issue 20585), and averages integer
+    batches, for which there is no collective operation. Weights are mirrored on all workers, and gradients
+    are summed over all replicas.
 
     Args:
-        resolver: tf.distribute.cluster_resolver.ClusterResolver that knows the workers and which one this
-            process is.
+        resolver: tf.distribute.cluster_resolver.ClusterResolver that describes the workers and this
+            process.
 
     Raises:
-        RuntimeError: TensorFlow has run something before: make the strategy first.
+        RuntimeError: TensorFlow has already executed operations: create the strategy first.
 
     Attributes:
-        worker: (index, number) of this process among the workers; 0 is the chief, the only one to write.
+        worker: (index, number) of this process among the workers; 0 is the chief, the only one that writes
+            files.
     """
 
     def __init__(self, resolver):
@@ -33,40 +34,40 @@ class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
         if resolver.task_type == "worker":
             chiefs = len(cluster.get("chief", []))
         self.worker = (resolver.task_id + chiefs, sum(len(tasks) for tasks in cluster.values()))
-        with contextlib.suppress(ImportError):  # private; without it they are TensorFlow's 30
+        with contextlib.suppress(ImportError):  # private; the default is 30 seconds
             from tensorflow.python.distribute import collective_all_reduce_strategy as private
 
-            private.CollectiveAllReduceExtended._check_health_interval = LOOK
+            private.CollectiveAllReduceExtended._check_health_interval = HEALTH_CHECK_SECONDS
         super().__init__(cluster_resolver=resolver)
 
     def reduce(self, reduce_op, value, axis=None):
         return tf.nest.map_structure(lambda v: self._reduce(reduce_op, v, axis), value)
 
     def _reduce(self, reduce_op, value, axis):
-        one = self.experimental_local_results(value)[0]
-        if one.dtype in (tf.uint8, tf.bool):
-            # In a function: TensorFlow warns of `run` outside.
+        local = self.experimental_local_results(value)[0]
+        if local.dtype in (tf.uint8, tf.bool):
+            # In a tf.function, since TensorFlow warns of eager calls of `run`.
             value = tf.function(lambda v: self.run(tf.cast, args=(v, tf.float32)))(value)
-        return super().reduce(reduce_op, value, axis if one.shape.rank else None)
+        return super().reduce(reduce_op, value, axis if local.shape.rank else None)
 
 
 def strategy(name="auto"):
-    """The strategy to make the encoder and the task under: `with strategy(): ...`.
+    """Creates a strategy, in whose scope encoder and task are made: `with strategy().scope(): ...`.
 
-    Make it before anything else of TensorFlow runs.
+    Create it before TensorFlow executes any operation.
 
     Args:
-        name: "mirrored", all GPUs of this machine (without one, its logical CPUs); "multi_worker", all
-            replicas of several machines, each of which runs this program, described by the environment
-            variable TF_CONFIG or by Slurm; "auto", what fits: several machines where the environment
-            describes them, several GPUs where there are, else one device.
+        name: "mirrored" for all GPUs of this machine (or its logical CPUs if there is none);
+            "multi_worker" for all replicas of several machines, each of which runs this program, described
+            by the environment variable TF_CONFIG or by Slurm; "auto" for several machines if the
+            environment describes them, else several GPUs if there are any, else one device.
 
     Returns:
-        tf.distribute.Strategy; of one device the default one, which needs no scope.
+        tf.distribute.Strategy; for a single device the default one, which needs no scope.
 
     Raises:
-        ValueError: an unknown name; "multi_worker" without a description of the workers, or one that does
-            not fit this process.
+        ValueError: `name` is unknown, or is "multi_worker" and the workers are not described; TF_CONFIG
+            does not describe this process.
 
     Reference: https://www.tensorflow.org/guide/distributed_training
 
@@ -96,51 +97,57 @@ def strategy(name="auto"):
 
 
 def _resolver():
-    """Who the workers are, by TF_CONFIG or Slurm; None where there is only this process."""
-    described = os.environ.get("TF_CONFIG")
-    if described:
-        try:
-            config = json.loads(described)
-            cluster, task = config["cluster"], config["task"]
-            cluster[task["type"]][int(task["index"])]  # is there
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"TF_CONFIG does not name this process ({type(error).__name__}: {error}): it must be "
-                '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, got '
-                f"{described}"
-            ) from None
-        if {*cluster} - {"chief", "worker"}:
-            raise ValueError(
-                f"TF_CONFIG may have a chief and workers only, got {', '.join(cluster)}: all of them train"
-            )
-        if sum(map(len, cluster.values())) == 1:
-            return None
-        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    """Returns the cluster resolver for TF_CONFIG or Slurm; None if there is only this process."""
+    if os.environ.get("TF_CONFIG"):
+        return _tf_config_resolver(os.environ["TF_CONFIG"])
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        # Each job has ports of its own, since jobs may share a machine.
-        port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * 16 % 10000
-        if tf.config.list_physical_devices("GPU"):
-            return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port)
-        # It counts in GPUs: one a task, which this machine does not have.
-        tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-        slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=port, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
-        )
-        spec = slurm.cluster_spec()
-        return tf.distribute.cluster_resolver.SimpleClusterResolver(
-            spec, task_type="worker", task_id=slurm.task_id, num_accelerators={"GPU": 0}
-        )
+        return _slurm_resolver(int(os.environ["SLURM_STEP_NUM_TASKS"]))
     return None
 
 
+def _tf_config_resolver(text):
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        cluster[task["type"]][int(task["index"])]  # exists
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"TF_CONFIG does not name this process ({type(error).__name__}: {error}): it must be "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, got '
+            f"{text}"
+        ) from None
+    if {*cluster} - {"chief", "worker"}:
+        raise ValueError(
+            f"TF_CONFIG may have a chief and workers only, got {', '.join(cluster)}: all of them train"
+        )
+    if sum(map(len, cluster.values())) == 1:
+        return None
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+
+
+def _slurm_resolver(tasks):
+    # Each job has its own ports, since jobs may share a machine.
+    port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * 16 % 10000
+    if tf.config.list_physical_devices("GPU"):
+        return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port)
+    # TensorFlow's resolver counts GPUs, which this machine does not have: one per task is assumed.
+    slurm = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=port, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
+    )
+    spec = slurm.cluster_spec()
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec, task_type="worker", task_id=slurm.task_id, num_accelerators={"GPU": 0}
+    )
+
+
 def all_gather(tensor):
-    """The rows of all replicas, for losses that need the whole batch; gradients flow back to each.
+    """Gathers the rows of all replicas, with gradients, for losses that need the whole batch.
 
     Args:
         tensor: (B, ...) tensor, the rows of this replica.
 
     Returns:
-        (N, ...) tensor, the rows of the first replica first; `tensor` itself where there is one replica.
+        (N, ...) tensor, in the order of the replicas; `tensor` itself if there is only one replica.
 
     Example:
         >>> all_gather(tf.constant([[1.0, 2.0]])).shape
@@ -153,7 +160,7 @@ def all_gather(tensor):
 
 
 def first_row(tensor):
-    """Where the rows of this replica start in `all_gather(tensor)`.
+    """Returns the index of this replica's first row in `all_gather(tensor)`.
 
     Args:
         tensor: (B, ...) tensor, the rows of this replica.
@@ -173,7 +180,7 @@ def first_row(tensor):
 
 
 def worker(strategy):
-    """(index, number) of this process among the workers of a strategy; (0, 1) where it is alone.
+    """Returns (index, number) of this process among the workers of a strategy; (0, 1) for a single one.
 
     Example:
         >>> worker(tf.distribute.get_strategy())
@@ -182,15 +189,15 @@ def worker(strategy):
     return getattr(strategy, "worker", (0, 1))
 
 
-def share(strategy, dataset):
-    """What `fit` needs to train on this worker's share of the batches, made by `PretextModel.dataset`.
+def per_worker(strategy, dataset):
+    """Wraps the batches of this worker, so that Keras does not shard them again.
 
     Args:
         strategy: tf.distribute.Strategy.
-        dataset: tf.data.Dataset of this worker's batches.
+        dataset: tf.data.Dataset of this worker's batches, as `PretextModel.dataset` makes it.
 
     Returns:
-        A dataset that Keras does not share out again; `dataset` itself where this process is alone.
+        tf.distribute.DistributedDataset; `dataset` itself if there is only one worker.
     """
     if worker(strategy)[1] == 1:
         return dataset
@@ -206,11 +213,11 @@ def share(strategy, dataset):
 
 
 def first_replica(strategy, iterator):
-    """The first batch of a Keras epoch iterator, as the first replica of this worker gets it.
+    """Returns the part of the first batch that the first replica of this worker gets.
 
     Args:
         strategy: tf.distribute.Strategy.
-        iterator: the iterator that Keras hands to `_maybe_symbolic_build`.
+        iterator: the epoch iterator that Keras passes to `_maybe_symbolic_build`.
 
     Returns:
         The batch, a structure of tensors.
@@ -220,14 +227,14 @@ def first_replica(strategy, iterator):
 
 
 def from_chief(strategy, arrays):
-    """What the chief has, on every worker, bit for bit.
+    """Broadcasts arrays from the chief to all workers, bit for bit.
 
     Args:
         strategy: tf.distribute.Strategy.
         arrays: list of numpy arrays, of the same shapes and dtypes on all workers.
 
     Returns:
-        list of numpy arrays.
+        list of numpy arrays, those of the chief.
 
     Example:
         >>> from_chief(tf.distribute.get_strategy(), [np.arange(3)])
@@ -235,7 +242,7 @@ def from_chief(strategy, arrays):
     """
     if worker(strategy)[1] == 1:
         return arrays
-    # In one piece and as whole numbers: the sum with zeros keeps every bit, that of a NaN and of -0.0 too.
+    # As a single array of integers: adding zeros keeps every bit, even those of NaN and -0.0.
     data = b"".join(array.tobytes() for array in arrays)
     packed = np.frombuffer(data + bytes(-len(data) % 4), np.int32)
 
@@ -253,14 +260,14 @@ def from_chief(strategy, arrays):
 
 
 def gather(strategy, array):
-    """The rows that each worker has, those of the first worker first.
+    """Concatenates the arrays of all workers.
 
     Args:
         strategy: tf.distribute.Strategy.
-        array: (n, ...) numpy array, n may differ among the workers.
+        array: (n, ...) numpy array; n may differ between the workers.
 
     Returns:
-        numpy array.
+        numpy array, in the order of the workers.
 
     Example:
         >>> gather(tf.distribute.get_strategy(), np.arange(3)).tolist()
@@ -279,14 +286,14 @@ def gather(strategy, array):
 
 @contextlib.contextmanager
 def lost_worker(strategy, checkpoint=None):
-    """Says in one sentence that another worker is gone, instead of what TensorFlow says.
+    """Replaces TensorFlow's errors by a RuntimeError if another worker has failed.
 
     Args:
         strategy: tf.distribute.Strategy.
-        checkpoint: callbacks.Checkpoint of the training, or None.
+        checkpoint: callbacks.Checkpoint of the training run, or None.
 
     Raises:
-        RuntimeError: another worker is gone.
+        RuntimeError: another worker failed.
     """
     try:
         yield
@@ -294,8 +301,7 @@ def lost_worker(strategy, checkpoint=None):
         index, number = worker(strategy)
         if number == 1:
             raise
-        again = f" from {checkpoint.directory}" if checkpoint else ""
+        resume = f"; training resumes from {checkpoint.directory}" if checkpoint else ""
         raise RuntimeError(
-            f"worker {index} of {number} stops, since another worker is gone: start all of them again"
-            f"{again and ', and the training goes on' + again}"
+            f"worker {index} of {number} stopped: another worker failed; restart all workers{resume}"
         ) from error

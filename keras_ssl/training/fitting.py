@@ -1,4 +1,4 @@
-"""What `PretextModel.fit` arranges before Keras trains: callbacks, epochs, the step to resume from."""
+"""Preparation of `PretextModel.fit`: checks its arguments, completes callbacks, resumes checkpoints."""
 
 import keras
 
@@ -8,24 +8,24 @@ from keras_ssl.protocols import Relabels
 
 
 def complete_callbacks(task, callbacks):
-    """The callbacks of a training run, with the guard against losses that are not finite.
+    """Adds the callback that stops on a non-finite loss, and finds the checkpoint callback.
 
     Args:
         task: PretextModel.
-        callbacks: what was given to `fit`: None, a list, or a keras CallbackList.
+        callbacks: None, a list, or a keras CallbackList, as passed to `fit`.
 
     Returns:
-        (callbacks, checkpoint): checkpoint is the `callbacks.Checkpoint` among them or None.
+        (callbacks, checkpoint): checkpoint is the `callbacks.Checkpoint` among them, or None.
 
     Raises:
-        ValueError: the task relabels and no callback does it.
+        ValueError: the task has a method `relabel`, but no callback calls it.
     """
     if callbacks is not None and not isinstance(callbacks, list | tuple):
         return callbacks, None
     callbacks = list(callbacks or [])
     if isinstance(task, Relabels) and not any(isinstance(c, Relabel) for c in callbacks):
         raise ValueError(
-            f"callbacks must hold a Relabel, or {type(task).__name__} has no labels: add "
+            f"callbacks must contain a Relabel, or {type(task).__name__} has no labels: add "
             "callbacks=[keras_ssl.callbacks.Relabel(images)] with the images of the dataset"
         )
     checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
@@ -43,7 +43,8 @@ def check_epochs(dataset, epochs, initial_epoch, steps_per_execution):
         steps_per_execution: int, as in Keras.
 
     Raises:
-        ValueError: another number of epochs, or an epoch that executions do not divide.
+        ValueError: the dataset has another number of epochs, or `steps_per_execution` does not divide the
+            steps of an epoch.
     """
     steps = dataset.steps_per_epoch
     held, asked = int(dataset.cardinality()) // steps, epochs - initial_epoch
@@ -59,7 +60,7 @@ def check_epochs(dataset, epochs, initial_epoch, steps_per_execution):
 
 
 def resume(task, dataset, callbacks, checkpoint, epochs, initial_epoch, verbose):
-    """Restores the newest checkpoint and starts the dataset behind it.
+    """Restores the newest checkpoint, and lets the dataset start at the step after it.
 
     Args:
         task: PretextModel, compiled.
@@ -69,8 +70,8 @@ def resume(task, dataset, callbacks, checkpoint, epochs, initial_epoch, verbose)
         epochs, initial_epoch, verbose: as in Keras.
 
     Returns:
-        (dataset, callbacks, initial_epoch) for Keras' `fit`; initial_epoch is `epochs` where nothing is
-        left to train.
+        (dataset, callbacks, initial_epoch) for Keras' `fit`; initial_epoch is `epochs` if training is
+        complete.
 
     Raises:
         ValueError: the checkpoint does not fit the task.

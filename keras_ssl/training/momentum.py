@@ -1,14 +1,15 @@
-"""Momentum twins: a second copy of a network that follows the trained one (mean teacher, MoCo, BYOL)."""
+"""Momentum encoders: an exponential moving average of a network (mean teacher, MoCo, BYOL)."""
 
 import keras
 import tensorflow as tf
 
 
 def twin(network):
-    """Copies a network, weights included; the copy is saved with the task but never trained.
+    """Copies a network, including its weights; the copy is saved with the task but not trained.
 
-    Its layers stay in training mode, so that batch normalization has the batch's statistics and moving
-    averages of its own: `layer.trainable = False` would switch that off too.
+    The variables of the copy are not trainable, but its layers stay in training mode: its batch
+    normalization uses the statistics of the batch and keeps its own moving averages. `layer.trainable =
+    False` would disable that too.
 
     Args:
         network: functional or Sequential keras.Model, built.
@@ -38,10 +39,10 @@ def twin(network):
 
 
 def follow(copy, network, momentum):
-    """Moves a twin towards its network: copy = momentum * copy + (1 - momentum) * network.
+    """Updates a twin by its network: copy = momentum * copy + (1 - momentum) * network.
 
-    Only what is trained is averaged. Moving statistics of batch normalization are the twin's own. Call it
-    in the task's `call(training=True)`, before the twin runs.
+    Only trainable weights are averaged; the twin keeps its own moving statistics of batch normalization.
+    Call it in the task's `call(training=True)`, before the twin runs.
 
     Args:
         copy: keras.Model made by `twin(network)`.

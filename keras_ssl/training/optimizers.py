@@ -1,4 +1,4 @@
-"""Optimizers that the command line and the zoo train with."""
+"""Optimizers with warm-up and cosine decay, and dynamic loss scaling for float16."""
 
 import keras
 import tensorflow as tf
@@ -9,14 +9,14 @@ MIN_WARM_UP = 100  # steps, but at most half of the training run
 def sgd_cosine(learning_rate, steps):
     """Returns SGD with Nesterov momentum 0.9, linear warm-up and cosine decay to 0.
 
-    Warm-up takes a tenth of the steps, and at least 100 of them or half where there are few.
+    Warm-up takes a tenth of the steps, but at least 100 steps, or half of them if there are fewer than 200.
 
     Args:
         learning_rate: float, the peak.
-        steps: int, optimizer steps of the whole training.
+        steps: int, optimizer steps of the whole training run.
 
     Returns:
-        keras.optimizers.SGD, to give to `compile`.
+        keras.optimizers.SGD, for `compile`.
 
     Raises:
         ValueError: `learning_rate` is not positive or `steps` is less than 1.
@@ -36,11 +36,11 @@ def adam_cosine(learning_rate, steps, beta_1=0.9):
 
     Args:
         learning_rate: float, the peak.
-        steps: int, optimizer steps of the whole training.
-        beta_1: float, the decay of the mean gradient; 0.5 where two networks compete, as DCGAN has it.
+        steps: int, optimizer steps of the whole training run.
+        beta_1: float, the decay rate of the mean gradient; 0.5 for adversarial training, as in DCGAN.
 
     Returns:
-        keras.optimizers.Adam, to give to `compile`.
+        keras.optimizers.Adam, for `compile`.
 
     Raises:
         ValueError: `learning_rate` is not positive or `steps` is less than 1.
@@ -56,13 +56,13 @@ def adam_cosine(learning_rate, steps, beta_1=0.9):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class LossScale(keras.optimizers.LossScaleOptimizer):
-    """Keras' dynamic loss scaling, which leaves out a step that overflows on any replica.
+    """Scales the loss dynamically as Keras does, and skips a step if any replica overflows.
 
-    Keras looks at the gradients before they are summed over the replicas, and at those of the first
-    replica only: an infinite one of another replica would end up in all weights.
+    Keras checks the gradients before they are summed over the replicas, and only those of the first
+    replica: an infinite gradient of another replica would reach all weights.
 
     Args:
-        *args, **kwargs: as `keras.optimizers.LossScaleOptimizer`.
+        *args, **kwargs: passed to keras.optimizers.LossScaleOptimizer.
 
     Reference: Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
 
@@ -82,10 +82,10 @@ class LossScale(keras.optimizers.LossScaleOptimizer):
 
 
 def with_loss_scale(optimizer):
-    """Wraps an optimizer in a `LossScale`, unless it scales its loss already.
+    """Wraps an optimizer in a `LossScale`, unless it already scales its loss.
 
     Args:
-        optimizer: as `keras.optimizers.get` takes it.
+        optimizer: as in `keras.optimizers.get`.
 
     Returns:
         keras.optimizers.LossScaleOptimizer.
@@ -97,15 +97,15 @@ def with_loss_scale(optimizer):
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer
-    # Under Keras' name, so that variables keep their paths.
+    # With the name that Keras uses, so that variables keep their paths.
     return LossScale(optimizer, name="loss_scale_optimizer")
 
 
 def _cosine(learning_rate, steps):
     if not learning_rate > 0 or steps < 1:
         raise ValueError(f"learning_rate and steps must be positive, got {learning_rate}, {steps}")
-    # At least 100 steps: Jigsaw on 200 photos, 4 steps per epoch, otherwise meets the peak at once and its
-    # loss climbs from 4.9 to 8.0, where chance is 4.6.
+    # With fewer than 100 steps of warm-up, the loss of Jigsaw on 200 photos (4 steps per epoch) climbs from
+    # 4.9 to 8.0 in the first epochs; chance is 4.6.
     warm_up = max(steps // 10, min(MIN_WARM_UP, steps // 2))
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warm_up else learning_rate,

@@ -1,4 +1,4 @@
-"""From images to batches: the order of an epoch, the part of a worker, labels computed on the way."""
+"""Input pipeline: shuffles the images of each epoch, splits them among workers, computes labels."""
 
 import warnings
 
@@ -8,38 +8,39 @@ from keras_ssl import files
 from keras_ssl.data import service
 from keras_ssl.training import distribute
 
-SHUFFLE_BYTES = 2**30  # the buffer of pictures that cannot be asked for by their place
-ROUNDS = 24  # of the cipher behind `order`; with TensorFlow's 4 the epochs' orders are correlated
+SHUFFLE_BYTES = 2**30  # shuffle buffer for data sets without random access
+ROUNDS = 24  # of the cipher in `order`; with TensorFlow's 4 the orders of two epochs are correlated
 
 
 def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address=None):
-    """All batches of a training run from `first_step` on, as this worker sees them.
+    """Makes all batches of a training run from `first_step` on, as this worker gets them.
 
-    Every random number follows from (seed, epoch, id) and every place from (seed, epoch), so it does not
-    matter where a run is resumed or how many workers share it: together they see the same images, with
-    the same labels, in the same step.
+    Every random number is derived from (seed, epoch, id), and the order of the images from (seed, epoch).
+    So the batches do not depend on where a run is resumed, or on the number of workers: together they get
+    the same images, with the same labels, in the same step.
 
     Args:
-        images: tf.data.Dataset of dicts with `id` and what `task.needs`, of known length. With random
-            access (`data.columns.addressable`), places are drawn and only this worker's images loaded;
-            what cannot be loaded is skipped, with a warning, and the epoch is filled up with its first
-            images.
-        task: PretextModel; only the columns that it needs are handed to its `pretext`.
+        images: tf.data.Dataset of dicts with `id` and the columns in `task.needs`, of known length. With
+            random access (`data.columns.random_access`), the rows are shuffled and only the images of this
+            worker are loaded. Images that cannot be loaded are skipped, with a warning, and replaced by
+            the first images of the epoch.
+        task: PretextModel, whose `pretext` gets only the columns that it needs.
         batch_size: int, images per step over all workers; a multiple of their number.
         epochs: int, the epoch to stop before.
-        first_step: int, the step to start with, counted from the first epoch.
+        first_step: int, the step to start with, counted from epoch 0.
         shuffle: bool, a new order every epoch.
         seed: int.
-        address: of a tf.data service that makes the batches, or None.
+        address: str, of a tf.data service that makes the batches, or None.
 
     Returns:
-        tf.data.Dataset of (x, y); its length is not declared, since Keras counts steps that it skips.
+        tf.data.Dataset of (x, y), of undeclared length, since Keras also counts the steps before
+        `first_step`.
     """
     number = int(images.cardinality())
     steps = -(-number // batch_size)
     first_epoch, first = divmod(first_step, steps)
-    # Image k of a step goes to worker k % workers, unless a task mixes the images of a batch: then every
-    # worker makes the labels of the whole batch and keeps its part.
+    # Image k of a step goes to worker k % workers. If the task mixes the images of a batch, every worker
+    # makes the labels of the whole batch and keeps its part.
     worker, whole = distribute.worker(task.distribute_strategy), task.whole_batches
     index, workers = (0, 1) if whole else worker
 
@@ -52,23 +53,25 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
         return x, y
 
     def one_epoch(epoch):
-        epoch_seed = random(seed, epoch, ())
+        epoch_seed = derive_seed(seed, epoch, ())
         skipped = tf.where(epoch == first_epoch, tf.constant(first, tf.int64), 0)
         parts = (index, workers, batch_size // workers)
         if hasattr(images, "columns"):
-            data = _drawn(images, number, random(seed, epoch, (3,)), shuffle, skipped, parts)
+            order_seed = derive_seed(seed, epoch, (3,))
+            data = _random_access_batches(images, number, order_seed, shuffle, skipped, parts)
         else:
-            data = _streamed(images, number, epoch_seed, shuffle, skipped, parts)
+            data = _buffered_batches(images, number, epoch_seed, shuffle, skipped, parts)
         return data.map(lambda batch: labeled(batch, epoch_seed), tf.data.AUTOTUNE)
 
     def one_step(step):
         epoch = step // steps
-        places = step % steps * batch_size + tf.range(index, batch_size, workers, tf.int64)
-        rows = order(places[places < number], number, random(seed, epoch, (3,)), shuffle)
-        return _loaded(images, rows).map(
+        positions = step % steps * batch_size + tf.range(index, batch_size, workers, tf.int64)
+        order_seed = derive_seed(seed, epoch, (3,))
+        rows = order(positions[positions < number], number, order_seed, shuffle)
+        return _load_batch(images, rows).map(
             lambda batch: (
                 tf.size(batch["id"]) == tf.size(rows),
-                *labeled(batch, random(seed, epoch, ())),
+                *labeled(batch, derive_seed(seed, epoch, ())),
             )
         )
 
@@ -79,7 +82,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-# Which readers have a column, for the sentence that says so.
+# The readers that have a column, for the error message.
 READERS = {
     "label": "from_folder with one folder per class, or from_array(..., labels)",
     "image": "the readers in keras_ssl.data",
@@ -93,10 +96,10 @@ def check(images, task, batch_size, epochs, first_epoch, address):
         images: tf.data.Dataset.
         task: PretextModel.
         batch_size, epochs, first_epoch: int.
-        address: of a tf.data service, or None.
+        address: str, of a tf.data service, or None.
 
     Raises:
-        ValueError: an argument that no batches can be made of.
+        ValueError: an argument is invalid, or does not fit the others.
 
     Warns:
         UserWarning: `images` has no random access.
@@ -111,11 +114,11 @@ def check(images, task, batch_size, epochs, first_epoch, address):
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     replicas = task.distribute_strategy.num_replicas_in_sync
-    # Keras builds the model from a batch that all replicas share evenly, and TensorFlow's
-    # convolutions give wrong shapes for a replica that gets no image at all.
+    # Keras builds the model from a batch that is split evenly among the replicas, and TensorFlow's
+    # convolutions return wrong shapes for a replica without an image.
     if min(batch_size, number) % replicas or 0 < number % batch_size < replicas:
         raise ValueError(
-            f"batch_size {batch_size} cannot share {number} images among {replicas} replicas: "
+            f"batch_size {batch_size} cannot split {number} images among {replicas} replicas: "
             f"the first batch must be a multiple of {replicas}, the last have at least that many"
         )
     if not 0 <= first_epoch < epochs:
@@ -125,7 +128,7 @@ def check(images, task, batch_size, epochs, first_epoch, address):
     elif not hasattr(images, "columns"):
         warnings.warn(
             "images have no random access, which tf.data's .take(), .map() and the like drop: they are "
-            "read in their order and shuffled in a buffer; keras_ssl.data.subset keeps random access, "
+            "read sequentially and shuffled in a buffer; keras_ssl.data.subset keeps random access, "
             "keras_ssl.data.to_tfrecord gives it to any dataset",
             stacklevel=3,
         )
@@ -142,50 +145,51 @@ def _check_columns(images, task):
                 f"{', '.join(spec)}: use {READERS.get(name, f'a reader that has the column {name}')}"
             )
         expected = tf.TensorShape(task.encoder.input_shape[1:])
-        # Frames (T, H, W, C) end like an image.
+        # The last three axes of frames (T, H, W, C) are those of an image.
         if name in ("image", "frames") and not expected.is_compatible_with(spec[name].shape[-3:]):
             raise ValueError(
                 f"`{name}` has the shape {spec[name].shape}, but the encoder takes {expected}"
             )
 
 
-def random(seed, epoch, shape):
-    """int64 random numbers that follow from (seed, epoch)."""
+def derive_seed(seed, epoch, shape):
+    """Derives int64 random numbers of the given shape from (seed, epoch)."""
     pair = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
     return tf.random.stateless_uniform(shape, pair, None, None, tf.int64)
 
 
-def order(places, number, seed, shuffle):
-    """The rows of the pictures at some places of an epoch: a permutation that needs no memory.
+def order(positions, number, seed, shuffle):
+    """Computes which rows are at some positions of an epoch, by a permutation that needs no memory.
 
     Args:
-        places: (n,) int64, in 0..number-1.
-        number: int, pictures.
+        positions: (n,) int64, in 0..number-1.
+        number: int, images.
         seed: (3,) int64, of the epoch.
-        shuffle: bool; without it the rows are the places.
+        shuffle: bool; if False, the rows are the positions.
 
     Returns:
-        (n,) int64.
+        (n,) int64, the rows.
 
     Reference: Black & Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002 (the cycle walking
-    behind TensorFlow's RandomIndexShuffle).
+    of TensorFlow's RandomIndexShuffle).
 
     Example:
-        >>> sorted(order(tf.range(5, dtype=tf.int64), 5, random(0, 0, (3,)), True).numpy().tolist())
+        >>> seed = derive_seed(0, 0, (3,))
+        >>> sorted(order(tf.range(5, dtype=tf.int64), 5, seed, shuffle=True).numpy().tolist())
         [0, 1, 2, 3, 4]
     """
     if not shuffle:
-        return places
+        return positions
     return tf.raw_ops.RandomIndexShuffle(
-        index=places, seed=tf.bitcast(seed, tf.uint32)[:, 0],
+        index=positions, seed=tf.bitcast(seed, tf.uint32)[:, 0],
         max_index=tf.constant(number - 1, tf.int64), rounds=ROUNDS,
     )  # fmt: skip
 
 
-def _streamed(images, number, seed, shuffle, skipped, parts):
-    """Batches of pictures that come in an order of their own."""
+def _buffered_batches(images, number, seed, shuffle, skipped, parts):
+    """Makes the batches of an epoch without random access, by a shuffle buffer."""
     index, workers, size = parts
-    # Of this function's graph: the order must not follow from the global seed as well.
+    # Sets the seed of this function's graph, so that the order does not depend on the global seed.
     tf.compat.v1.set_random_seed(1)
     if shuffle:
         row_bytes = sum(
@@ -197,31 +201,31 @@ def _streamed(images, number, seed, shuffle, skipped, parts):
     return images.skip(skipped * size * workers).shard(workers, index).batch(size)
 
 
-def _drawn(images, number, seed, shuffle, skipped, parts):
-    """Batches of pictures that can be asked for by their place."""
+def _random_access_batches(images, number, seed, shuffle, skipped, parts):
+    """Makes the batches of an epoch with random access, which loads only this worker's images."""
     index, workers, size = parts
-    mine = len(range(index, number, workers))  # pictures of this worker in an epoch
+    own = len(range(index, number, workers))  # images of this worker per epoch
 
     def rows(k):
-        return order(index + workers * (k % mine), number, seed, shuffle)
+        return order(index + workers * (k % own), number, seed, shuffle)
 
     if images.load_row is None:
-        places = tf.data.Dataset.range(skipped * size, mine).batch(size)
-        return places.map(lambda k: _gathered(images, rows(k)), tf.data.AUTOTUNE)
+        positions = tf.data.Dataset.range(skipped * size, own).batch(size)
+        return positions.map(lambda k: _take_rows(images, rows(k)), tf.data.AUTOTUNE)
 
     def load(k):
-        return k, images.load_row(_gathered(images, rows(k[None])[0]))
+        return k, images.load_row(_take_rows(images, rows(k[None])[0]))
 
-    # A second time around, for as many as could not be loaded in the first.
-    places = tf.data.Dataset.range(skipped * size, 2 * mine)
-    data = places.map(load, tf.data.AUTOTUNE).ignore_errors().take(mine - skipped * size)
+    # A second pass replaces the images that could not be loaded in the first.
+    positions = tf.data.Dataset.range(skipped * size, 2 * own)
+    data = positions.map(load, tf.data.AUTOTUNE).ignore_errors().take(own - skipped * size)
 
     def count(expected, element):
         found, batch = element
 
         def report():
             missing = tf.sets.difference([tf.range(expected, found[-1])], [found]).values
-            return tf.numpy_function(lambda lost: _warn(images, lost), [rows(missing)], tf.int64)
+            return tf.numpy_function(lambda r: _warn(images, r), [rows(missing)], tf.int64)
 
         complete = found[-1] - expected + 1 == tf.cast(tf.size(found), tf.int64)
         with tf.control_dependencies([tf.cond(complete, lambda: tf.constant(0, tf.int64), report)]):
@@ -231,38 +235,38 @@ def _drawn(images, number, seed, shuffle, skipped, parts):
 
 
 def shard(images, worker):
-    """The pictures that fall to a worker, each once and in their order; loads no others.
+    """Selects the images of a worker, in their order; no others are loaded.
 
     Args:
         images: tf.data.Dataset of dicts.
-        worker: (index, number).
+        worker: (index, number) of the worker.
 
     Returns:
-        tf.data.Dataset, without the pictures that cannot be loaded.
+        tf.data.Dataset, without the images that cannot be loaded.
     """
     index, workers = worker
     if getattr(images, "load_row", None) is None:
         return images.shard(workers, index)
     rows = tf.data.Dataset.range(index, int(images.cardinality()), workers)
     return rows.map(
-        lambda k: images.load_row(_gathered(images, k)), tf.data.AUTOTUNE
+        lambda k: images.load_row(_take_rows(images, k)), tf.data.AUTOTUNE
     ).ignore_errors()
 
 
-def _gathered(images, rows):
+def _take_rows(images, rows):
     return {name: tf.gather(column, rows) for name, column in images.columns.items()}
 
 
-def _loaded(images, rows):
-    """One batch of the pictures in some rows; without those that cannot be loaded."""
+def _load_batch(images, rows):
+    """Makes a dataset of one batch with the given rows, without those that cannot be loaded."""
     if images.load_row is None:
-        return tf.data.Dataset.from_tensors(_gathered(images, rows))
-    rows = tf.data.Dataset.from_tensor_slices(_gathered(images, rows))
+        return tf.data.Dataset.from_tensors(_take_rows(images, rows))
+    rows = tf.data.Dataset.from_tensor_slices(_take_rows(images, rows))
     return rows.map(images.load_row, tf.data.AUTOTUNE).ignore_errors().batch(2**31)
 
 
 def _warn(images, rows):
-    """Says once of each picture that it cannot be read, and counts it in `images.skipped`."""
+    """Warns once of each image that cannot be read, and counts it in `images.skipped`."""
     skipped = images.__dict__.setdefault("skipped", set())
     new = [row for row in rows.tolist() if row not in skipped]
     skipped.update(new)
@@ -273,4 +277,4 @@ def _warn(images, rows):
             f"skipped {len(new)} unreadable images ({len(skipped)} so far): {names}",
             stacklevel=2,
         )
-    return rows.size  # an int64, as declared
+    return rows.size  # tf.numpy_function needs an int64

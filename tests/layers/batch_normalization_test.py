@@ -7,7 +7,7 @@ from keras_ssl.layers import BatchNormalization
 
 
 def pair(shape, **arguments):
-    """Our layer and Keras', with the same weights, none of them at its initial value."""
+    """Returns our layer and Keras', with the same weights, none of which is at its initial value."""
     ours, theirs = BatchNormalization(**arguments), keras.layers.BatchNormalization(**arguments)
     rng = np.random.default_rng(1)
     for layer in (ours, theirs):
@@ -18,8 +18,8 @@ def pair(shape, **arguments):
     return ours, theirs
 
 
-def picture(shape, seed=0):
-    # Every channel has its own mean and deviation.
+def random_input(shape, seed=0):
+    # Every channel has its own mean and standard deviation.
     rng = np.random.default_rng(seed)
     return (rng.normal(size=shape) * rng.uniform(1, 3, shape[-1]) + np.arange(shape[-1])).astype(
         "f4"
@@ -41,12 +41,12 @@ def step(layer, x, target):
         {"center": False},
         {"scale": False},
         {"epsilon": 0.1, "momentum": 0.5},
-        {"synchronized": True},  # with one replica as any other
+        {"synchronized": True},  # has no effect on one replica
     ],
 )
-def test_equals_keras_in_training_and_inference(arguments):
+def test_matches_keras_in_training_and_inference(arguments):
     ours, theirs = pair((None, 5, 4, 3), **arguments)
-    x, target = tf.constant(picture((6, 5, 4, 3))), picture((6, 5, 4, 3), seed=2)
+    x, target = tf.constant(random_input((6, 5, 4, 3))), random_input((6, 5, 4, 3), seed=2)
     for _ in range(2):
         (y, gradients), (expected, expected_gradients) = (
             step(b, x, target) for b in (ours, theirs)
@@ -61,16 +61,16 @@ def test_equals_keras_in_training_and_inference(arguments):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_variance_is_the_biased_one(size):
+def test_variance_is_biased(size):
     ours, theirs = pair((None, 1, 1, 2))
-    x = picture((size, 1, 1, 2))
+    x = random_input((size, 1, 1, 2))
     ours(x, training=True)
     theirs(x, training=True)
     np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-5)
 
 
-def test_empty_batch_leaves_the_statistics():
-    # What a replica gets when the last batch is smaller than the number of replicas.
+def test_empty_batch_does_not_change_statistics():
+    # A replica gets an empty batch if the last batch is smaller than the number of replicas.
     layer, _ = pair((None, 2, 2, 3))
     before = layer.get_weights()
     layer(np.zeros((0, 2, 2, 3), "f4"), training=True)
@@ -79,19 +79,19 @@ def test_empty_batch_leaves_the_statistics():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_equals_keras_in_mixed_precision(policy):
+def test_matches_keras_in_mixed_precision(policy):
     ours, theirs = pair((None, 5, 4, 3), dtype=policy)
-    x = tf.cast(picture((6, 5, 4, 3)), ours.compute_dtype)
+    x = tf.cast(random_input((6, 5, 4, 3)), ours.compute_dtype)
     for training in (True, False):
         y, expected = ours(x, training=training), theirs(x, training=training)
         assert y.dtype == expected.dtype == ours.compute_dtype
-        # Both compute in float32 and round once: at most one step of the narrow type apart.
+        # Both compute in float32 and round once, so they differ by at most one unit of the narrow type.
         step = 2**-7 if policy == "mixed_bfloat16" else 2**-10
         np.testing.assert_allclose(
             tf.cast(y, "float32"), tf.cast(expected, "float32"), rtol=step, atol=1e-6
         )
     for a, b in zip(ours.weights, theirs.weights, strict=True):
-        # Keras takes the moments of the float32 input but clips them to float16's range.
+        # Keras computes the moments in float32, but clips them to the range of float16.
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -100,9 +100,9 @@ def test_equals_keras_in_mixed_precision(policy):
     [((6, 3), {}), ((6, 4, 3), {}), ((6, 3, 4, 5), {"axis": 1}),
      ((6, 4, 5, 3), {"renorm": True}), ((6, 4, 5, 3), {"dtype": "float64"})],
 )  # fmt: skip
-def test_the_rest_is_keras(shape, arguments):
+def test_other_cases_are_computed_by_keras(shape, arguments):
     ours, theirs = pair((None, *shape[1:]), **arguments)
-    x = picture(shape)
+    x = random_input(shape)
     np.testing.assert_allclose(ours(x, training=True), theirs(x, training=True), rtol=1e-6)
     for a, b in zip(ours.weights, theirs.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -110,7 +110,7 @@ def test_the_rest_is_keras(shape, arguments):
 
 def test_mask_and_frozen_layer():
     ours, theirs = pair((None, 4, 5, 3))
-    x, mask = picture((6, 4, 5, 3)), np.random.default_rng(0).random((6, 4, 5)) < 0.5
+    x, mask = random_input((6, 4, 5, 3)), np.random.default_rng(0).random((6, 4, 5)) < 0.5
     expected = theirs(x, training=True, mask=mask)
     np.testing.assert_allclose(ours(x, training=True, mask=mask), expected, rtol=1e-6)
     ours.trainable = False
@@ -120,9 +120,9 @@ def test_mask_and_frozen_layer():
 
 
 @pytest.mark.parametrize("synchronized", [False, True])
-def test_on_two_replicas(synchronized, two_replicas):
+def test_two_replicas(synchronized, two_replicas):
     shape = (8, 5, 4, 3)
-    x = picture(shape)
+    x = random_input(shape)
     halves = two_replicas.experimental_distribute_values_from_function(
         lambda context: tf.constant(np.split(x, 2)[context.replica_id_in_sync_group])
     )
@@ -145,7 +145,7 @@ def test_on_two_replicas(synchronized, two_replicas):
 
 
 def on_replicas(strategy, layer, x, target, sizes):
-    """A step with the batch shared out, the gradients of weights summed as an optimiser does."""
+    """Runs a step on a split batch, and sums the gradients over the replicas as an optimizer does."""
     parts = [np.split(a, np.cumsum(sizes)[:-1]) for a in (x, target)]
 
     def part(k):
@@ -174,12 +174,10 @@ def on_replicas(strategy, layer, x, target, sizes):
         ((3,), "float32", 1, 2),
     ],
 )
-def test_replicas_together_compute_what_one_does(
-    shape, dtype, mean, deviation, sizes, two_replicas
-):
+def test_synchronized_replicas_match_one(shape, dtype, mean, deviation, sizes, two_replicas):
     rng = np.random.default_rng(sum(sizes) + len(shape))
     batch = (sum(sizes), *shape)
-    # Every image has a mean of its own: so have the replicas.
+    # Every image has its own mean, and so does every replica.
     x = rng.normal(size=batch) + rng.normal(size=(batch[0], *[1] * len(shape)))
     x = tf.constant(mean * np.array([1, -2, 0.5]) + deviation * x, "float32")
     target = tf.constant(rng.normal(size=batch), "float32")
@@ -203,17 +201,17 @@ def test_replicas_together_compute_what_one_does(
     expected_gradients = tape.gradient(loss, [inputs, *exact.trainable_weights])
     y, gradients = on_replicas(two_replicas, layer, x.numpy(), target.numpy(), sizes)
 
-    # The sum of a hundred values is off by a few times 2^-24 of it, and so is the mean: that in units of
-    # the deviation is what no formula can know better.
+    # The mean of a hundred values has a relative error of a few times 2^-24, which in units of the
+    # standard deviation is the smallest error that any formula can have.
     close = 1e-6 + 8 * 2**-23 * mean / deviation
     assert y.dtype == gradients[0].dtype == layer.compute_dtype
-    # The gradients of gamma and beta are sums in which much cancels: their terms have this norm.
+    # The gradients of gamma and beta are sums with cancellation; this is the norm of their terms.
     norm = np.sqrt(np.sum(np.square(target), axis=tuple(range(len(shape)))).max())
     expected = [np.asarray(v) for v in (expected, *expected_gradients)]
     sizes = [np.abs(expected[0]).max(), np.abs(expected[1]).max(), norm, norm]
     rounding = [0 if dtype == "float32" else 2**-8] * 2 + [0] * 2
-    for a, b, size, share in zip([y, *gradients], expected, sizes, rounding, strict=True):
-        np.testing.assert_allclose(tf.cast(a, "float64"), b, rtol=share, atol=close * size)
+    for a, b, size, rtol in zip([y, *gradients], expected, sizes, rounding, strict=True):
+        np.testing.assert_allclose(tf.cast(a, "float64"), b, rtol=rtol, atol=close * size)
     for a, b in zip(layer.weights, exact.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=close if "variance" in a.path else 1e-6)
     for moving in (layer.moving_mean, layer.moving_variance):

@@ -11,17 +11,17 @@ from keras_ssl.layers import ChannelwiseDense, Decoder
     [
         ((4, 4, 64), (32, 32), 16),
         ((2, 3, 40), (13, 24), 16),
-        ((5, 5, 7), (5, 5), 7),  # nothing to enlarge
+        ((5, 5, 7), (5, 5), 7),  # already the requested size
         ((8, 8, 128), (16, 16), 64),
     ],
 )
-def test_reaches_the_size(shape, size, filters):
+def test_output_has_the_requested_size(shape, size, filters):
     decoder = Decoder(shape, size)
     assert decoder.filters == filters
     assert decoder(tf.ones((2, *shape))).shape == (2, *size, filters)
 
 
-def test_skips_are_joined_where_they_fit():
+def test_skips_are_concatenated_at_their_size():
     skips = [(6, 7, 5), (3, 4, 2), (12, 13, 3), (6, 7, 1)]
     decoder = Decoder((3, 4, 64), (12, 13), skips)
     maps = [tf.random.normal((2, *skip)) for skip in skips]
@@ -29,18 +29,18 @@ def test_skips_are_joined_where_they_fit():
     result = decoder(x, skips=maps)
     assert result.shape == (2, 12, 13, decoder.filters)
     assert decoder.filters == 16 + 3
-    np.testing.assert_array_equal(result[..., 16:], maps[2])  # of the last size: as it is
-    for i in range(4):  # every skip counts
+    np.testing.assert_array_equal(result[..., 16:], maps[2])  # the last skip is unchanged
+    for i in range(4):  # every skip has an effect
         changed = [m + 1 if i == j else m for j, m in enumerate(maps)]
         assert np.abs(decoder(x, skips=changed) - result).max() > 1e-3
 
 
-def test_larger_maps_give_larger_pictures_with_the_same_weights():
+def test_larger_maps_give_larger_images_with_the_same_weights():
     decoder = Decoder((4, 4, 32), (16, 16), [(8, 8, 3)])
     x, skip = tf.random.normal((1, 8, 12, 32)), tf.random.normal((1, 16, 24, 3))
     large = decoder(x, size=(32, 48), skips=[skip])
     assert large.shape == (1, 32, 48, 16)
-    # A convolution: a part of the map gives that part of the picture, away from its border.
+    # Convolutions are local: a part of the map gives that part of the image, except at the border.
     small = decoder(x[:, :4, :4], skips=[skip[:, :8, :8]])
     np.testing.assert_allclose(large[:, :8, :8], small[:, :8, :8], rtol=1e-4, atol=1e-4)
 
@@ -55,15 +55,15 @@ def test_saves_and_loads(tmp_path):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="size must be at least that of the map"):
+    with pytest.raises(ValueError, match="size must be at least that of the feature map"):
         Decoder((4, 4, 8), (3, 8))
     with pytest.raises(
-        ValueError, match=r"skips must have the size of a map on the way, got \[\(5"
+        ValueError, match=r"skips must have the size of an upsampled map, one of .*, got \[\(5"
     ):
         Decoder((4, 4, 8), (16, 16), [(8, 8, 1), (5, 5, 1)])
 
 
-def test_channelwise_dense_is_a_dense_layer_for_each_channel():
+def test_channelwise_dense_matches_one_dense_layer_per_channel():
     x = np.random.default_rng(0).normal(size=(5, 2, 3, 4)).astype(np.float32)
     layer = ChannelwiseDense()
     layer(x)
@@ -75,6 +75,6 @@ def test_channelwise_dense_is_a_dense_layer_for_each_channel():
         expected[..., c] = flat.reshape(5, 2, 3)
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
     assert layer.count_params() == 4 * (36 + 6)
-    # The variance of what comes out is that of what goes in: 3/n is the variance of the limits.
+    # The initialization keeps the variance.
     wide = tf.random.normal((200, 16, 16, 2))
     assert float(tf.math.reduce_std(ChannelwiseDense()(wide))) == pytest.approx(1, abs=0.1)

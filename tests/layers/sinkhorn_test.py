@@ -1,4 +1,4 @@
-"""The layer against the function for whole data sets, in a graph, a SavedModel and two replicas."""
+"""Sinkhorn layer versus `transport.sinkhorn`, in a graph, in a SavedModel and on two replicas."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def problem():
     return scores, random.dirichlet(np.ones(10)), random.dirichlet(np.ones(4))
 
 
-def test_equals_the_function_for_whole_data_sets(problem):
+def test_matches_transport_sinkhorn(problem):
     scores, rows, columns = problem
     plan = Sinkhorn(lam=5.0, tolerance=1e-6)(scores, rows, columns)
     expected = sinkhorn(scores, rows, columns, 5.0, 1e-9, dtype="float64").plan()
@@ -26,13 +26,13 @@ def test_equals_the_function_for_whole_data_sets(problem):
     np.testing.assert_allclose(uniform.sum(1), 1 / 10, atol=1e-6)
 
 
-def test_sharp_temperatures_stay_finite(problem):
+def test_low_temperatures_are_finite(problem):
     plan = Sinkhorn(lam=1000.0, max_iterations=5000)(problem[0] - [[0, 10, 20, 30]]).numpy()
     assert np.isfinite(plan).all()
     np.testing.assert_allclose(plan.sum(0), 1 / 4, atol=1e-3)
 
 
-def test_reports_and_warns(problem, capfd):
+def test_report_and_warning(problem, capfd):
     found = Sinkhorn(lam=50.0, max_iterations=3, report=True)(problem[0])
     assert found["iterations"] == 3
     error = np.abs(found["plan"].numpy().sum(0) - 1 / 4).sum()
@@ -43,7 +43,7 @@ def test_reports_and_warns(problem, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_gradient_only_where_asked(problem):
+def test_gradient_only_if_differentiable(problem):
     scores = tf.constant(problem[0])
     goal = np.random.default_rng(1).standard_normal((10, 4)).astype("float32")
 
@@ -59,9 +59,9 @@ def test_gradient_only_where_asked(problem):
         tape.watch(scores)
         result = value(layer, scores)
     gradient = tape.gradient(result, scores).numpy()
-    for place in ((0, 0), (3, 2), (9, 3)):  # against finite differences, in float64 of the function
+    for index in ((0, 0), (3, 2), (9, 3)):  # versus finite differences of the function in float64
         step = np.zeros((10, 4))
-        step[place] = 1e-4
+        step[index] = 1e-4
         ends = [
             (
                 goal * sinkhorn(problem[0] + s, lam=2.0, tolerance=1e-12, dtype="float64").plan()
@@ -70,10 +70,10 @@ def test_gradient_only_where_asked(problem):
         ]
         expected = (ends[0] - ends[1]) / 2e-4
         assert abs(expected) > 1e-3
-        assert gradient[place] == pytest.approx(expected, rel=1e-2)
+        assert gradient[index] == pytest.approx(expected, rel=1e-2)
 
 
-def test_saves_exports_and_stays_float32(problem, tmp_path):
+def test_saves_exports_and_computes_in_float32(problem, tmp_path):
     inputs = keras.Input((4,))
     model = keras.Model(inputs, Sinkhorn(lam=5.0, dtype="mixed_bfloat16")(inputs))
     expected = Sinkhorn(lam=5.0)(problem[0])
@@ -94,11 +94,11 @@ def test_saves_exports_and_stays_float32(problem, tmp_path):
     assert report.output["plan"].shape == (None, 4)
 
 
-def test_two_replicas_give_what_one_gives(problem, two_replicas):
+def test_two_replicas_match_one(problem, two_replicas):
     scores, rows, columns = (np.asarray(a, np.float32) for a in problem)
     layer = Sinkhorn(lam=25.0, tolerance=1e-6)
     expected = layer(scores, rows, columns).numpy()
-    parts = [slice(0, 6), slice(6, 10)]  # replicas of different size
+    parts = [slice(0, 6), slice(6, 10)]  # replicas of different sizes
 
     def value(array):
         return two_replicas.experimental_distribute_values_from_function(

@@ -1,4 +1,4 @@
-"""Sobel gradients against a plain loop."""
+"""Sobel layer versus a loop."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import keras_ssl as kssl
 from keras_ssl.layers import Sobel
 
 
-def test_gradients_of_an_asymmetric_picture():
+def test_gradients_match_a_loop():
     images = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3)).astype("float32")
     gray = np.pad(images.mean(-1), ((0, 0), (1, 1), (1, 1)), mode="reflect")
     right = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
@@ -22,7 +22,7 @@ def test_gradients_of_an_asymmetric_picture():
     assert np.abs(found).max() <= 1
 
 
-def test_an_encoder_without_colours(noise, tmp_path):
+def test_encoder_with_sobel_ignores_color(noise, tmp_path):
     encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,), preprocessing=Sobel())
     gray = noise.astype("float32").mean(-1, keepdims=True).repeat(3, -1)
     np.testing.assert_allclose(encoder(noise), encoder(gray), atol=1e-4)

@@ -5,17 +5,17 @@ import pytest
 from keras_ssl.losses import Hole
 
 
-def test_weighs_hole_and_band():
+def test_hole_and_band_have_their_weights():
     rng = np.random.default_rng(0)
-    picture, prediction = rng.normal(size=(2, 3, 6, 9, 3)).astype(np.float32)
+    image, prediction = rng.normal(size=(2, 3, 6, 9, 3)).astype(np.float32)
     hidden = np.zeros((3, 6, 9, 1), np.float32)
     hidden[0, 2:4, 3:6] = 1
-    hidden[1, 0, 0] = 1  # at the border: the band goes on to two sides only
+    hidden[1, 0, 0] = 1  # in the corner of the image: the band has two sides only
     hidden[2] = 1  # everything
     loss = Hole(overlap=1, weight=7.0, reduction="none")
-    found = loss(np.concatenate([picture, hidden], -1), prediction).numpy()
+    found = loss(np.concatenate([image, hidden], -1), prediction).numpy()
 
-    square = ((picture - prediction) ** 2).mean(-1)
+    square = ((image - prediction) ** 2).mean(-1)
     band = np.zeros((3, 6, 9))
     band[0, 1:5, 2:7] = 1
     band[0, 2:4, 3:6] = 0
@@ -26,7 +26,7 @@ def test_weighs_hole_and_band():
     np.testing.assert_allclose(found, (weight * square).sum((1, 2)) / number, rtol=1e-5)
 
 
-def test_nothing_hidden_costs_nothing():
+def test_empty_mask_has_zero_loss():
     y_true = np.ones((2, 4, 4, 4), np.float32)
     y_true[..., 3] = 0
     assert float(Hole()(y_true, np.zeros((2, 4, 4, 3), np.float32))) == 0

@@ -23,7 +23,7 @@ def test_rotate_equals_numpy(turns):
 
 @given(st.integers(-4, 4), st.integers(-4, 4))
 @settings(max_examples=20, deadline=None)
-def test_rotations_add_up(a, b):
+def test_rotations_compose(a, b):
     twice = images.rotate(images.rotate(PIXELS, 90 * a), 90 * b)
     np.testing.assert_array_equal(twice, images.rotate(PIXELS, 90 * (a + b)))
 
@@ -35,14 +35,14 @@ def test_rotate_refuses():
 
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(1, 3))
 @settings(max_examples=20, deadline=None)
-def test_unfold_undoes_fold(batch, views, size):
+def test_unfold_inverts_fold(batch, views, size):
     x = np.arange(batch * views * size * 2).reshape(batch, views, size, 2)
     folded = images.fold(x)
     assert folded.shape == (batch * views, size, 2)
     np.testing.assert_array_equal(images.unfold(folded, views), x)
 
 
-def test_fold_keeps_the_static_shape_and_the_order():
+def test_fold_keeps_static_shape_and_order():
     x = np.arange(12).reshape(2, 3, 2)
     np.testing.assert_array_equal(
         images.fold(x), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
@@ -51,7 +51,7 @@ def test_fold_keeps_the_static_shape_and_the_order():
     assert function.get_concrete_function().structured_outputs.shape == [None, 8, 8, 3]
 
 
-def test_uniform_follows_from_the_seed_alone():
+def test_uniform_depends_only_on_the_seed():
     seeds = tf.constant([[3, 5], [3, 6], [4, 5]], tf.int64)
     numbers = uniform(seeds, 50).numpy()
     np.testing.assert_array_equal(uniform(seeds[1:2], 50)[0], numbers[1])
@@ -59,10 +59,10 @@ def test_uniform_follows_from_the_seed_alone():
     assert ((numbers >= 0) & (numbers < 1)).all()
 
 
-def test_random_shift_moves_by_whole_pixels_and_mirrors():
+def test_random_shift_shifts_by_whole_pixels_and_flips():
     seeds = tf.stack([tf.zeros(64, tf.int64), tf.range(64, dtype=tf.int64)], 1)
     x = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
-    moved = augment.random_shift(np.stack([x] * 64), seeds, share=0.25, flip=True).numpy()
+    moved = augment.random_shift(np.stack([x] * 64), seeds, fraction=0.25, flip=True).numpy()
     padded = np.pad(x, ((2, 2), (2, 2), (0, 0)), mode="reflect")
     possible = {
         padded[i : i + 8, j : j + 8][:, ::step].tobytes(): (i, j, step)
@@ -70,9 +70,9 @@ def test_random_shift_moves_by_whole_pixels_and_mirrors():
         for j in range(5)
         for step in (1, -1)
     }
-    found = {possible[m.tobytes()] for m in moved}  # KeyError: not one of the 50 possible pictures
+    found = {possible[m.tobytes()] for m in moved}  # KeyError: not one of the 50 possible images
     assert len(found) > 25
-    still = augment.random_shift(x[None], seeds[:1], share=0, flip=False)
+    still = augment.random_shift(x[None], seeds[:1], fraction=0, flip=False)
     np.testing.assert_array_equal(still[0], x)
 
 
@@ -100,7 +100,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_decode_equals_pillow(case):
+def test_decode_matches_pillow(case):
     encoded, image = CASES[case]
     np.testing.assert_array_equal(decode.decode(encoded), np.asarray(image.convert("RGB")))
 
@@ -129,7 +129,7 @@ def test_16_bit_png_becomes_8_bit():
         encode(RGB, "JPEG")[:-80],
     ],
 )
-def test_decode_refuses_what_is_no_picture(encoded):
+def test_decode_refuses_invalid_images(encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode.decode(encoded)
 
@@ -148,20 +148,20 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_decode_refuses_a_size_that_is_only_declared(kind):
+def test_decode_refuses_huge_declared_sizes(kind):
     with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
         decode.decode(BOMBS[kind])
 
 
-def test_bmp_stored_top_down_is_no_bomb():
+def test_top_down_bmp_is_not_refused():
     rows = np.pad(PIXELS[..., ::-1].reshape(6, 15), ((0, 0), (0, 1)))
     encoded = patched(encode(RGB, "BMP")[:54], 22, struct.pack("<i", -6)) + rows.tobytes()
     np.testing.assert_array_equal(decode.decode(encoded), PIXELS)
 
 
-def test_resize_covers_and_crops_the_middle():
+def test_resize_covers_and_crops_the_center():
     x = np.zeros((20, 60, 3), np.uint8)
-    x[:, 17:43] = 200  # the middle square, and what the anti-aliasing reaches
+    x[:, 17:43] = 200  # the central square, and the border that antialiasing affects
     np.testing.assert_array_equal(images.resize(x, 10, 10), np.full((10, 10, 3), 200))
     np.testing.assert_array_equal(images.resize(PIXELS, 6, 5), PIXELS)
     assert images.resize(PIXELS[:1, :1], 32, 16).shape == (32, 16, 3)
@@ -169,7 +169,7 @@ def test_resize_covers_and_crops_the_middle():
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
-def test_resize_gives_the_size_asked_for(height, width, to_height, to_width):
+def test_resize_returns_the_requested_size(height, width, to_height, to_width):
     assert images.resize(np.zeros((height, width, 3), np.uint8), to_height, to_width).shape == (
         to_height,
         to_width,
@@ -183,8 +183,8 @@ def seeds(number):
     )
 
 
-def test_random_crop_cuts_the_stated_area():
-    """On a ramp the slopes of the crop tell how much of the height and width was cut."""
+def test_random_crop_keeps_the_requested_area():
+    """On a ramp, the slopes of the crop give the fraction of height and width that is kept."""
     y, x = np.meshgrid(np.arange(33.0), np.arange(33.0), indexing="ij")
     ramps = np.tile(np.stack([y, x, x], -1)[None], (200, 1, 1, 1)).astype("float32")
     crops = augment.random_crop(ramps, seeds(200), smallest=0.25).numpy()
@@ -200,7 +200,7 @@ def test_random_crop_cuts_the_stated_area():
     np.testing.assert_allclose(crops[..., 1], crops[..., 2])
 
 
-def test_random_colors_change_colours_only(noise):
+def test_random_colors_changes_only_colors(noise):
     jittered = augment.random_colors(noise, seeds(40)).numpy()
     assert jittered.min() >= 0
     assert jittered.max() <= 255
@@ -209,17 +209,17 @@ def test_random_colors_change_colours_only(noise):
     np.testing.assert_allclose(
         augment.random_colors(noise, seeds(40), strength=0.0, gray=0.0), noise, atol=1e-3
     )
-    # The numbers depend on the image's seed alone, and are others than those of the crop.
+    # The random numbers depend only on the seed of the image, and differ from those of the crop.
     alone = augment.random_colors(noise[7:8], seeds(40)[7:8])
     np.testing.assert_allclose(alone[0], jittered[7], atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [(5, 8), (1, 2), (16, 3)])
-def test_enlarge_is_tensorflows_bicubic(size, factor):
+def test_enlarge_matches_tensorflows_bicubic(size, factor):
     x = np.random.default_rng(0).uniform(0, 255, (2, *size, 3)).astype(np.float32)
     expected = tf.image.resize(x, (size[0] * factor, size[1] * factor), "bicubic")
-    # TensorFlow reads the kernel off a table of 1,024 places, of which thirds are none.
+    # TensorFlow looks the kernel up in a table of 1,024 entries, which does not contain thirds.
     atol = 0.3 if factor == 3 else 1e-3
     np.testing.assert_allclose(images.enlarge(x, factor), expected, atol=atol)
     flat = images.enlarge(np.full((1, *size, 1), 7, np.uint8), factor)

@@ -158,3 +158,17 @@ def test_the_order_matters():
     random[:, 1] = (np.arange(24) + 0.5) / 24
     changed = jitter.color_jitter(tf.constant(np.repeat(NOISE[:1], 24, 0)), random, MOCO_V2)
     assert len(np.unique(changed.numpy().round(1).reshape(24, -1), axis=0)) > 10
+
+
+def test_blocks_do_not_show(monkeypatch):
+    random = np.random.default_rng(1).random((9, 6), np.float32)
+    whole = jitter.color_jitter(tf.constant(NOISE), tf.constant(random), SIMCLR_SMALL)
+    monkeypatch.setattr(jitter, "BLOCK", 2 * 7 * 5)  # two images, and one at the end
+    parts = jitter.color_jitter(tf.constant(NOISE), tf.constant(random), SIMCLR_SMALL)
+    np.testing.assert_allclose(parts, whole, atol=1e-3)
+    assert jitter.color_jitter(NOISE[:0], tf.constant(random[:0]), SIMCLR_SMALL).shape == (
+        0,
+        7,
+        5,
+        3,
+    )

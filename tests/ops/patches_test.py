@@ -16,8 +16,8 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-def places(shape):
-    """A picture whose channels say in which row and column each pixel is, and which picture it is of."""
+def coordinates(shape):
+    """Images whose channels are the row, the column and the index of the image."""
     batch, height, width = shape
     image = np.zeros((batch, height, width, 3), np.float32)
     image[..., 0] = np.arange(height)[:, None]
@@ -26,7 +26,7 @@ def places(shape):
     return image
 
 
-def test_cut_is_slicing():
+def test_cut_matches_slicing():
     corners = np.random.default_rng(1).integers(0, 14, (4, 5, 2)).astype(np.int32)
     found = patches.cut(PIXELS, tf.constant(corners), 6).numpy()
     assert found.dtype == np.uint8
@@ -37,7 +37,7 @@ def test_cut_is_slicing():
             )
 
 
-def test_cut_moves_each_channel_on_its_own():
+def test_cut_with_one_corner_per_channel():
     corners = np.random.default_rng(1).integers(0, 14, (4, 5, 3, 2)).astype(np.int32)
     found = patches.cut(PIXELS, tf.constant(corners), 6).numpy()
     for i, v, c in np.ndindex(4, 5, 3):
@@ -55,16 +55,16 @@ def test_cut_moves_each_channel_on_its_own():
     st.integers(20, 30),
 )
 @settings(max_examples=25, deadline=None)
-def test_no_tile_sees_beyond_its_cell(grid, size, jitter, height, width):
+def test_tiles_stay_within_their_cells(grid, size, jitter, height, width):
     cell = min(height, width) // grid
     size = min(size, cell - 2 * jitter)
-    image = places((6, height, width))
+    image = coordinates((6, height, width))
     found = patches.tiles(image, seeds(6), grid, size, jitter).numpy()
     assert found.shape == (6, grid * grid, size, size, 3)
     for i in range(6):
         rows, columns = found[i, ..., 0], found[i, ..., 1]
         tops = rows.min(axis=(1, 2)).reshape(grid, grid)
-        # The grid of cells as a whole lies somewhere in the picture.
+        # The position of the grid in the image is random.
         first_row = range(height - grid * cell + 1)
         first_column = range(width - grid * cell + 1)
 
@@ -78,34 +78,34 @@ def test_no_tile_sees_beyond_its_cell(grid, size, jitter, height, width):
 
         assert inside(rows, 0, first_row)
         assert inside(columns, 1, first_column)
-        assert (np.diff(tops, axis=0) > 0).all()  # row by row
+        assert (np.diff(tops, axis=0) > 0).all()  # row-major
     assert (found[..., 2] == np.arange(6)[:, None, None, None]).all()
 
 
-def test_tiles_lie_at_random_and_channels_are_moved_apart():
-    image = places((200, 30, 30))[..., [0, 0, 0]]  # all channels say the row
+def test_tiles_have_random_positions_and_jittered_channels():
+    image = coordinates((200, 30, 30))[..., [0, 0, 0]]  # all channels are the row
     found = patches.tiles(image, seeds(200), 3, 4, 1).numpy()
     tops = found[:, :, 0, 0]  # (200, 9, 3)
     offsets = tops - 10 * np.repeat(np.arange(3), 3)[:, None]
-    assert set(np.unique(offsets)) == set(range(7))  # all of 10 - 4 + 1 places
+    assert set(np.unique(offsets)) == set(range(7))  # all 10 - 4 + 1 offsets
     apart = tops[..., 0] - tops[..., 1]
     assert set(np.unique(apart)) == {-2, -1, 0, 1, 2}
-    again = patches.tiles(image, seeds(200), 3, 4, 1).numpy()
-    np.testing.assert_array_equal(found, again)
+    repeated = patches.tiles(image, seeds(200), 3, 4, 1).numpy()
+    np.testing.assert_array_equal(found, repeated)
     assert (patches.tiles(image, seeds(200, epoch=1), 3, 4, 1).numpy() != found).any()
 
 
-def test_normalize_gives_every_channel_the_same_moments():
+def test_normalize_gives_all_channels_the_same_moments():
     x = patches.normalize(PIXELS[:, None]).numpy()
     np.testing.assert_allclose(x.mean((2, 3)), 127.5, atol=1e-3)
     np.testing.assert_allclose(x.std((2, 3)), 64, rtol=1e-4)
-    # Nothing is left of brightness and contrast.
+    # Brightness and contrast have no effect.
     np.testing.assert_allclose(patches.normalize(0.3 * PIXELS[:, None] + 40.0), x, atol=1e-2)
     flat = patches.normalize(np.full((1, 1, 4, 4, 3), 7, np.uint8)).numpy()
     np.testing.assert_array_equal(flat, 127.5)
 
 
-def test_gray_is_opencv_s_luminance():
+def test_gray_matches_opencv():
     import cv2
 
     found = patches.gray(PIXELS[:, None], tf.constant([True, False, True, False])).numpy()[:, 0]
@@ -115,27 +115,27 @@ def test_gray_is_opencv_s_luminance():
         np.testing.assert_allclose(found[2, ..., channel], expected, atol=0.01)
 
 
-def test_projection_takes_out_green_magenta_and_nothing_else():
+def test_projection_removes_only_green_magenta():
     axis = np.array([[-1.0, 2.0, -1.0]])
     matrix = np.eye(3) - axis.T @ axis / (axis @ axis.T)  # B of the paper
     found = patches.project_colors(PIXELS).numpy()
     np.testing.assert_allclose(found, PIXELS @ matrix, atol=1e-3)
     np.testing.assert_allclose(found @ axis[0], 0, atol=1e-3)
-    # Fringes of a white edge whose green is focused elsewhere: nothing of them is left.
+    # The fringes of a white edge whose green channel is shifted are removed.
     edge = np.repeat(np.where(np.arange(12) < 6, 200.0, 50.0)[:, None], 3, axis=1)
-    edge[6, 1] = 200  # a green pixel beside the edge
+    edge[6, 1] = 200  # a green pixel next to the edge
     left = patches.project_colors(edge[None]).numpy()[0]
     assert np.ptp(left, axis=1).max() < 1e-3
     np.testing.assert_allclose(patches.project_colors([[10.0, 10.0, 10.0]]), 10, atol=1e-4)
 
 
-def test_dropping_keeps_one_channel_and_leaves_faint_noise():
+def test_dropping_keeps_one_channel_and_adds_weak_noise():
     image = np.random.default_rng(0).normal(120, [10, 30, 50], (300, 4, 8, 8, 3)).astype(np.float32)
     found = patches.drop_colors(image, seeds(300)).numpy()
     kept = (found == image).all(axis=(2, 3))  # (300, 4, 3)
     assert (kept.sum(-1) == 1).all()
-    shares = kept.mean((0, 1))
-    np.testing.assert_allclose(shares, 1 / 3, atol=0.05)
+    fractions = kept.mean((0, 1))
+    np.testing.assert_allclose(fractions, 1 / 3, atol=0.05)
     for i, v in ((0, 0), (5, 3), (17, 2)):
         (channel,) = np.flatnonzero(kept[i, v])
         deviation = image[i, v, ..., channel].std()
@@ -143,10 +143,10 @@ def test_dropping_keeps_one_channel_and_leaves_faint_noise():
         assert noise.std() == pytest.approx(deviation / 100, rel=0.25)
         assert abs(noise.mean()) < 0.4 * deviation / 100
         assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.4
-    assert len({tuple(k) for k in kept[:, 0].astype(int).tolist()}) == 3  # another one per patch
+    assert len({tuple(k) for k in kept[:, 0].astype(int).tolist()}) == 3  # it differs by patch
 
 
-def test_mosaic_lays_tiles_row_by_row():
+def test_mosaic_is_row_major():
     tiles = np.arange(4)[:, None, None, None] * np.ones((4, 2, 2, 1))
     expected = [
         [0, 0, 255, 1, 1],
@@ -158,7 +158,7 @@ def test_mosaic_lays_tiles_row_by_row():
     np.testing.assert_array_equal(puzzles.mosaic(tiles)[..., 0], expected)
 
 
-def test_check_tiles_takes_the_proportions_of_the_paper():
+def test_check_tiles_defaults_to_the_proportions_of_the_paper():
     encoder = kssl.encoders.resnet((225, 225, 3), width=2, blocks=(1,))
     assert puzzles.check_tiles(encoder, 3) == (64, 2)
     small = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
@@ -166,7 +166,7 @@ def test_check_tiles_takes_the_proportions_of_the_paper():
     assert puzzles.check_tiles(small, 2) == (14, 0)
     for arguments, words in (
         ((4,), "grid must be 2 or 3"),
-        ((3, 11), "cells of 32x32 pictures have 10 pixels"),
+        ((3, 11), "cells of 32x32 images have 10 pixels"),
         ((3, 8, 2), "tile 8 with jitter 2"),
         ((2, 0), "tile 0"),
         ((2, 8, -1), "jitter -1"),
@@ -187,7 +187,7 @@ def test_check_gray():
         puzzles.check_gray(encoder, 1.5)
 
 
-def test_patches_go_through_the_layers_of_the_encoder():
+def test_on_patches_runs_the_layers_of_the_encoder():
     encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
     small = keras.models.clone_model(
         encoder,
@@ -202,10 +202,10 @@ def test_patches_go_through_the_layers_of_the_encoder():
         found.reshape(10, 4), small(x.reshape(10, 8, 6, 3)), rtol=1e-4, atol=1e-5
     )
     with pytest.raises(ValueError, match="incompatible|shape"):
-        encoder(x[0])  # Keras itself refuses them
+        encoder(x[0])  # Keras refuses another size
 
 
-def test_encoders_that_cannot_take_patches():
+def test_check_patches_refuses():
     flat = keras.Sequential(
         [
             keras.Input((32, 32, 3)),
@@ -223,5 +223,5 @@ def test_encoders_that_cannot_take_patches():
     only = keras.Sequential(
         [keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 9), keras.layers.Flatten()]
     )
-    with pytest.raises(ValueError, match="must average over the picture"):
+    with pytest.raises(ValueError, match="must end with global average pooling"):
         kssl.encoders.check_patches(kssl.encoders.from_keras(only), 16, 16)

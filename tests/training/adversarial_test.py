@@ -1,4 +1,4 @@
-"""The step of two networks against an oracle with two losses, and what must survive saving."""
+"""Adversarial training: the step versus an oracle with two losses, and saving."""
 
 import re
 
@@ -25,13 +25,13 @@ def make(task, optimizer=None, **arguments):
 
 @pytest.fixture(scope="module")
 def images():
-    """24 pictures in colour, not symmetric."""
+    """24 color images without symmetry."""
     ramp = np.linspace(0, 1, 32)
     rng = np.random.default_rng(0)
     weights = rng.uniform(0, 1, (24, 3, 3))
     planes = np.stack([ramp[:, None] * np.ones(32), ramp * np.ones((32, 1)), np.ones((32, 32))], -1)
-    pictures = planes @ weights[:, None] / 3 * 255 + rng.uniform(0, 40, (24, 32, 32, 3))
-    return kssl.data.from_array(np.clip(pictures, 0, 255).astype(np.uint8))
+    images = planes @ weights[:, None] / 3 * 255 + rng.uniform(0, 40, (24, 32, 32, 3))
+    return kssl.data.from_array(np.clip(images, 0, 255).astype(np.uint8))
 
 
 CASES = [
@@ -42,7 +42,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "arguments"), CASES)
-def test_a_step_is_that_of_two_losses_with_tapes_of_their_own(kind, arguments, images):
+def test_step_matches_two_losses_with_separate_tapes(kind, arguments, images):
     x, y = next(iter(make(kind, **arguments).dataset(images, 8)))
     stepped, oracle = make(kind, **arguments), make(kind, **arguments)
     logs = stepped.train_on_batch(x, y, return_dict=True)
@@ -50,7 +50,7 @@ def test_a_step_is_that_of_two_losses_with_tapes_of_their_own(kind, arguments, i
     with tf.GradientTape(persistent=True) as tape:
         y_pred = oracle(x, training=True)
         own = oracle.compute_loss(x, y, y_pred)
-        real, fake = oracle.compare(x, y, y_pred)
+        real, fake = oracle.discriminator_inputs(x, y, y_pred)
         both = [tf.concat(pair, 0) for pair in zip(real, fake, strict=True)]
         is_real, is_fake = tf.split(oracle.discriminator(both, training=True), 2)
         critic = keras.losses.BinaryCrossentropy(from_logits=True)
@@ -58,9 +58,10 @@ def test_a_step_is_that_of_two_losses_with_tapes_of_their_own(kind, arguments, i
         d_loss = critic(ones, is_real) + critic(zeros, is_fake)
         g_loss = critic(ones, is_fake)
         if kind is GAN:
-            g_loss += critic(zeros, is_real)  # the encoder wants its codes to look generated
-        share = oracle.adversarial
-        total = (1 - share) * own + share * g_loss
+            # The encoder is trained to make real pairs look generated.
+            g_loss += critic(zeros, is_real)
+        weight = oracle.adversarial
+        total = (1 - weight) * own + weight * g_loss
     discriminator = oracle.discriminator.trainable_variables
     others = oracle.generator_variables()
     for variables, loss in ((discriminator, d_loss), (others, total)):
@@ -77,7 +78,7 @@ def test_a_step_is_that_of_two_losses_with_tapes_of_their_own(kind, arguments, i
 
 
 @pytest.mark.parametrize(("kind", "arguments"), CASES)
-def test_both_optimizers_go_on_where_they_were(kind, arguments, images, tmp_path):
+def test_both_optimizers_resume(kind, arguments, images, tmp_path):
     def adam():
         return keras.optimizers.Adam(1e-3, beta_1=0.5)
 
@@ -94,7 +95,7 @@ def test_both_optimizers_go_on_where_they_were(kind, arguments, images, tmp_path
         assert int(loaded.iterations) == 6
         for a, b in zip(saved.variables, loaded.variables, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=a.path)
-    # No slot of either optimiser is for the other's variables.
+    # No optimizer has slots for the variables of the other.
     slots = len(first.optimizer.variables) + len(first.discriminator_optimizer.variables)
     assert slots == 2 * (2 + len(first.trainable_variables))
 
@@ -103,7 +104,7 @@ def test_both_optimizers_go_on_where_they_were(kind, arguments, images, tmp_path
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=a.path)
 
 
-def test_another_optimizer_for_the_discriminator(images, tmp_path):
+def test_separate_optimizer_for_the_discriminator(images, tmp_path):
     task = make(Inpainting)
     task.compile("adam", discriminator_optimizer=keras.optimizers.SGD(0.5))
     task.fit(task.dataset(images, 8), verbose=0)
@@ -126,8 +127,8 @@ def scaled(scale):
         (lambda: keras.optimizers.SGD(RATE, loss_scale_factor=64.0), lambda: "auto"),
     ],
 )
-def test_losses_scaled_differently_make_the_same_step(kind, arguments, optimizer, other, images):
-    """In float32, where a power of two rounds nothing: any mix-up of the scales would show."""
+def test_step_does_not_depend_on_loss_scales(kind, arguments, optimizer, other, images):
+    """In float32, where a power of two causes no rounding, so any confusion of the scales would show."""
     plain, task = make(kind, **arguments), make(kind, **arguments)
     x, y = next(iter(plain.dataset(images, 8)))
     plain.compile(keras.optimizers.SGD(RATE), run_eagerly=True)
@@ -146,7 +147,7 @@ def float16():
 
 
 @pytest.mark.parametrize(("kind", "arguments"), CASES)
-def test_scales_and_precision_outlast_saving(kind, arguments, images, tmp_path, float16):
+def test_saving_keeps_loss_scales_and_precision(kind, arguments, images, tmp_path, float16):
     task = make(kind, **arguments)
     adam = keras.optimizers.Adam(1e-3, beta_1=0.5)
     other = keras.optimizers.Adam(1e-3, beta_1=0.5) if kind is Inpainting else "auto"
@@ -158,7 +159,7 @@ def test_scales_and_precision_outlast_saving(kind, arguments, images, tmp_path, 
         getattr(task, name).dynamic_scale.assign(scale)
     task.train_on_batch(x, y)
     task.save(tmp_path / "task.keras")
-    keras.config.set_dtype_policy("float32")  # what a new process would start with
+    keras.config.set_dtype_policy("float32")  # the policy of a new process
     copy = keras.models.load_model(tmp_path / "task.keras")
     for name in names:
         saved, loaded = getattr(task, name), getattr(copy, name)
@@ -168,14 +169,14 @@ def test_scales_and_precision_outlast_saving(kind, arguments, images, tmp_path, 
         assert loaded.inner_optimizer.beta_1 == 0.5
         for a, b in zip(saved.variables, loaded.variables, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=a.path)
-    again, expected = copy.train_on_batch(x, y), task.train_on_batch(x, y)
-    np.testing.assert_allclose(again, expected, rtol=1e-6)
+    result, expected = copy.train_on_batch(x, y), task.train_on_batch(x, y)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
     for a, b in zip(task.weights, copy.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7, err_msg=a.path)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_weights_are_normalised_and_logits_made_in_float32(dtype):
+def test_spectral_normalization_and_logits_are_float32(dtype):
     networks = []
     for policy in (None, dtype):
         networks.append(adversarial.discriminator(32, 32, filters=4, code=5, dtype=policy))
@@ -192,7 +193,7 @@ def test_weights_are_normalised_and_logits_made_in_float32(dtype):
     assert [v.compute_dtype for v in convolutions] == [low] * 4 + ["float32"]
 
 
-def test_each_network_runs_once_in_a_step(images, monkeypatch):
+def test_each_network_runs_once_per_step(images, monkeypatch):
     task = make(GAN)
     x, y = next(iter(task.dataset(images, 8)))
     seen = []
@@ -209,7 +210,7 @@ def test_each_network_runs_once_in_a_step(images, monkeypatch):
     assert sorted(seen) == ["decoder", "discriminator", "encoder"]
 
 
-def test_evaluate_reports_both_losses_and_changes_nothing(images):
+def test_evaluate_reports_both_losses_without_changes(images):
     task = make(Inpainting, adversarial=0.5)
     before = [w.copy() for w in task.get_weights()]
     found = task.evaluate(task.dataset(images, 8), verbose=0, return_dict=True)
@@ -219,14 +220,14 @@ def test_evaluate_reports_both_losses_and_changes_nothing(images):
         np.testing.assert_array_equal(a, b)
 
 
-def test_without_a_discriminator_it_is_a_task_like_any_other(images):
+def test_without_a_discriminator_trains_as_a_pretext_task(images):
     task = make(Inpainting, adversarial=0.0)
     history = task.fit(task.dataset(images, 8), verbose=0).history
     assert set(history) == {"loss", "psnr"}
     assert task.discriminator is None
 
 
-def test_the_discriminator_is_not_exported(images, tmp_path):
+def test_discriminator_is_not_exported(images, tmp_path):
     task = make(Inpainting)
     path = kssl.export(task, tmp_path / "inpainting")
     written = tf.train.load_checkpoint(f"{path}/variables/variables").get_variable_to_shape_map()
@@ -239,16 +240,16 @@ def test_the_discriminator_is_not_exported(images, tmp_path):
 
 
 def test_logits_do_not_depend_on_the_batch():
-    """What the factor between the two losses rests on."""
+    """Required by the factor between the gradients of the two losses."""
     network = adversarial.discriminator(32, 32, filters=4, code=5)
-    pictures, codes = tf.random.normal((6, 32, 32, 3)), tf.random.normal((6, 5))
-    network([pictures, codes], training=True)
-    whole = network([pictures, codes])
-    np.testing.assert_allclose(network([pictures[:2], codes[:2]]), whole[:2], rtol=1e-4, atol=1e-5)
-    # Spectral normalisation: no kernel stretches anything by more than about one, once its power
-    # iteration has settled.
+    images, codes = tf.random.normal((6, 32, 32, 3)), tf.random.normal((6, 5))
+    network([images, codes], training=True)
+    whole = network([images, codes])
+    np.testing.assert_allclose(network([images[:2], codes[:2]]), whole[:2], rtol=1e-4, atol=1e-5)
+    # Spectral normalization: the largest singular value of a kernel is about one once the power
+    # iteration has converged.
     for _ in range(30):
-        network([pictures, codes], training=True)
+        network([images, codes], training=True)
     for v in network.trainable_variables:
         if len(v.shape) > 1:
             largest = np.linalg.svd(v.numpy().reshape(-1, v.shape[-1]))[1][0]
@@ -275,15 +276,15 @@ def test_trains_and_exports_in_bfloat16(kind, arguments, images, tmp_path):
     assert kssl.load(path).output_shape == (None, 8)
 
 
-def plain(value):
-    pictures = np.empty((16, 32, 32, 3), np.uint8)
-    pictures[:] = value
-    return kssl.data.from_array(pictures)
+def constant_images(value):
+    images = np.empty((16, 32, 32, 3), np.uint8)
+    images[:] = value
+    return kssl.data.from_array(images)
 
 
 @pytest.mark.parametrize("kind", [kssl.tasks.Colorization, Inpainting, SuperResolution, GAN])
-def test_stays_finite_or_names_the_step(kind):
-    """Learning rates ten times too large, and pictures without any variance."""
+def test_training_is_finite_or_the_error_names_the_step(kind):
+    """Learning rates ten times too large, and constant images."""
     keras.utils.set_random_seed(0)
     encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
     arguments = {} if kind is kssl.tasks.Colorization else {"filters": 4}
@@ -295,7 +296,7 @@ def test_stays_finite_or_names_the_step(kind):
     message = ""
     for value in (0, 255, (200, 30, 90)):
         try:
-            task.fit(task.dataset(plain(value), 4, epochs=3), epochs=3, verbose=0)
+            task.fit(task.dataset(constant_images(value), 4, epochs=3), epochs=3, verbose=0)
         except FloatingPointError as error:
             message = str(error)
             break

@@ -1,4 +1,4 @@
-"""Strategies by name and environment, and what the replicas know of each other."""
+"""Distribution strategies by name and environment, and exchange between replicas."""
 
 import json
 
@@ -12,7 +12,7 @@ from keras_ssl.training import distribute
 
 
 def in_replicas(strategy, function, values):
-    """What `function` gives in each replica, for its own value."""
+    """Runs `function` in each replica, with its own value."""
 
     @tf.function
     def run():
@@ -44,8 +44,8 @@ def test_all_gather_and_first_row(two_replicas):
         assert first == [0, 3][k]
 
 
-def test_gradients_flow_back_to_the_replica_that_had_the_row(two_replicas):
-    """Each replica weighs all rows, by its own factor: a row's gradient is the sum over the replicas."""
+def test_gradients_reach_the_replica_of_the_row(two_replicas):
+    """Each replica weights all rows by its own factor; the gradient of a row is the sum over the replicas."""
     weights = np.arange(10, dtype=np.float32).reshape(5, 2)
 
     def gradient(rows):
@@ -61,7 +61,7 @@ def test_gradients_flow_back_to_the_replica_that_had_the_row(two_replicas):
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-6)
 
 
-def test_alone_everything_stays_as_it_is():
+def test_single_worker_is_a_no_op():
     rows = tf.constant(ROWS[0])
     strategy = tf.distribute.get_strategy()
     assert distribute.all_gather(rows) is rows
@@ -69,7 +69,7 @@ def test_alone_everything_stays_as_it_is():
     assert distribute.strategy("auto") is strategy
     assert distribute.worker(strategy) == (0, 1)
     data = kssl.data.digits("test")
-    assert distribute.share(strategy, data) is data
+    assert distribute.per_worker(strategy, data) is data
     with pytest.raises(tf.errors.UnavailableError), distribute.lost_worker(strategy):
         raise tf.errors.UnavailableError(None, None, "something else")
 
@@ -89,13 +89,13 @@ def test_alone_everything_stays_as_it_is():
         ),
     ],
 )
-def test_wrong_tf_configs(config, words, monkeypatch):
+def test_refuses_invalid_tf_config(config, words, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config if isinstance(config, str) else json.dumps(config))
     with pytest.raises(ValueError, match=words):
         distribute.strategy("auto")
 
 
-def test_names_that_cannot_be(monkeypatch):
+def test_refuses_invalid_strategies(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match='strategy must be "auto", "mirrored" or "multi_worker"'):
         distribute.strategy("two")
@@ -106,8 +106,8 @@ def test_names_that_cannot_be(monkeypatch):
     assert distribute.strategy("auto") is tf.distribute.get_strategy()
 
 
-def test_a_task_is_evaluated_and_resumed_on_two_replicas(two_replicas, tmp_path):
-    """Uneven last batches, in the middle of which a training is resumed."""
+def test_evaluates_and_resumes_on_two_replicas(two_replicas, tmp_path):
+    """Training is resumed before a last batch that is split unevenly."""
     images = kssl.data.from_array(kssl.data.to_arrays(kssl.data.digits("test"))["image"][:21])
 
     def make():

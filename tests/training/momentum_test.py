@@ -12,7 +12,7 @@ def network():
     return kssl.encoders.resnet((8, 8, 3), width=2, blocks=(1,))
 
 
-def test_a_twin_starts_as_a_copy_that_is_not_trained(noise):
+def test_twin_is_a_copy_that_is_not_trainable(noise):
     net = network()
     copy = momentum.twin(net)
     np.testing.assert_array_equal(copy(noise[:4, :8, :8]), net(noise[:4, :8, :8]))
@@ -20,7 +20,7 @@ def test_a_twin_starts_as_a_copy_that_is_not_trained(noise):
     assert len(net.trainable_variables) > 0
 
 
-def test_a_twin_follows_what_is_trained_and_keeps_its_own_statistics(noise):
+def test_follow_averages_trainable_weights_and_not_statistics(noise):
     net = network()
     copy = momentum.twin(net)
     before = [v.numpy() for v in copy.variables]
@@ -32,7 +32,7 @@ def test_a_twin_follows_what_is_trained_and_keeps_its_own_statistics(noise):
         np.testing.assert_allclose(mine, expected, rtol=1e-6, err_msg=theirs.path)
 
 
-def test_a_twin_normalizes_with_the_statistics_of_the_batch(noise):
+def test_twin_normalizes_with_batch_statistics(noise):
     net = network()
     copy, x = momentum.twin(net), noise[:6, :8, :8]
     np.testing.assert_allclose(copy(x, training=True), net(x, training=True), rtol=1e-5)
@@ -64,7 +64,7 @@ class MeanTeacher(kssl.PretextModel):
         return []
 
 
-def test_two_replicas_follow_as_one_does_and_saving_keeps_the_twin(two_replicas, noise, tmp_path):
+def test_two_replicas_match_one_and_saving_keeps_the_twin(two_replicas, noise, tmp_path):
     def make():
         encoder = kssl.encoders.resnet((8, 8, 3), width=2, blocks=(1,), synchronized=True)
         task = MeanTeacher(encoder)

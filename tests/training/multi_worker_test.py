@@ -1,4 +1,4 @@
-"""Real worker processes on this machine: the weights of one, and what happens when one dies."""
+"""Two worker processes: weights equal to those of one worker, and failure of a worker."""
 
 import json
 import os
@@ -22,13 +22,13 @@ SMALL = [
 ]  # fmt: skip
 TASKS = {
     "rotation": [],
-    "self_label": ["--set", "num_clusters=10", "--set", "num_heads=2", "--set", "relabellings=2"],
+    "self_label": ["--set", "num_clusters=10", "--set", "num_heads=2", "--set", "relabelings=2"],
 }
 
 
 @pytest.fixture
 def workers(tmp_path, held_ports, program):
-    """Starts both workers of a training run; no process outlives the test or its process."""
+    """Starts both workers of a training run, which end with the test or its process."""
     started = []
 
     def start(*arguments):
@@ -55,14 +55,12 @@ def workers(tmp_path, held_ports, program):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
-    task, workers, command, tmp_path
-):
-    # Halves of one size, since Keras weighs the replicas alike.
-    for picture in kssl.data.digits("test").take(192):
-        png = tf.io.encode_png(picture["image"])
-        tf.io.write_file(str(tmp_path / "pictures" / f"{picture['id']}.png"), png)
-    arguments = ["pretrain", task, "--data", "pictures", *SMALL, *TASKS[task]]
+def test_two_workers_with_one_killed_match_one_worker(task, workers, command, tmp_path):
+    # Halves of equal size, since Keras gives all replicas the same weight.
+    for image in kssl.data.digits("test").take(192):
+        png = tf.io.encode_png(image["image"])
+        tf.io.write_file(str(tmp_path / "images" / f"{image['id']}.png"), png)
+    arguments = ["pretrain", task, "--data", "images", *SMALL, *TASKS[task]]
     code, _, errors = command(*arguments, "--out", "one.keras")
     assert code == 0, errors
 
@@ -75,21 +73,21 @@ def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
         time.sleep(0.05)
     other.send_signal(signal.SIGKILL)
     assert chief.wait(120) == 2
-    said = (tmp_path / "worker0.txt").read_text()
+    output = (tmp_path / "worker0.txt").read_text()
     assert re.search(
-        r"keras-ssl: worker 0 of 2 stops, since another worker is gone: start all of them again, and the "
-        r"training goes on from saved$",
-        said.strip(),
-    ), said
+        r"keras-ssl: worker 0 of 2 stopped: another worker failed; restart all workers; training "
+        r"resumes from saved$",
+        output.strip(),
+    ), output
     assert not (tmp_path / "two.keras").exists()
 
     both = workers(*arguments)
     assert [process.wait(240) for process in both] == [0, 0]
-    said = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
-    assert "2 CPU (worker 0 of 2), float32" in said[0]
-    assert "resuming from step" in said[0]
-    assert "wrote two.keras" in said[0]
-    assert "wrote" not in said[1]
+    output = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
+    assert "2 CPU (worker 0 of 2), float32" in output[0]
+    assert "resuming from step" in output[0]
+    assert "wrote two.keras" in output[0]
+    assert "wrote" not in output[1]
     one, two = (keras.models.load_model(tmp_path / f"{n}.keras") for n in ("one", "two"))
     for a, b in zip(one.weights, two.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
@@ -97,7 +95,7 @@ def test_two_workers_one_of_which_is_killed_train_the_weights_of_one(
 
 
 def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, program):
-    """A worker left over from a killed run would answer the next one's collectives."""
+    """A worker of a killed run would otherwise take part in the collectives of the next run."""
     (port, nobody), config = held_ports(2), tmp_path / "config"
     cluster = {"worker": [f"localhost:{port}", f"localhost:{nobody}"]}
     config.write_text(json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}}))
@@ -116,7 +114,7 @@ def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, pr
         deadline = time.monotonic() + 60
         while b"prctl" not in Path(f"/proc/{worker}/cmdline").read_bytes():
             assert time.monotonic() < deadline
-        time.sleep(2)  # until it has said that it wants to die too
+        time.sleep(2)  # until it has requested its own end with the parent
         os.kill(worker, 0)
         process.kill()
     while os.path.exists(f"/proc/{worker}") and "Z" not in state(worker):

@@ -10,7 +10,7 @@ from keras_ssl.training.optimizers import LossScale, adam_cosine, sgd_cosine
     ("steps", "warm_up"), [(1, 0), (5, 2), (60, 30), (300, 100), (1000, 100), (2000, 200)]
 )
 @pytest.mark.parametrize("kind", [sgd_cosine, adam_cosine])
-def test_warm_up_then_half_a_cosine(kind, steps, warm_up):
+def test_warm_up_and_cosine_decay(kind, steps, warm_up):
     optimizer = kind(0.4, steps)
     rate = optimizer._learning_rate
     for step in {*range(0, steps + 1, 1 + steps // 60), warm_up, steps}:
@@ -33,7 +33,7 @@ def test_refuses(kind, arguments):
 
 
 def slopes(model, x):
-    """The gradients of a scaled loss whose gradient of the bias is the number of rows."""
+    """Computes the gradients of a scaled loss; that of the bias is the number of rows."""
     with tf.GradientTape() as tape:
         loss = model.optimizer.scale_loss(tf.reduce_sum(model(x)))
     return tape.gradient(loss, model.trainable_variables)
@@ -41,7 +41,7 @@ def slopes(model, x):
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_step_that_overflows_on_one_replica_is_left_out(broken, value, two_replicas, tmp_path):
+def test_step_that_overflows_on_one_replica_is_skipped(broken, value, two_replicas, tmp_path):
     with two_replicas.scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         inner = keras.optimizers.SGD(0.125, momentum=0.5)
@@ -66,7 +66,8 @@ def test_a_step_that_overflows_on_one_replica_is_left_out(broken, value, two_rep
 
     bias = model.weights[1]
     step(parts())
-    np.testing.assert_array_equal(bias, [-0.5, -0.5])  # 4 rows on both, times the rate
+    # 4 rows on both replicas, times the learning rate.
+    np.testing.assert_array_equal(bias, [-0.5, -0.5])
     before = model.get_weights()
     slots = [v.numpy() for v in inner.variables]
     step(parts(broken))
@@ -83,7 +84,7 @@ def test_a_step_that_overflows_on_one_replica_is_left_out(broken, value, two_rep
     assert copy.optimizer.dynamic_scale == 512
     assert copy.optimizer.iterations == 1
     step(parts())
-    np.testing.assert_array_equal(bias, [-1.25, -1.25])  # with half of the step before
+    np.testing.assert_array_equal(bias, [-1.25, -1.25])  # with half of the previous step
     both = slopes(copy, np.concatenate(two_replicas.experimental_local_results(parts())))
     copy.optimizer.apply(both, copy.trainable_variables)
     for a, b in zip(copy.get_weights(), model.get_weights(), strict=True):

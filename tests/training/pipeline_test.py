@@ -1,4 +1,4 @@
-"""The order of an epoch, the shares of workers, damaged pictures, memory."""
+"""Input pipeline: order of an epoch, parts of workers, unreadable images, memory."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from keras_ssl.training import pipeline
 
 
 def ids_and_noise(batch, seed):
-    """A pretext that shows which pictures came and what randomness they got."""
+    """A pretext that returns the ids of its images and their random numbers."""
     return batch["id"], tf.random.stateless_uniform((), seed[0], 0, 1000, tf.int32) + tf.zeros(
         tf.shape(batch["id"]), tf.int32
     )
@@ -39,23 +39,23 @@ def run(images, batch_size, epochs=1, first_step=0, worker=(0, 1), whole=False, 
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(4, 40), st.integers(1, 3), st.integers(1, 4), st.booleans(), st.booleans())
-def test_workers_share_every_batch_without_overlap_or_loss(n, workers, each, known, whole):
+def test_workers_split_every_batch_without_overlap_or_loss(n, workers, each, known, whole):
     size = workers * each
     if 0 < n % size < workers:
         n += workers - n % size
     images = numbered(n) if known else numbered(n).map(lambda e: e)
     alone = run(images, size, epochs=2)
-    shares = [run(images, size, 2, worker=(w, workers), whole=whole) for w in range(workers)]
-    assert all(len(share) == len(alone) for share in shares)
+    parts = [run(images, size, 2, worker=(w, workers), whole=whole) for w in range(workers)]
+    assert all(len(part) == len(alone) for part in parts)
     for step, batch in enumerate(alone):
-        assert sorted(batch) == sorted(i for share in shares for i in share[step])
+        assert sorted(batch) == sorted(i for part in parts for i in part[step])
     half = len(alone) // 2
     for epoch in (alone[:half], alone[half:]):
         assert sorted(i for batch in epoch for i in batch) == list(range(n))
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_goes_on_in_the_middle_of_an_epoch(known):
+def test_resumes_in_the_middle_of_an_epoch(known):
     images = numbered(21) if known else numbered(21).map(lambda e: e)
     whole = run(images, 4, epochs=3)
     for step in (1, 5, 6, 8, 17):
@@ -65,12 +65,14 @@ def test_goes_on_in_the_middle_of_an_epoch(known):
 
 def test_orders_of_epochs_are_independent():
     n = 20_000
-    places = tf.range(n, dtype=tf.int64)
-    orders = [pipeline.order(places, n, pipeline.random(0, e, (3,)), True) for e in range(6)]
-    assert all(np.array_equal(np.sort(o), places) for o in orders)
-    correlation = np.corrcoef([places, *orders])
+    positions = tf.range(n, dtype=tf.int64)
+    orders = [
+        pipeline.order(positions, n, pipeline.derive_seed(0, e, (3,)), True) for e in range(6)
+    ]
+    assert all(np.array_equal(np.sort(o), positions) for o in orders)
+    correlation = np.corrcoef([positions, *orders])
     assert np.abs(correlation - np.eye(7)).max() < 5 / np.sqrt(n)
-    np.testing.assert_array_equal(pipeline.order(places, n, None, False), places)
+    np.testing.assert_array_equal(pipeline.order(positions, n, None, False), positions)
 
 
 def folder_of(tmp_path, n, bad=()):
@@ -81,25 +83,25 @@ def folder_of(tmp_path, n, bad=()):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_unreadable_pictures_are_skipped_and_counted(tmp_path, workers):
+def test_unreadable_images_are_skipped_and_counted(tmp_path, workers):
     bad = {3, 7, 8}
     images = folder_of(tmp_path, 20, bad)
     with pytest.warns(UserWarning, match=r"skipped \d+ unreadable images .*00[378]\.png"):
-        shares = [run(images, 4, epochs=2, worker=(w, workers)) for w in range(workers)]
+        parts = [run(images, 4, epochs=2, worker=(w, workers)) for w in range(workers)]
     assert images.skipped == bad
-    for share in shares:
-        assert [len(batch) for batch in share] == [4 // workers] * 10  # no batch is smaller
-    first = [i for share in shares for batch in share[:5] for i in batch]
-    assert set(first) == set(range(20)) - bad  # all others, three of them twice
+    for part in parts:
+        assert [len(batch) for batch in part] == [4 // workers] * 10  # all batches are full
+    first = [i for part in parts for batch in part[:5] for i in batch]
+    assert set(first) == set(range(20)) - bad  # all other images, three of them twice
 
 
-def test_a_folder_of_other_things_is_refused_though_it_is_only_listed(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="is a readable picture"):
+def test_folder_without_images_is_refused_without_check(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="is a readable image"):
         kssl.data.from_folder(tmp_path, 4, check=False)
 
 
-def test_shard_loads_only_what_falls_to_the_worker():
+def test_shard_loads_only_the_images_of_the_worker():
     loaded = []
 
     def load(row):
@@ -107,8 +109,8 @@ def test_shard_loads_only_what_falls_to_the_worker():
         return {"image": tf.zeros((2, 2, 3), tf.uint8), "id": tf.ensure_shape(seen, ())}
 
     images = random_access({"id": np.arange(10)}, load)
-    share = [int(e["id"]) for e in pipeline.shard(images, (1, 3))]
-    assert share == sorted(loaded) == [1, 4, 7]
+    own = [int(e["id"]) for e in pipeline.shard(images, (1, 3))]
+    assert own == sorted(loaded) == [1, 4, 7]
 
 
 MEMORY = """
@@ -139,15 +141,15 @@ MEMORY = """
 """
 
 
-def test_memory_grows_neither_with_the_files_nor_with_the_steps(tmp_path):
+def test_memory_does_not_grow_with_files_or_steps(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     listed, early, late = map(float, done.stdout.split())
-    assert listed < 60  # of 20,000 files; their pictures would take as much
+    assert listed < 60  # for 20,000 files, without their pixels
     assert late - early < 8  # MiB, over 500 steps
 
 
-def test_a_dataset_without_random_access_is_one_warning(task):
+def test_dataset_without_random_access_warns_once(task):
     images = kssl.data.digits("test")
     with pytest.warns(UserWarning, match=r"no random access.*\.take\(\).*data\.subset") as found:
         task.dataset(images.take(20), 4)
@@ -157,8 +159,8 @@ def test_a_dataset_without_random_access_is_one_warning(task):
         task.dataset(kssl.data.subset(images, range(20)), 4)
 
 
-def test_columns_of_clips_arrive_in_every_order_of_places():
-    """Frames and depth of an image stay together, NaN included, shuffled or not."""
+def test_columns_of_clips_stay_together():
+    """Frames and depth of an image stay together, including NaN, shuffled or not."""
     frames = np.arange(6 * 3 * 2 * 2 * 3, dtype=np.uint8).reshape(6, 3, 2, 2, 3)
     depth = np.where(frames[:, 0, ..., :1] % 5 == 0, np.nan, frames[:, 0, ..., :1]).astype("f4")
     images = random_access(

@@ -1,4 +1,4 @@
-"""DeepCluster: which cluster of the network's own features does the picture lie in?"""
+"""DeepCluster: predicts the k-means cluster of each image's features."""
 
 import keras
 import numpy as np
@@ -13,41 +13,42 @@ from keras_ssl.solvers import clustering
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class DeepCluster(PretextModel):
-    """Predicts the cluster of each picture; the clusters are those of k-means on the features.
+    """Predicts the k-means cluster of each image's features, recomputed during training.
 
-    An untrained convolutional network already puts similar pictures together. Clustering its features
-    and training it to predict the clusters makes that stronger; then it is clustered again.
+    An untrained convolutional network already maps similar images to similar features. Clustering its
+    features and training it to predict the clusters strengthens this, and the features are clustered
+    again.
 
-    Each relabelling PCA-whitens the features of all pictures, normalises them and runs k-means. The
-    new clusters have nothing to do with the numbers of the old, so the classifier starts afresh, and
-    so do its slots in the optimizer (section 3.2, as in the authors' code).
+    Each relabeling PCA-whitens and L2-normalizes the features of all images and runs k-means. The numbers
+    of the new clusters are unrelated to those of the old ones, so the classifier is reinitialized, and so
+    are its slots in the optimizer (section 3.2, as in the authors' code).
 
-    Two trivial solutions are closed (section 3.3):
+    Two trivial solutions are prevented (section 3.3):
 
-    - *Empty clusters*: a decision boundary can put all pictures into one cluster. Each empty cluster
-      gets a perturbed copy of another one's centroid and its share of that one's pictures.
-    - *Swollen clusters*: if most pictures lie in few clusters, the network can ignore its input. Each
-      picture weighs inversely to the size of its cluster, so that all clusters weigh alike.
+    - *Empty clusters*: the classifier can assign all images to one cluster. An empty cluster gets a
+      perturbed copy of the centroid of another cluster, and a part of its images.
+    - *Trivial parametrization*: if most images are in a few clusters, the network can ignore its input.
+      Each image is weighted inversely to the size of its cluster, so that all clusters have equal weight.
 
-    Colour alone is an easy way to cluster; the paper gives its network gray Sobel gradients. That is a
-    choice of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
+    Images can be clustered by color alone; the network of the paper gets grayscale Sobel gradients
+    instead. That is an option of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
-        num_images: int N, pictures in the data set; their ids are 0 to N - 1.
-        num_clusters: int K, at most N; many more than there are classes (the paper: ten times).
+        num_images: int N, images in the data set; their ids are 0 to N - 1.
+        num_clusters: int K, at most N; many more than there are classes (ten times as many in the paper).
         dimensions: int, of the whitened features; 256 in the paper.
-        crop: float in 0..1, the smallest share of the area that a random crop keeps.
+        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps.
         seed: int, of k-means and of the classifier's initial weights.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, H, W, C) float32. y: (B,) int64, the id, of which `late_labels` makes the cluster and
-        the weight. Prediction: (B, K) float32 logits.
+        x: (B, H, W, C) float32. y: (B,) int64, the ids, which `late_labels` replaces by clusters and
+        weights. Prediction: (B, K) float32 logits.
 
     Raises:
-        ValueError: fewer than 2 images or clusters, or more clusters than images; fitting without
-            `callbacks.Relabel`.
+        ValueError: there are fewer than 2 images or clusters, or more clusters than images; `crop` is not
+            in (0, 1]; `fit` has no `callbacks.Relabel`.
 
     Reference: Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", ECCV 2018.
 
@@ -80,11 +81,13 @@ class DeepCluster(PretextModel):
         self.weight_of_cluster = self.add_weight(
             shape=(num_clusters,), initializer="ones", trainable=False, name="weight_of_cluster"
         )
-        self.relabellings = self.add_weight(
-            shape=(), dtype="int32", initializer="zeros", trainable=False, name="relabellings"
+        self.relabelings = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="relabelings"
         )
         self.head = keras.layers.Dense(num_clusters, dtype="float32", name="head")
-        self.head.build((None, encoder.output_shape[-1]))  # relabelled before it is first called
+        self.head.build(
+            (None, encoder.output_shape[-1])
+        )  # `relabel` needs it before the first call
 
     def pretext(self, batch, seed):
         crop, colors = split(seed, 2)
@@ -95,30 +98,30 @@ class DeepCluster(PretextModel):
         return self.head(self.encoder(x, training=training))
 
     def late_labels(self, x, y, y_pred):
-        # Building the model under a strategy, Keras hands in averaged, that is float, ids.
+        # While Keras builds the model under a strategy, the ids are averages, hence floats.
         labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64))
-        known = tf.maximum(labels, 0)  # -1 before the first relabelling: weight 0
+        known = tf.maximum(labels, 0)  # -1 before the first relabeling: weight 0
         weight = tf.gather(tf.convert_to_tensor(self.weight_of_cluster), known)
         return known, tf.where(labels < 0, 0.0, weight)
 
     def relabel(self, features):
-        """Clusters the features and starts a new classifier.
+        """Clusters the features and reinitializes the classifier.
 
         Args:
             features: (N, D) array, in the order of the ids.
         """
-        seed = self.seed + int(self.relabellings.numpy())
+        seed = self.seed + int(self.relabelings.numpy())
         labels, _ = clustering.kmeans(
             clustering.whiten(features, self.dimensions), self.num_clusters, seed=seed
         )
         sizes = np.bincount(labels, minlength=self.num_clusters)
-        # All clusters with members weigh alike, and the mean weight of a picture is 1.
+        # All nonempty clusters have the same weight, and the mean weight of an image is 1.
         weight = self.num_images / np.maximum(sizes, 1) / (sizes > 0).sum()
         self.labels.assign(labels)
         self.weight_of_cluster.assign(weight)
-        self.relabellings.assign_add(1)
-        start = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
-        self.head.kernel.assign(start(self.head.kernel.shape))
+        self.relabelings.assign_add(1)
+        initializer = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
+        self.head.kernel.assign(initializer(self.head.kernel.shape))
         self.head.bias.assign(tf.zeros_like(self.head.bias))
         optimizer = getattr(self, "optimizer", None)  # none before `compile`
         prefixes = tuple(v.path.replace("/", "_") + "_" for v in self.head.weights)

@@ -1,4 +1,4 @@
-"""SeLa, self-labelling: balanced labels by optimal transport from the network's own predictions."""
+"""SeLa: predicts balanced labels, which optimal transport computes from the network's predictions."""
 
 import keras
 import numpy as np
@@ -11,43 +11,47 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.solvers.transport import sinkhorn
 
-TIE = 0.01  # by what share of its mass a picture prefers the label that it has
+TIE = 0.01  # the fraction of its mass by which an image prefers its current label
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class SelfLabel(PretextModel):
-    """Predicts labels that were made from its own predictions, each label for equally many pictures.
+    """Predicts labels computed from its own predictions, each for equally many images.
 
-    DeepCluster alternates between two objectives, k-means and classification, and needs cures for
-    empty and for swollen clusters. Here one cross-entropy is minimised in turn over the network and
-    over the labels. Over the labels alone the minimum would be trivial, one label for all; with the
-    constraint that each is used equally often (equipartition) it is a transport problem from N
-    pictures to K labels, which Sinkhorn's algorithm solves for the whole data set at once (section 3.2).
+    DeepCluster alternates between two objectives, k-means and classification, and needs remedies against
+    empty and against large clusters. Here a single cross-entropy is minimized alternately over the network
+    and over the labels. Without a constraint, the best labels would be trivial: one label for all images.
+    With the constraint that each label is used equally often (equipartition), finding them is an optimal
+    transport problem from N images to K labels, which Sinkhorn's algorithm solves for the whole data set
+    at once (section 3.2).
 
-    Training starts from random balanced labels. Several heads, each with labels of its own, share the
-    encoder (section 3.3).
+    Training starts with random balanced labels. Several heads, each with its own labels, share the encoder
+    (section 3.3).
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
-        num_images: int N, pictures in the data set; their ids are 0 to N - 1.
+        num_images: int N, images in the data set; their ids are 0 to N - 1.
         num_clusters: int K, at most N; 128 in the paper for CIFAR, 3,000 for ImageNet.
         num_heads: int; 10 in the paper.
-        lam: float, sharpness of the transport; 25 in the paper, 10 for CIFAR in the authors' code.
-        tolerance: float, the transport's error to stop at, in the paper's measure: the sum over all
-            pictures of the relative errors of their sums. 0.1 in the paper, 0.01 for CIFAR. As a share
-            of the mass it is kept in 1e-6 (the resolution of float32) to 1e-5 (for few pictures).
-        relabellings: int, how often `default_callbacks` relabels in a training, quadratically spaced.
-        crop: float in 0..1, the smallest share of the area that a random crop keeps.
-        seed: int, of the first labels.
-        **kwargs: of keras.Model.
+        lam: float, inverse temperature of the transport; 25 in the paper, 10 for CIFAR in the authors'
+            code.
+        tolerance: float, the error at which the transport stops, as the paper measures it: the sum over
+            all images of the relative errors of their sums. 0.1 in the paper, 0.01 for CIFAR. As a
+            fraction of the mass it is clipped to 1e-6 (the resolution of float32) to 1e-5 (for few
+            images).
+        relabelings: int, number of relabelings during training with `default_callbacks`, quadratically
+            spaced.
+        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps.
+        seed: int, of the initial labels.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, H, W, C) float32. y: (B,) int64, the id, of which `late_labels` makes the (B, heads)
-        labels. Prediction: (B, heads, K) float32 logits.
+        x: (B, H, W, C) float32. y: (B,) int64, the ids, which `late_labels` replaces by (B, heads) labels.
+        Prediction: (B, heads, K) float32 logits.
 
     Raises:
-        ValueError: fewer than 2 images or clusters, more clusters than images, no head; fitting
-            without `callbacks.Relabel`.
+        ValueError: there are fewer than 2 images or clusters, more clusters than images, or no head;
+            `crop` is not in (0, 1]; `fit` has no `callbacks.Relabel`.
 
     Reference: Asano, Rupprecht & Vedaldi, "Self-labelling via Simultaneous Clustering and
     Representation Learning", ICLR 2020.
@@ -70,7 +74,7 @@ class SelfLabel(PretextModel):
         num_heads=10,
         lam=25.0,
         tolerance=0.1,
-        relabellings=100,
+        relabelings=100,
         crop=0.3,
         seed=0,
         **kwargs,
@@ -80,24 +84,26 @@ class SelfLabel(PretextModel):
             num_clusters = min(128, num_images)
         clustering.check_number(num_clusters, num_images)
         for name, value in (
-            ("num_heads", num_heads), ("relabellings", relabellings), ("lam", lam),
+            ("num_heads", num_heads), ("relabelings", relabelings), ("lam", lam),
             ("tolerance", tolerance),
         ):  # fmt: skip
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")
         augment.check_crop(crop)
         self.num_images, self.num_clusters, self.num_heads = num_images, num_clusters, num_heads
-        self.lam, self.tolerance, self.relabellings = lam, tolerance, relabellings
+        self.lam, self.tolerance, self.relabelings = lam, tolerance, relabelings
         self.crop, self.seed = crop, seed
         self.labels = self.add_weight(
             shape=(num_heads, num_images), dtype="int32", trainable=False, name="labels",
             initializer=lambda shape, dtype: self.random_labels(),
         )  # fmt: skip
         self.heads = keras.layers.Dense(num_heads * num_clusters, dtype="float32", name="heads")
-        self.heads.build((None, encoder.output_shape[-1]))  # relabelled before it is first called
+        self.heads.build(
+            (None, encoder.output_shape[-1])
+        )  # `relabel` needs it before the first call
 
     def random_labels(self):
-        """(heads, N) int32: every label as often as every other, in random order."""
+        """Returns (heads, N) int32 random labels, each used equally often."""
         balanced = np.arange(self.num_images) % self.num_clusters
         random = np.random.default_rng(self.seed)
         return np.stack([random.permutation(balanced) for _ in range(self.num_heads)]).astype(
@@ -114,29 +120,29 @@ class SelfLabel(PretextModel):
         return tf.reshape(logits, [-1, self.num_heads, self.num_clusters])
 
     def late_labels(self, x, y, y_pred):
-        # Building the model under a strategy, Keras hands in averaged, that is float, ids.
+        # While Keras builds the model under a strategy, the ids are averages, hence floats.
         labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64), axis=1)
         return tf.transpose(labels), None
 
     def relabel(self, features):
-        """Solves the transport from pictures to labels, for each head.
+        """Computes new labels by optimal transport from images to labels, for each head.
 
         Args:
             features: (N, D) array, in the order of the ids.
         """
         kernel, bias = self.heads.kernel.numpy(), self.heads.bias.numpy()
         block = max(1, 2**20 // self.num_clusters)
-        present, labels = self.labels.numpy(), []
+        current, labels = self.labels.numpy(), []
         for head in range(self.num_heads):
             part = slice(head * self.num_clusters, (head + 1) * self.num_clusters)
 
             def log_probabilities(part=part, head=head):
                 for start in range(0, len(features), block):
                     logits = features[start : start + block] @ kernel[:, part] + bias[part]
-                    # Pictures that look alike share every label, and the argmax would give all of them
-                    # the same: a hair's breadth for the one that they have keeps them balanced.
-                    mine = tf.one_hot(present[head, start : start + block], self.num_clusters)
-                    yield tf.nn.log_softmax(logits) + TIE / self.lam * tf.cast(mine, logits.dtype)
+                    # Similar images share their mass among all labels, and the argmax would give all of
+                    # them the same label: a slight preference for the current label keeps the balance.
+                    own = tf.one_hot(current[head, start : start + block], self.num_clusters)
+                    yield tf.nn.log_softmax(logits) + TIE / self.lam * tf.cast(own, logits.dtype)
 
             plan = sinkhorn(
                 log_probabilities,
@@ -147,14 +153,16 @@ class SelfLabel(PretextModel):
         self.labels.assign(np.stack(labels))
 
     def default_callbacks(self, images):
-        return [Relabel(images, when=("quadratic", self.relabellings))]
+        return [Relabel(images, when=("quadratic", self.relabelings))]
 
     def prediction(self, images):
         return {"clusters": self(images)}
 
     def preview(self, x, y, y_pred=None):
         labels = self.labels.numpy()[0]  # of the first head
-        said = [""] * len(x)
+        predicted = [""] * len(x)
         if y_pred is not None:
-            said = [f", predicted {k}" for k in y_pred[:, 0].argmax(axis=-1)]
-        return [[(x[i], f"image {y[i]}, label {labels[y[i]]}{said[i]}")] for i in range(len(x))]
+            predicted = [f", predicted {k}" for k in y_pred[:, 0].argmax(axis=-1)]
+        return [
+            [(x[i], f"image {y[i]}, label {labels[y[i]]}{predicted[i]}")] for i in range(len(x))
+        ]

@@ -1,4 +1,4 @@
-"""SIFT clusters: in which cluster of SIFT descriptors does the middle of the patch lie?"""
+"""SIFT clusters: predicts the cluster of a patch's SIFT descriptor."""
 
 import keras
 import numpy as np
@@ -12,32 +12,33 @@ from keras_ssl.solvers import clustering
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class SiftClusters(PretextModel):
-    """Predicts the SIFT cluster of patches of handwriting, to tell writers apart.
+    """Predicts the cluster of the SIFT descriptor of patches of handwriting, to identify writers.
 
-    Patches around SIFT keypoints on ink are clustered by their descriptors, once, before the training.
-    The network sees the pixels. To find the cluster it has to learn what SIFT sees in a stroke, and
-    its activations, gathered over a page by VLAD, describe the hand (`evaluation.vlad`).
+    Patches around SIFT keypoints on ink are clustered by their descriptors, once, before training. The
+    network gets the pixels. To predict the cluster it has to learn the structures of strokes that SIFT
+    describes. Its activations, aggregated over a page by VLAD, characterize the handwriting
+    (`evaluation.vlad`).
 
-    Keypoints close to the boundary of two clusters have an arbitrary label: those whose distances to
-    the nearest and the second nearest centre are too alike are left out (section III-A of the paper).
-    They weigh nothing; `labelled` takes them out of the data, which saves their time.
+    Keypoints near the boundary of two clusters have arbitrary labels. They are left out if their distances
+    to the nearest and the second nearest centroid are too similar (section III-A of the paper). Their
+    weight in the loss is 0; `labeled` removes them from the data, which saves time.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) patches to (B, D).
         num_images: int N, patches in the data set; their ids are 0 to N - 1.
-        num_clusters: int K; 5,000 in the paper. By default that, but at most a tenth of the patches.
+        num_clusters: int K; by default 5,000 as in the paper, but at most a tenth of the patches.
         dimensions: int, of the descriptors after PCA; 32 in the paper.
-        ratio: float, the largest ratio of the two distances; 0.9 in the paper.
+        ratio: float in (0, 1], the largest ratio of the two distances; 0.9 in the paper.
         seed: int, of k-means.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, H, W, C), dtype of the image. y: (B,) int64, the id, of which `late_labels` makes the
-        cluster. Prediction: (B, K) float32 logits.
+        x: (B, H, W, C), dtype of the image. y: (B,) int64, the ids, which `late_labels` replaces by
+        clusters and weights. Prediction: (B, K) float32 logits.
 
     Raises:
-        ValueError: fewer than 2 patches or clusters, or more clusters than patches; `ratio` not in
-            0..1; fitting without `callbacks.Relabel`.
+        ValueError: there are fewer than 2 patches or clusters, or more clusters than patches; `ratio` is
+            not in (0, 1]; `fit` has no `callbacks.Relabel`.
 
     Reference: Christlein, Gropp, Fiel & Maier, "Unsupervised Feature Learning for Writer
     Identification and Writer Retrieval", ICDAR 2017.
@@ -63,7 +64,7 @@ class SiftClusters(PretextModel):
             num_clusters = min(5000, max(2, num_images // 10))
         clustering.check_number(num_clusters, num_images)
         if not 0 < ratio <= 1:
-            raise ValueError(f"ratio must be in 0..1 and not 0, got {ratio!r}")
+            raise ValueError(f"ratio must be in (0, 1], got {ratio!r}")
         self.num_images, self.num_clusters = num_images, num_clusters
         self.dimensions, self.ratio, self.seed = dimensions, ratio, seed
         self.labels = self.add_weight(
@@ -72,14 +73,14 @@ class SiftClusters(PretextModel):
         )  # fmt: skip
         self.head = keras.layers.Dense(num_clusters, dtype="float32", name="head")
 
-    def labelled(self, images):
-        """The patches that have a label: what is worth training on once `relabel` has been called.
+    def labeled(self, images):
+        """Selects the patches that have a label, to train on after `relabel`.
 
         Args:
-            images: the dataset of all patches.
+            images: tf.data.Dataset of all patches.
 
         Returns:
-            tf.data.Dataset of known length, without those near the boundary of two clusters.
+            tf.data.Dataset of known length, without the patches near the boundary of two clusters.
         """
         kept = self.labels.numpy() >= 0
         images = images.filter(lambda patch: tf.gather(kept, patch["id"]))
@@ -92,12 +93,12 @@ class SiftClusters(PretextModel):
         return self.head(self.encoder(x, training=training))
 
     def late_labels(self, x, y, y_pred):
-        # Building the model under a strategy, Keras hands in averaged, that is float, ids.
+        # While Keras builds the model under a strategy, the ids are averages, hence floats.
         labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64))
         return tf.maximum(labels, 0), tf.cast(labels >= 0, tf.float32)
 
     def descriptors(self, batch):
-        """RootSIFT of each patch: of its keypoint, or, without one, of a keypoint in its middle."""
+        """Computes the RootSIFT descriptor of each patch, at its keypoint or else at its center."""
         if "descriptor" in batch:
             return batch["descriptor"]
         import cv2
@@ -106,8 +107,8 @@ class SiftClusters(PretextModel):
         found = []
         for image in np.asarray(batch["image"]).astype(np.uint8):
             height, width = image.shape[:2]
-            middle = cv2.KeyPoint(width / 2, height / 2, min(height, width) / 3, 0)
-            found.append(sift.compute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), [middle])[1][0])
+            center = cv2.KeyPoint(width / 2, height / 2, min(height, width) / 3, 0)
+            found.append(sift.compute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), [center])[1][0])
         return data.root_sift(np.stack(found))
 
     def relabel(self, features):

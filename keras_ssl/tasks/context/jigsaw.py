@@ -1,4 +1,4 @@
-"""Jigsaw: in which order are the tiles of the picture?"""
+"""Jigsaw: predicts the permutation of the tiles of an image."""
 
 import keras
 import tensorflow as tf
@@ -14,53 +14,53 @@ from keras_ssl.tasks.context.permutations import permutations as choose
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Jigsaw(PretextModel):
-    """Predicts which of a set of permutations the tiles of the picture were put in.
+    """Predicts which of a set of permutations was applied to the tiles of the image.
 
-    To put the tiles in order the network has to know what the parts of objects are and how they lie.
-    Each tile goes through the encoder on its own, and only the features meet (a context-free network),
-    so that the encoder cannot compare low-level statistics of two tiles. Further shortcuts are closed
-    (section 4.2 of the paper):
+    To order the tiles, the network has to know the parts of objects and their spatial arrangement. Each
+    tile is encoded separately, and only the features are combined (a context-free network), so that the
+    encoder cannot compare low-level statistics of two tiles. Other shortcuts are removed as well (section
+    4.2 of the paper):
 
-    - *Random gaps*: each tile is cut at a random place within its cell of the grid, so that edges do
-      not run on from one tile to the next.
-    - *Normalised tiles*: neighbours have similar brightness and contrast; each channel of each tile gets
-      the same mean and deviation.
-    - *Channel jitter and gray pictures*: a lens focuses green elsewhere than red and blue, and the
-      fringes tell where in the picture a tile was. Each channel is cut at its own place, a few pixels
-      aside, and a share of the pictures is gray.
-    - *Random crops*, enlarged to the size of the picture: JPEG works on blocks of 8x8 pixels, and where
-      in its block a tile lies tells where in the picture. With a random scale that is no longer so. (The
-      paper cuts its puzzles out of pictures that were scaled, which does the same.)
-    - *Far permutations, many of them for each picture*: of a set with large Hamming distances a picture
-      gets another one every epoch, so that the place of a tile cannot be learned by heart
+    - *Random gaps*: each tile is cropped at a random position within its cell of the grid, so that edges
+      do not continue from one tile to the next.
+    - *Normalized tiles*: adjacent tiles have similar brightness and contrast. Each channel of each tile is
+      normalized to the same mean and standard deviation.
+    - *Channel jitter and grayscale images*: a lens focuses green differently from red and blue, and the
+      color fringes reveal where in the image a tile was. Each channel is shifted independently by a few
+      pixels, and a fraction of the images is converted to grayscale.
+    - *Random crops*, resized to the size of the image: JPEG works on blocks of 8x8 pixels, and the
+      position of a tile within its block reveals where in the image it was. A random scale removes this
+      relation. (The paper crops its puzzles from resized images, which has the same effect.)
+    - *Many distant permutations per image*: the permutations have large Hamming distances, and each image
+      gets another one in every epoch, so that the position of a tile cannot be memorized
       (`keras_ssl.permutations`).
 
     Args:
-        encoder: functional keras.Model from (B, H, W, C) to (B, D) that averages over the picture: it
-            is trained on the tiles and used on whole pictures.
-        grid: 2 or 3, tiles in a row and in a column; 3 in the paper.
-        num_permutations: int, at most the factorial of the number of tiles; 100 by default for nine
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) with global average pooling, since it
+            is trained on tiles and used on whole images.
+        grid: 2 or 3, tiles per row and per column; 3 in the paper.
+        num_permutations: int, at most the factorial of the number of tiles; by default 100 for nine
             tiles, all 24 for four.
-        tile: int, pixels, or None for 64/75 of a cell as in the paper; a cell is the picture's side
-            divided by `grid`.
-        jitter: int, the largest move of a channel in pixels, or None for 2/64 of a tile as in the
+        tile: int, side of a tile in pixels, or None for 64/75 of a cell as in the paper; a cell is the
+            image's side divided by `grid`.
+        jitter: int, the largest shift of a channel in pixels, or None for 2/64 of a tile as in the
             paper (0 below 32 pixels).
-        normalize: bool, the same mean and deviation for all tiles.
-        gray: float in 0..1, the share of gray pictures.
-        crop: float in 0..1, the smallest share of the area that a random crop keeps; 1 for no crop.
-        permutations: (N, grid * grid) integer array, which tile comes to which place, instead of the
-            set of `num_permutations` with large distances.
-        hidden: int, units of the layer that compares the tiles.
-        **kwargs: of keras.Model.
+        normalize: bool, whether to normalize each channel of each tile.
+        gray: float in 0..1, the fraction of images that are converted to grayscale.
+        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps; 1 for no crop.
+        permutations: (N, grid * grid) integer array, which tile goes to which position, instead of
+            `num_permutations` with large distances.
+        hidden: int, units of the layer that combines the tiles.
+        **kwargs: passed to keras.Model.
 
     Shapes:
         x: (B, grid * grid, tile, tile, C) float32, in the order of the permutation. y: (B,) int32, the
-        number of the permutation. Prediction: (B, N) float32 logits.
+        index of the permutation. Prediction: (B, N) float32 logits.
 
     Raises:
-        ValueError: a `grid` other than 2 or 3 or too fine for the picture; more permutations than
-            there are, or invalid ones; a tile larger than its cell, or one that cannot go through the
-            encoder; `gray` without three channels or not in 0..1; `crop` not in 0..1.
+        ValueError: `grid` is not 2 or 3, or too fine for the image; `num_permutations` is more than there
+            are, or `permutations` are invalid; a tile is larger than its cell, or too small for the
+            encoder; `gray` is not in 0..1, or positive without three channels; `crop` is not in (0, 1].
 
     Reference: Noroozi & Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw
     Puzzles", ECCV 2016.
@@ -88,26 +88,26 @@ class Jigsaw(PretextModel):
         self.num_permutations = len(self.permutations)
         self.grid, self.tile, self.jitter = grid, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
-        self.compare = keras.layers.Dense(
-            hidden, activation="relu", dtype=self.dtype_policy, name="compare"
+        self.merge_layer = keras.layers.Dense(
+            hidden, activation="relu", dtype=self.dtype_policy, name="merge_layer"
         )
         self.head = keras.layers.Dense(len(self.permutations), dtype="float32", name="head")
 
     def pretext(self, batch, seed):
-        image, (crop, cut, gray, which) = batch["image"], split(seed, 4)
+        image, (crop, cut, gray, permutation) = batch["image"], split(seed, 4)
         if self.crop < 1:
             image = augment.random_crop(image, crop, self.crop)
         x = patches.tiles(image, cut, self.grid, self.tile, self.jitter)
         if self.gray:
             x = patches.gray(x, uniform(gray, 1)[:, 0] < self.gray)
         x = patches.normalize(x) if self.normalize else tf.cast(x, tf.float32)
-        y = integer(which, len(self.permutations))
+        y = integer(permutation, len(self.permutations))
         return tf.gather(x, tf.gather(self.permutations, y), axis=1, batch_dims=1), y
 
     def call(self, x, training=False):
         features = encoders.on_patches(self.encoder, x, training)
-        together = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
-        return self.head(self.compare(together))
+        merged = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
+        return self.head(self.merge_layer(merged))
 
     def preview(self, x, y, y_pred=None):
-        return puzzles.puzzles(x, y, self.permutations, y_pred)
+        return puzzles.preview(x, y, self.permutations, y_pred)

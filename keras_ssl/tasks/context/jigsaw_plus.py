@@ -1,4 +1,4 @@
-"""Jigsaw++: in which order are the tiles, some of which belong to another picture?"""
+"""Jigsaw++: predicts the permutation of tiles, some of which come from another image."""
 
 import keras
 import tensorflow as tf
@@ -14,51 +14,53 @@ from keras_ssl.tasks.context.permutations import permutations as choose
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class JigsawPlus(PretextModel):
-    """Predicts which permutation the tiles were put in, though some were replaced by a stranger's.
+    """Predicts the permutation of the tiles of an image, some of which are from another image.
 
-    The network must find out which tiles do not belong to the picture, by what they show, and put the
-    others in order without them. That is harder than `Jigsaw`, and low-level statistics help less
-    (section 4.1 of the paper):
+    The network has to find out which tiles do not belong to the image, by their content, and to order the
+    others without them. That is harder than `Jigsaw`, and low-level statistics help less (section 4.1 of
+    the paper):
 
-    - *Replaced tiles*: up to `max_replaced` tiles come from another picture of the batch. The
-      permutation must be known without them: two permutations that differ in no more than
-      `max_replaced` places could not be told apart, so the set has a larger minimum Hamming distance.
-    - *Gray pictures*, 70 % of all: with less colour there is less of chromatic aberration, and nobody
-      tells the stranger by its colour alone.
-    - *Random gaps, normalised tiles, channel jitter, random crops*: as in `Jigsaw`, against edges that run
-      on, similar brightness and contrast of neighbours, chromatic aberration, and JPEG's 8x8 blocks.
+    - *Replaced tiles*: up to `max_replaced` tiles come from another image of the batch. The permutation
+      must be determined by the other tiles. Two permutations that differ in at most `max_replaced`
+      positions could not be distinguished, so the set has a larger minimum Hamming distance.
+    - *Grayscale images*, 70 % of all: they have less chromatic aberration, and replaced tiles cannot be
+      detected by color alone.
+    - *Random gaps, normalized tiles, channel jitter, random crops*: as in `Jigsaw`, against continuing
+      edges, similar brightness and contrast, chromatic aberration, and JPEG's 8x8 blocks.
 
-    The paper goes on to *knowledge transfer*: the features of the trained encoder are clustered, and a
-    fresh encoder learns to predict the clusters. `callbacks.Relabel(images, when="once",
-    teacher=task.encoder)` with a `DeepCluster` task does that.
+    The second part of the paper is *knowledge transfer*: the features of the trained encoder are
+    clustered, and a new encoder learns to predict the clusters. For this, train a `DeepCluster` task with
+    `callbacks.Relabel(images, when="once", teacher=task.encoder)`.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, 3) to (B, D) that averages over the picture: it
-            is trained on the tiles and used on whole pictures.
-        grid: 2 or 3, tiles in a row and in a column; 3 in the paper.
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling, since it
+            is trained on tiles and used on whole images.
+        grid: 2 or 3, tiles per row and per column; 3 in the paper.
         num_permutations: int; by default 701 for nine tiles as in the paper, all 24 for four.
-        max_replaced: int, the number of replaced tiles is drawn from 0 to this; by default 2 of nine as
-            in the paper, 1 of four.
-        tile: int, pixels, or None for 64/75 of a cell; a cell is the picture's side divided by `grid`.
-        jitter: int, the largest move of a channel in pixels, or None for 2/64 of a tile (0 below 32).
-        normalize: bool, the same mean and deviation for all tiles.
-        gray: float in 0..1, the share of gray pictures.
-        crop: float in 0..1, the smallest share of the area that a random crop keeps; 1 for no crop.
-        permutations: (N, grid * grid) integer array, which tile comes to which place, instead of the
-            set of `num_permutations`.
-        hidden: int, units of the layer that compares the tiles.
-        **kwargs: of keras.Model.
+        max_replaced: int, the number of replaced tiles is drawn from 0 to this number; by default 2 of
+            nine as in the paper, 1 of four.
+        tile: int, side of a tile in pixels, or None for 64/75 of a cell; a cell is the image's side
+            divided by `grid`.
+        jitter: int, the largest shift of a channel in pixels, or None for 2/64 of a tile (0 below 32
+            pixels).
+        normalize: bool, whether to normalize each channel of each tile.
+        gray: float in 0..1, the fraction of images that are converted to grayscale.
+        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps; 1 for no crop.
+        permutations: (N, grid * grid) integer array, which tile goes to which position, instead of
+            `num_permutations` with large distances.
+        hidden: int, units of the layer that combines the tiles.
+        **kwargs: passed to keras.Model.
 
     Shapes:
         x: (B, grid * grid, tile, tile, 3) float32, in the order of the permutation. y: (B,) int32, the
-        number of the permutation. Prediction: (B, N) float32 logits. A batch of a single picture has no
-        stranger: none of its tiles is replaced.
+        index of the permutation. Prediction: (B, N) float32 logits. In a batch of a single image no tile
+        is replaced.
 
     Raises:
-        ValueError: a `grid` other than 2 or 3 or too fine for the picture; permutations that are
-            invalid, too many, or too close for `max_replaced`; `max_replaced` below 0 or not below the
-            number of tiles; a tile larger than its cell, or one that cannot go through the encoder;
-            `gray` without three channels or not in 0..1; `crop` not in 0..1.
+        ValueError: `grid` is not 2 or 3, or too fine for the image; the permutations are invalid, too
+            many, or too similar for `max_replaced`; `max_replaced` is below 0 or not below the number of
+            tiles; a tile is larger than its cell, or too small for the encoder; `gray` is not in 0..1, or
+            positive without three channels; `crop` is not in (0, 1].
 
     Reference: Noroozi, Vinjimoor, Favaro & Pirsiavash, "Boosting Self-Supervised Learning via Knowledge
     Transfer", CVPR 2018.
@@ -71,7 +73,7 @@ class JigsawPlus(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
-    whole_batches = True  # strangers come from the batch
+    whole_batches = True  # replaced tiles come from other images of the batch
 
     def __init__(
         self, encoder, grid=3, num_permutations=None, max_replaced=None, tile=None, jitter=None,
@@ -83,7 +85,7 @@ class JigsawPlus(PretextModel):
             max_replaced = {2: 1, 3: 2}[grid]
         if not 0 <= max_replaced < grid * grid:
             raise ValueError(
-                f"max_replaced must be in 0..{grid * grid - 1}, below the number of tiles, got "
+                f"max_replaced must be in 0..{grid * grid - 1}, since not all tiles can be replaced, got "
                 f"{max_replaced!r}"
             )
         if permutations is None:
@@ -95,46 +97,46 @@ class JigsawPlus(PretextModel):
         if len(self.permutations) > 1 and closest <= max_replaced:
             raise ValueError(
                 f"max_replaced must be below the minimum Hamming distance of the permutations, "
-                f"{closest}, or the answer is not unique; got {max_replaced}: take fewer permutations "
-                f"than {len(self.permutations)}"
+                f"{closest}, or the label is ambiguous, got {max_replaced}: use fewer than "
+                f"{len(self.permutations)} permutations"
             )
         puzzles.check_gray(encoder, gray)
         augment.check_crop(crop)
         self.grid, self.max_replaced, self.tile, self.jitter = grid, max_replaced, tile, jitter
         self.normalize, self.gray, self.crop, self.hidden = normalize, gray, crop, hidden
-        self.compare = keras.layers.Dense(
-            hidden, activation="relu", dtype=self.dtype_policy, name="compare"
+        self.merge_layer = keras.layers.Dense(
+            hidden, activation="relu", dtype=self.dtype_policy, name="merge_layer"
         )
         self.head = keras.layers.Dense(len(self.permutations), dtype="float32", name="head")
 
     def pretext(self, batch, seed):
         image = batch["image"]
-        crop, cut, gray, which, other, mixed, number, order = split(seed, 8)
+        crop, cut, gray, permutation, other, mixed, number, order = split(seed, 8)
         if self.crop < 1:
             image = augment.random_crop(image, crop, self.crop)
         x = patches.tiles(image, cut, self.grid, self.tile, self.jitter)
         tiles, batch_size = self.grid * self.grid, tf.shape(x)[0]
 
         step = 1 + integer(other, tf.maximum(batch_size - 1, 1))
-        stranger = tf.gather(x, (tf.range(batch_size) + step) % batch_size)
-        stranger = tf.gather(stranger, tf.argsort(uniform(mixed, tiles)), axis=1, batch_dims=1)
+        others = tf.gather(x, (tf.range(batch_size) + step) % batch_size)  # of another image
+        others = tf.gather(others, tf.argsort(uniform(mixed, tiles)), axis=1, batch_dims=1)
         rank = tf.argsort(tf.argsort(uniform(order, tiles)))  # a random order of the tiles
         replaced = rank < integer(number, self.max_replaced + 1)[:, None]
         replaced &= batch_size > 1
-        x = tf.where(replaced[..., None, None, None], stranger, x)
+        x = tf.where(replaced[..., None, None, None], others, x)
 
-        # The strangers become gray together with the picture, or their colour would betray them.
+        # Replaced tiles become gray together with the image, or their color would reveal them.
         x = tf.cast(x, tf.float32)
         if self.gray:
             x = patches.gray(x, uniform(gray, 1)[:, 0] < self.gray)
         x = patches.normalize(x) if self.normalize else x
-        y = integer(which, len(self.permutations))
+        y = integer(permutation, len(self.permutations))
         return tf.gather(x, tf.gather(self.permutations, y), axis=1, batch_dims=1), y
 
     def call(self, x, training=False):
         features = encoders.on_patches(self.encoder, x, training)
-        together = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
-        return self.head(self.compare(together))
+        merged = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
+        return self.head(self.merge_layer(merged))
 
     def preview(self, x, y, y_pred=None):
-        return puzzles.puzzles(x, y, self.permutations, y_pred)
+        return puzzles.preview(x, y, self.permutations, y_pred)

@@ -1,32 +1,33 @@
-"""Sets of permutations for jigsaw puzzles, by their Hamming distances."""
+"""Permutation sets for jigsaw puzzles, chosen by Hamming distance."""
 
 import functools
 import math
 
 import numpy as np
 
-MAX_TILES = 9  # all permutations of nine tiles are 362,880; of sixteen they would be 2e13
+MAX_TILES = 9  # nine tiles have 362,880 permutations, sixteen would have 2e13
 
 
 def permutations(number, tiles=9, distance="high", seed=0):
-    """Chooses different permutations one after the other, by their Hamming distance to those chosen.
+    """Chooses distinct permutations greedily, by their Hamming distance to those already chosen.
 
-    The Hamming distance of two permutations is the number of places in which they differ. The closer
-    the permutations, the more the answer depends on details; far ones can be told apart by few tiles.
+    The Hamming distance of two permutations is the number of positions in which they differ. Similar
+    permutations differ in few tiles, so the prediction depends on details; distant ones can be
+    distinguished by a few tiles.
 
     Args:
         number: int N.
         tiles: int, 2 to 9.
-        distance: "high" takes next what is farthest from the nearest one chosen, and among these what
-            is farthest on average; "low" what is closest on average; "middle" what is closest to an
-            average of 0.7 times `tiles`.
-        seed: int, of the first permutation and of the choice among equals.
+        distance: criterion for the next permutation. "high": the largest distance to the nearest chosen
+            one and, among equals, the largest average distance; "low": the smallest average distance;
+            "middle": the average distance closest to 0.7 times `tiles`.
+        seed: int, for the first permutation and for ties.
 
     Returns:
-        (N, tiles) int32 array; row k lists which tile comes to place 0, 1, ... in class k.
+        (N, tiles) int32 array; row k lists which tile is at position 0, 1, ... in class k.
 
     Raises:
-        ValueError: `tiles` not in 2..9, `number` not in 1..tiles!, an unknown `distance`.
+        ValueError: `tiles` is not in 2..9, `number` not in 1..tiles!, or `distance` is unknown.
 
     Reference: Noroozi & Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw
     Puzzles", ECCV 2016, section 4.1 and table 4.
@@ -39,8 +40,8 @@ def permutations(number, tiles=9, distance="high", seed=0):
         raise ValueError(f"tiles must be in 2..{MAX_TILES}, got {tiles!r}")
     if not 1 <= number <= math.factorial(tiles):
         raise ValueError(
-            f"number must be in 1..{math.factorial(tiles)}, as many permutations as {tiles} tiles "
-            f"have, got {number!r}"
+            f"number must be in 1..{math.factorial(tiles)}, the number of permutations of {tiles} "
+            f"tiles, got {number!r}"
         )
     if distance not in ("high", "middle", "low"):
         raise ValueError(f'distance must be "high", "middle" or "low", got {distance!r}')
@@ -50,20 +51,20 @@ def permutations(number, tiles=9, distance="high", seed=0):
 @functools.lru_cache(maxsize=8)
 def _greedy(number, tiles, distance, seed):
     candidates = _all(tiles)[:, np.random.default_rng(seed).permutation(math.factorial(tiles))]
-    total = np.zeros(candidates.shape[1], np.int32)  # of the distances to those chosen
+    total = np.zeros(candidates.shape[1], np.int32)  # sum of the distances to those chosen
     nearest = np.full(candidates.shape[1], tiles, np.uint8)
     chosen = [0]
     while len(chosen) < number:
-        apart = np.full(candidates.shape[1], tiles, np.uint8)
-        for place in candidates:
-            apart -= (place == place[chosen[-1]]).view(np.uint8)
-        total += apart
-        np.minimum(nearest, apart, out=nearest)
+        distances = np.full(candidates.shape[1], tiles, np.uint8)
+        for position in candidates:
+            distances -= (position == position[chosen[-1]]).view(np.uint8)
+        total += distances
+        np.minimum(nearest, distances, out=nearest)
         if distance == "high":
             left = np.flatnonzero(nearest == nearest.max())
             score = total[left]
         else:
-            left = np.flatnonzero(nearest)  # not 0: those are chosen
+            left = np.flatnonzero(nearest)  # those already chosen have distance 0
             score = -total[left]
             if distance == "middle":
                 score = -np.abs(10 * total[left] - 7 * tiles * len(chosen))
@@ -72,17 +73,17 @@ def _greedy(number, tiles, distance, seed):
 
 
 def describe(permutations):
-    """What is to be known about a set of permutations before it is used.
+    """Computes the Hamming distances of a set of permutations, to judge it before it is used.
 
     Args:
         permutations: (N, tiles) integer array with N > 0.
 
     Returns:
-        dict: `average` and `minimum` Hamming distance over all pairs (0 for a single one), and
-        `duplicates`, how many rows another one before them equals.
+        dict: `average` and `minimum` Hamming distance over all pairs (0 for a single permutation), and
+        `duplicates`, the number of rows that equal an earlier row.
 
     Raises:
-        ValueError: a row is no permutation of 0 to tiles - 1.
+        ValueError: a row is not a permutation of 0 to tiles - 1.
 
     Example:
         >>> describe([[0, 1, 2], [1, 0, 2], [1, 2, 0]])
@@ -100,7 +101,7 @@ def describe(permutations):
 
 
 def check_permutations(permutations, tiles=None):
-    """Refuses what is no set of permutations.
+    """Validates a set of permutations.
 
     Args:
         permutations: (N, tiles) integer array.
@@ -110,7 +111,7 @@ def check_permutations(permutations, tiles=None):
         (N, tiles) int32 array.
 
     Raises:
-        ValueError: a row does not hold 0 to tiles - 1 once each, or there is none.
+        ValueError: a row does not contain each of 0 to tiles - 1 once, or there are no rows.
 
     Example:
         >>> check_permutations([[1, 0]], tiles=2).tolist()
@@ -125,20 +126,20 @@ def check_permutations(permutations, tiles=None):
         or (np.sort(rows, 1) != np.arange(expected)).any()
     ):
         raise ValueError(
-            f"permutations must be an (N, {tiles or 'tiles'}) array whose rows hold 0 to "
+            f"permutations must be an (N, {tiles or 'tiles'}) array whose rows contain 0 to "
             f"{'tiles - 1' if tiles is None else tiles - 1} once each, got shape {rows.shape}"
         )
     return rows.astype(np.int32)
 
 
 def _all(tiles):
-    """All permutations, one a column: (tiles, tiles!) uint8."""
+    """Returns all permutations as the columns of a (tiles, tiles!) uint8 array."""
     rows = np.zeros((1, 1), np.uint8)
     for new in range(1, tiles):
         count = rows.shape[1]
         longer = np.empty((new + 1, (new + 1) * count), np.uint8)
-        for place in range(new + 1):  # the new number at each place of each shorter permutation
-            block = longer[:, place * count : (place + 1) * count]
-            block[:place], block[place], block[place + 1 :] = rows[:place], new, rows[place:]
+        for i in range(new + 1):  # insert the new number at position i of each shorter permutation
+            block = longer[:, i * count : (i + 1) * count]
+            block[:i], block[i], block[i + 1 :] = rows[:i], new, rows[i:]
         rows = longer
     return rows

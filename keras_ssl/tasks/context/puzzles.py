@@ -1,4 +1,4 @@
-"""Puzzles of tiles: what the jigsaw tasks check, and how people are shown them."""
+"""Jigsaw puzzles: checks and previews that the jigsaw tasks share."""
 
 import math
 
@@ -8,7 +8,7 @@ from keras_ssl import encoders
 
 
 def check_tiles(encoder, grid, tile=None, jitter=None):
-    """Refuses puzzles that cannot be cut out of the encoder's pictures.
+    """Checks that the tiles fit into the encoder's input, and fills in their default sizes.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -20,8 +20,8 @@ def check_tiles(encoder, grid, tile=None, jitter=None):
         (tile, jitter): int, pixels.
 
     Raises:
-        ValueError: a `grid` other than 2 or 3; a tile with its jitter larger than a cell, or one that
-            cannot go through the encoder.
+        ValueError: `grid` is not 2 or 3; a tile with its jitter is larger than a cell, or too small for
+            the encoder.
 
     Reference: Noroozi & Favaro, ECCV 2016, section 4.2: tiles of 64 pixels in cells of 75, jitter 2.
     """
@@ -38,21 +38,21 @@ def check_tiles(encoder, grid, tile=None, jitter=None):
     if tile < 1 or jitter < 0 or tile + 2 * jitter > cell:
         raise ValueError(
             f"tile {tile} with jitter {jitter} on both sides does not fit: the {grid}x{grid} cells of "
-            f"{height}x{width} pictures have {cell} pixels"
+            f"{height}x{width} images have {cell} pixels"
         )
     encoders.check_patches(encoder, tile, tile)
     return tile, jitter
 
 
 def check_gray(encoder, gray):
-    """Refuses shares of gray pictures that cannot be.
+    """Validates `gray`, the fraction of grayscale images.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
         gray: float.
 
     Raises:
-        ValueError: `gray` is not in 0..1, or not 0 though the pictures have no three channels.
+        ValueError: `gray` is not in 0..1, or is positive although the images do not have three channels.
     """
     channels = encoder.input_shape[-1]
     if not 0 <= gray <= 1:
@@ -61,8 +61,8 @@ def check_gray(encoder, gray):
         raise ValueError(f"gray={gray} needs 3 channels, the encoder takes {channels}")
 
 
-def solve(tiles, order):
-    """Puts the tiles of a puzzle back in their places.
+def unshuffle(tiles, order):
+    """Inverts a permutation of tiles.
 
     Args:
         tiles: (N, ...) array, tile `order[0]` first.
@@ -72,17 +72,17 @@ def solve(tiles, order):
         (N, ...) array.
 
     Example:
-        >>> solve(np.array([20, 0, 10]), [2, 0, 1]).tolist()
+        >>> unshuffle(np.array([20, 0, 10]), [2, 0, 1]).tolist()
         [0, 10, 20]
     """
     return tiles[np.argsort(order)]
 
 
 def mosaic(tiles, border=1):
-    """Lays the tiles of a square grid side by side, for people.
+    """Arranges the tiles of a square grid in one image, for previews.
 
     Args:
-        tiles: (grid * grid, size, size, C) array, row by row.
+        tiles: (grid * grid, size, size, C) array, in row-major order.
         border: int, white pixels between two tiles.
 
     Returns:
@@ -102,20 +102,20 @@ def mosaic(tiles, border=1):
     return whole
 
 
-def puzzles(x, y, permutations, y_pred=None):
-    """Puzzles for people: unsolved, solved, and as the network would solve them.
+def preview(x, y, permutations, y_pred=None):
+    """Draws puzzles: shuffled, solved, and solved by the prediction.
 
     Args:
         x: (B, N, h, w, C) array of tiles.
-        y: (B,) array, the number of the permutation that each puzzle is in.
+        y: (B,) array, the index of each puzzle's permutation.
         permutations: (P, N) integer array.
         y_pred: (B, P) array of logits, or None.
 
     Returns:
-        list with one entry per puzzle: a list of (picture, caption).
+        list with one entry per puzzle: a list of (image, caption).
 
     Example:
-        >>> rows = puzzles(np.zeros((1, 4, 8, 8, 3)), [1], np.array([[0, 1, 2, 3], [3, 2, 1, 0]]))
+        >>> rows = preview(np.zeros((1, 4, 8, 8, 3)), [1], np.array([[0, 1, 2, 3], [3, 2, 1, 0]]))
         >>> [caption for _, caption in rows[0]]
         ['permutation 1', 'solved']
     """
@@ -123,10 +123,10 @@ def puzzles(x, y, permutations, y_pred=None):
     for i, tiles in enumerate(x):
         row = [
             (mosaic(tiles), f"permutation {y[i]}"),
-            (mosaic(solve(tiles, permutations[y[i]])), "solved"),
+            (mosaic(unshuffle(tiles, permutations[y[i]])), "solved"),
         ]
         if y_pred is not None:
-            said = y_pred[i].argmax()
-            row.append((mosaic(solve(tiles, permutations[said])), f"predicted {said}"))
+            k = y_pred[i].argmax()
+            row.append((mosaic(unshuffle(tiles, permutations[k])), f"predicted {k}"))
         rows.append(row)
     return rows

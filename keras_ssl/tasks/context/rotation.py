@@ -1,4 +1,4 @@
-"""Rotation prediction: how far was the picture turned?"""
+"""Rotation prediction: predicts by which angle an image was rotated."""
 
 import keras
 import tensorflow as tf
@@ -10,37 +10,36 @@ from keras_ssl.pretext import PretextModel
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Rotation(PretextModel):
-    """Predicts by which multiple of 90 degrees each picture was rotated.
+    """Predicts by which multiple of 90 degrees each image was rotated.
 
-    To tell up from down the network has to recognise the object and its parts. Rotations by
-    multiples of 90 degrees are transpositions and reversals: no interpolation that would leave
-    traces by which the label could be guessed (section 3 of the paper).
+    To know which way is up, the network has to recognize the object and its parts. Rotations by multiples
+    of 90 degrees are transpositions and reversals. They need no interpolation, whose artifacts would
+    reveal the label (section 3 of the paper).
 
-    Before that each picture is shifted at random and mirrored, as in the authors' training code. The
-    shift closes a shortcut: JPEG stores colour at half the resolution, and the rounding of left and
-    right, upper and lower pixels of each 2x2 block tells the rotation when all blocks lie on the
-    same grid.
+    Before the rotation each image is shifted and flipped at random, as in the authors' training code. The
+    shift removes a shortcut: JPEG stores color at half the resolution, and upsampling rounds the left and
+    the right, the upper and the lower pixels of each 2x2 block differently. That reveals the rotation if
+    the blocks of all images lie on the same grid.
 
-    All rotations of an image go into one batch. The paper found that to work better than drawing
-    one rotation per image (section 4.1); a batch of B images is thus B x K pictures.
+    All rotations of an image are in the same batch, which worked better in the paper than one random
+    rotation per image (section 4.1). A batch of B images thus has B x K inputs.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D); H = W unless all `angles` are
             multiples of 180.
         num_rotations: 4 for 0, 90, 180 and 270 degrees, 2 for 0 and 180 (the paper's table 2).
-        angles: the rotations in degrees, instead of `num_rotations`; (90, 270) is the paper's
-            other pair.
-        shift: float in 0..0.5, the largest shift as a share of the height and width.
-        flip: bool, mirror every second picture.
-        **kwargs: of keras.Model.
+        angles: the rotations in degrees, instead of `num_rotations`; (90, 270) is the paper's other pair.
+        shift: float in 0..0.5, the largest shift as a fraction of height and width.
+        flip: bool, whether to mirror each image with probability 0.5.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, K, H, W, C), dtype of the image. y: (B, K) int32. Prediction: (B, K, K) float32
-        logits, the last axis over the angles.
+        x: (B, K, H, W, C), dtype of the image. y: (B, K) int32. Prediction: (B, K, K) float32 logits, whose
+        last axis are the angles.
 
     Raises:
-        ValueError: unknown `num_rotations`; `angles` that are no distinct multiples of 90 or fewer
-            than two; an encoder for oblong pictures with quarter turns.
+        ValueError: `num_rotations` is not 2 or 4; `angles` are not at least two distinct multiples of 90;
+            quarter turns of an encoder whose input is not square; `shift` is not in 0..0.5.
 
     Reference: Gidaris, Singh & Komodakis, "Unsupervised Representation Learning by Predicting Image
     Rotations", ICLR 2018.
@@ -66,11 +65,11 @@ class Rotation(PretextModel):
             or any(a % 90 for a in angles)
             or len({a % 360 for a in angles}) < len(angles)
         ):
-            raise ValueError(f"angles must be two to four different multiples of 90, got {angles}")
+            raise ValueError(f"angles must be two to four distinct multiples of 90, got {angles}")
         height, width = encoder.input_shape[1:3]
         if height != width and any(a % 180 for a in angles):
             raise ValueError(
-                f"encoder takes {height}x{width} pictures, but angles {angles} need square ones"
+                f"angles {angles} need square images, but the encoder takes {height}x{width}"
             )
         if not 0 <= shift <= 0.5:
             raise ValueError(f"shift must be in 0..0.5, got {shift!r}")

@@ -1,4 +1,4 @@
-"""Colorization: which colours did the gray picture have?"""
+"""Colorization: predicts the colors of a grayscale image."""
 
 import keras
 import tensorflow as tf
@@ -8,41 +8,42 @@ from keras_ssl.ops import augment, lab
 from keras_ssl.pretext import PretextModel
 from keras_ssl.training import optimizers
 
-COARSER = 4  # colours are predicted at a quarter of the resolution, as in the paper
+DOWNSAMPLING = 4  # colors are predicted at a quarter of the resolution, as in the paper
 REBALANCING, TEMPERATURE = 0.5, 0.38  # lambda of section 2.2, T of section 2.3
-MEASURED = 5_000  # pictures that the colours of a data set are measured on
+MEASURED_IMAGES = 5_000  # at most, for the frequencies of the colors
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Colorization(PretextModel):
-    """Gives a gray picture its colours back.
+    """Predicts the colors of a grayscale image.
 
-    Grass is green and sky is blue: to know a colour one must know what one sees. The encoder gets the
-    picture without colours, three equal channels; a decoder predicts the colours at a quarter of the
-    resolution, since the details are in the gray picture anyway.
+    Grass is green and sky is blue: to predict a color, the network has to recognize what is shown. The
+    encoder gets the image without colors, as three equal channels. A decoder predicts the colors at a
+    quarter of the resolution, since the grayscale image has the details.
 
-    - `target="rgb"`: regression. Gray is the mean of the channels; the loss is the squared error of the
-      channels. Where an apple may be red or green it predicts their mean, a brownish gray.
-    - `target="ab_bins"`: classification (the paper). The encoder sees the lightness L of Lab; for every
-      place the network predicts a distribution over 262 bins of a and b. Rare colours weigh more in the
-      loss (rebalancing, lambda = 0.5), for most of any picture is nearly gray. To show it, the annealed
-      mean of the distribution is taken (T = 0.38), between its mean and its mode.
+    - `target="rgb"`: regression. Gray is the mean of the channels, and the loss is the squared error of
+      the channels. For an apple that may be red or green it predicts the mean, a brownish gray.
+    - `target="ab_bins"`: classification, as in the paper. The encoder gets the lightness L of Lab. For
+      every pixel of the low resolution the network predicts a distribution over 262 bins of a and b. Rare
+      colors have larger weights in the loss (class rebalancing, lambda = 0.5), since most pixels are
+      nearly gray. Colors are reconstructed by the annealed mean of the distribution (T = 0.38), which is
+      between its mean and its mode.
 
-    How often colours are is measured on the first data set that `dataset` is called with, and saved with
-    the task.
+    The frequencies of the colors are measured on the first data set that `dataset` is called with, and
+    saved with the task.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.
         target: "rgb" or "ab_bins".
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, H, W, 3) float32 in 0..255, three equal channels. y: the picture, (B, H, W, 3) float32 in
-        -1..1; for "ab_bins" a and b, (B, H/4, W/4, 2) float32. Prediction: as y; for "ab_bins"
+        x: (B, H, W, 3) float32 in 0..255, three equal channels. y: the image, (B, H, W, 3) float32 in
+        -1..1; for "ab_bins" its a and b, (B, H/4, W/4, 2) float32. Prediction: as y; for "ab_bins"
         (B, H/4, W/4, 262) float32 logits.
 
     Raises:
-        ValueError: another `target`; an encoder for other than 3 channels or of variable size or without
+        ValueError: `target` is unknown; the encoder does not take 3 channels of fixed size, or has no
             named stages.
 
     Reference: Zhang, Isola & Efros, "Colorful Image Colorization", ECCV 2016.
@@ -59,23 +60,23 @@ class Colorization(PretextModel):
         super().__init__(encoder, **kwargs)
         if target not in ("rgb", "ab_bins"):
             raise ValueError(f'target must be "rgb" or "ab_bins", got {target!r}')
-        height, width = encoders.check_pictures(encoder)
+        height, width = encoders.check_image_shape(encoder)
         self.target = target
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
         self.coarse = tuple(
-            max(-(-side // COARSER), least)
+            max(-(-side // DOWNSAMPLING), least)
             for side, least in zip((height, width), shape, strict=False)
         )
         channels = 3 if target == "rgb" else len(lab.ab_bins())
         self.decoder = layers.Decoder(shape, self.coarse, dtype=self.dtype_policy)
-        # Near zero: the first guess is the gray picture, or every bin alike.
+        # Near zero: the initial prediction is the grayscale image, or equal probabilities.
         small = keras.initializers.RandomNormal(stddev=0.01)
         self.head = keras.layers.Conv2D(
             channels, 1, kernel_initializer=small, dtype="float32", name="head"
         )
-        # What is known of the data's colours, 0 until it has been measured: their mean (a and b, or each
-        # channel less gray) and, for bins, how often each is.
+        # Statistics of the data's colors, 0 until they are measured: the mean (of a and b, or of each
+        # channel minus gray) and, for bins, the frequencies.
         number = 3 if target == "rgb" else 2
         self.mean = self.add_weight(
             shape=(number,), initializer="zeros", trainable=False, name="mean"
@@ -90,11 +91,11 @@ class Colorization(PretextModel):
 
     def pretext(self, batch, seed):
         return self.corrupt(
-            augment.random_shift(batch["image"], seed, share=0.125, flip=True), seed
+            augment.random_shift(batch["image"], seed, fraction=0.125, flip=True), seed
         )
 
     def corrupt(self, image, seed):
-        """The picture without its colours, and the colours: (x, y) without augmentation."""
+        """Converts images to grayscale: returns (x, y) without augmentation."""
         if self.target == "rgb":
             image = tf.cast(image, tf.float32)
             gray, y = tf.reduce_mean(image, axis=-1, keepdims=True), image / 127.5 - 1
@@ -111,14 +112,14 @@ class Colorization(PretextModel):
         return x / 127.5 - 1 + tf.image.resize(y, x.shape[1:3])
 
     def reconstruct(self, x, y, y_pred):
-        """The pictures as the task gives them back, (B, H, W, 3) float32 in 0..255."""
+        """Returns the images in the predicted colors, (B, H, W, 3) float32 in 0..255."""
         if self.target == "rgb":
             return tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
-        likely = tf.nn.softmax(y_pred / TEMPERATURE)
-        return self._with_colors(x, tf.tensordot(likely, tf.constant(lab.ab_bins()), 1))
+        probabilities = tf.nn.softmax(y_pred / TEMPERATURE)
+        return self._with_colors(x, tf.tensordot(probabilities, tf.constant(lab.ab_bins()), 1))
 
     def baseline(self, x, y):
-        """The mean colour of the data everywhere: what can be had without looking."""
+        """Returns the images in the mean color of the data set, a reconstruction without a network."""
         if self.target == "rgb":
             return tf.clip_by_value(x + 127.5 * self.mean, 0, 255)
         return self._with_colors(x, tf.broadcast_to(self.mean, tf.shape(y)))
@@ -130,8 +131,8 @@ class Colorization(PretextModel):
     def late_labels(self, x, y, y_pred):
         if self.target == "rgb":
             return y, None
-        # Rare colours weigh more: by the inverse of how often they are, mixed with a uniform share (section
-        # 2.2). Over the data the mean of the weights is 1.
+        # Class rebalancing: the weights are inverse to the frequencies, mixed with a uniform distribution
+        # (section 2.2). Their mean over the data is 1.
         prior, number = tf.convert_to_tensor(self.prior), self.prior.shape[0]
         weight = 1 / ((1 - REBALANCING) * prior + REBALANCING / number)
         weight /= tf.maximum(tf.reduce_sum(prior * weight), 1e-6)
@@ -139,44 +140,44 @@ class Colorization(PretextModel):
         return y, tf.gather(weight, tf.argmin(lab.distances(y), axis=-1))
 
     def dataset(self, images, *args, **kwargs):
-        """As `PretextModel.dataset`; the first time it also measures how often which colour is."""
+        """Makes the training data as `PretextModel.dataset` does; the first call measures the colors."""
         data = super().dataset(images, *args, **kwargs)
         if not self.is_measured.numpy():
             self.measure(images)
         return data
 
     def measure(self, images):
-        """Measures the colours of up to 5,000 pictures, evenly from the whole data set.
+        """Measures the colors of up to 5,000 images, evenly spaced in the data set.
 
         Args:
             images: tf.data.Dataset of dicts with `image`.
         """
 
         @tf.function(reduce_retracing=True)
-        def sums(image):
+        def statistics(image):
             x, y = self.corrupt(image, None)
             if self.target == "rgb":
                 return tf.reduce_mean(y - (x / 127.5 - 1), axis=[1, 2]), tf.zeros((1, 1))
             bins = tf.argmin(lab.distances(y), axis=-1)
-            shares = tf.reduce_mean(tf.one_hot(bins, self.prior.shape[0]), axis=[1, 2])
-            return tf.reduce_mean(y, axis=[1, 2]), shares
+            frequencies = tf.reduce_mean(tf.one_hot(bins, self.prior.shape[0]), axis=[1, 2])
+            return tf.reduce_mean(y, axis=[1, 2]), frequencies
 
-        every = -(-int(images.cardinality()) // MEASURED)
+        every = -(-int(images.cardinality()) // MEASURED_IMAGES)
         batches = images.shard(every, 0).batch(250)
-        means, shares = zip(*[sums(batch["image"]) for batch in batches], strict=True)
+        means, frequencies = zip(*[statistics(batch["image"]) for batch in batches], strict=True)
         self.mean.assign(tf.reduce_mean(tf.concat(means, axis=0), axis=0))
         if self.target == "ab_bins":
-            # Smoothed over neighbouring bins, as in the paper.
-            spread = tf.exp(-lab.distances(tf.constant(lab.ab_bins())) / (2 * 5.0**2))
-            spread /= tf.reduce_sum(spread, axis=1, keepdims=True)
-            share = tf.reduce_mean(tf.concat(shares, axis=0), axis=0)
-            self.prior.assign(tf.linalg.matvec(spread, share, transpose_a=True))
+            # Smoothed over neighboring bins, as in the paper.
+            kernel = tf.exp(-lab.distances(tf.constant(lab.ab_bins())) / (2 * 5.0**2))
+            kernel /= tf.reduce_sum(kernel, axis=1, keepdims=True)
+            frequency = tf.reduce_mean(tf.concat(frequencies, axis=0), axis=0)
+            self.prior.assign(tf.linalg.matvec(kernel, frequency, transpose_a=True))
         self.is_measured.assign(1.0)
 
     def prediction(self, images):
         x, y = self.corrupt(images, None)
-        picture = self.reconstruct(x, y, self(x, training=False))
-        return {"picture": tf.cast(tf.round(picture), tf.uint8)}
+        image = self.reconstruct(x, y, self(x, training=False))
+        return {"image": tf.cast(tf.round(image), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
         if self.target == "rgb":

@@ -1,4 +1,4 @@
-"""Adversarial features: a generator makes pictures from codes, the encoder finds the code of a picture."""
+"""Bidirectional GAN (BiGAN): a generator from codes to images, and an encoder from images to codes."""
 
 import keras
 import numpy as np
@@ -13,35 +13,35 @@ from keras_ssl.training import optimizers
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class GAN(adversary.AdversarialModel):
-    """Learns to generate pictures, and to encode them: a bidirectional GAN.
+    """Trains a bidirectional GAN: a generator, and an encoder that inverts it.
 
-    A generator turns random codes into pictures, the encoder turns pictures into codes. The discriminator
-    sees pairs of picture and code and must tell (picture, its code by the encoder) from (picture by the
-    generator, its code). When it no longer can, encoder and generator are inverse to one another, though
-    neither has ever seen the other's output (theorem 2 of the paper): the code says all that it
-    takes to generate such a picture.
+    The generator maps random codes to images, the encoder maps images to codes. The discriminator gets
+    pairs of image and code, and classifies whether they are (image, its code by the encoder) or (image by
+    the generator, its code). If it no longer can, encoder and generator are inverse to each other, though
+    neither ever gets the other's output (theorem 2 of the paper). The code then contains all that is
+    needed to generate such an image.
 
-    Why this one and not a discriminator whose features are kept: any encoder serves as it is, with its
-    own normalisation, on real pictures only; a discriminator that is the encoder would have to be
-    without batch normalisation, or its statistics would be those of generated pictures too.
+    Using the features of a discriminator instead would restrict the encoder: it could not have batch
+    normalization, whose statistics would include those of generated images. In a BiGAN the encoder gets
+    only real images, and may have any normalization.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
         codes: int, length of a code.
         filters: int, of the discriminator's first convolution and of the generator's last.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
         x: dict of `image` (B, H, W, 3) in 0..255 and `noise` (B, codes) float32, standard normal. y: the
-        picture, (B, H, W, 3) float32 in -1..1. Prediction: dict of `code` (B, codes) of the pictures and
-        `picture` (B, H, W, 3) in -1..1, generated of the noise.
+        image, (B, H, W, 3) float32 in -1..1. Prediction: dict of `code` (B, codes) of the images, and
+        `image` (B, H, W, 3) in -1..1, generated from the noise.
 
-    Metrics: beside those of `AdversarialModel` `diversity`, how far the generated pictures of a batch lie
-        apart (root mean square over pairs) as a share of the real ones: 0 where the generator has
-        collapsed.
+    Metrics: those of `AdversarialModel`, and `diversity`: the root mean square distance between the
+        generated images of a batch, as a fraction of that between the real images. It is 0 if the
+        generator has collapsed.
 
     Raises:
-        ValueError: `codes` or `filters` below 1; an encoder for other than 3 channels or of variable size.
+        ValueError: `codes` or `filters` is below 1; the encoder does not take 3 channels of fixed size.
 
     Reference: Donahue, Kraehenbuehl & Darrell, "Adversarial Feature Learning", ICLR 2017; Dumoulin et al.,
     "Adversarially Learned Inference", ICLR 2017; generator: Radford, Metz & Chintala, ICLR 2016.
@@ -54,24 +54,24 @@ class GAN(adversary.AdversarialModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
-    makes_real = True
+    encodes_real = True
 
     def __init__(self, encoder, codes=64, filters=16, **kwargs):
         super().__init__(encoder, adversarial=1.0, **kwargs)
         if codes < 1:
             raise ValueError(f"codes must be at least 1, got {codes!r}")
-        height, width = encoders.check_pictures(encoder)
+        height, width = encoders.check_image_shape(encoder)
         self.codes, self.filters = codes, filters
         self.discriminator = adversary.discriminator(
             height, width, 3, filters, codes, dtype=self.dtype_policy
         )
-        # Mean 0 and variance 1, as those of the noise: else the discriminator would tell the pairs by the
-        # size of the codes, and never need to look at the pictures.
+        # Mean 0 and variance 1, like the noise: otherwise the discriminator could tell the pairs apart by
+        # the scale of the codes, without the images.
         self.code = keras.layers.Dense(codes, use_bias=False, dtype="float32", name="code")
         self.whiten = keras.layers.BatchNormalization(
             momentum=0.9, center=False, scale=False, synchronized=True, dtype="float32"
         )
-        # As many doublings as the discriminator has halvings.
+        # As many upsampling steps as the discriminator has downsampling steps.
         doublings = 1
         while max(height, width) > 4 << doublings:
             doublings += 1
@@ -93,12 +93,12 @@ class GAN(adversary.AdversarialModel):
 
     def pretext(self, batch, seed):
         shift, noise = split(seed, 2)
-        image = augment.random_shift(batch["image"], shift, share=0.125, flip=True)
+        image = augment.random_shift(batch["image"], shift, fraction=0.125, flip=True)
         image = tf.cast(image, tf.float32)
         return {"image": image, "noise": normal(noise, self.codes)}, image / 127.5 - 1
 
     def encode(self, images, training=False):
-        """Codes of pictures.
+        """Computes the codes of images.
 
         Args:
             images: (B, H, W, 3) tensor in 0..255.
@@ -111,10 +111,10 @@ class GAN(adversary.AdversarialModel):
         return self.whiten(code, training=training)
 
     def generate(self, codes, training=False):
-        """Pictures from codes.
+        """Generates images from codes.
 
         Args:
-            codes: (B, codes) float32 tensor, standard normal for random pictures.
+            codes: (B, codes) float32 tensor, standard normal for random images.
             training: bool, as in Keras.
 
         Returns:
@@ -125,33 +125,33 @@ class GAN(adversary.AdversarialModel):
         return self.head(self.decoder(x, training=training))[:, :height, :width]
 
     def call(self, x, training=False):
-        picture = self.generate(x["noise"], training)
-        return {"code": self.encode(x["image"], training), "picture": picture}
+        image = self.generate(x["noise"], training)
+        return {"code": self.encode(x["image"], training), "image": image}
 
-    def compare(self, x, y, y_pred):
-        return [y, y_pred["code"]], [y_pred["picture"], x["noise"]]
+    def discriminator_inputs(self, x, y, y_pred):
+        return [y, y_pred["code"]], [y_pred["image"], x["noise"]]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return tf.zeros(())  # all that encoder and generator learn comes through the discriminator
+        return tf.zeros(())  # encoder and generator have no loss but the adversarial one
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        # The squares of all pairs' distances are to one another as the variances.
-        made, real = (tf.math.reduce_variance(p, axis=0) for p in (y_pred["picture"], y))
-        share = tf.sqrt(tf.reduce_mean(made) / tf.maximum(tf.reduce_mean(real), 1e-6))
-        self.diversity.update_state(share, sample_weight=tf.shape(y)[0])
-        return super().compute_metrics(x, y, y_pred["picture"], sample_weight)
+        # The mean squared distance over all pairs is proportional to the variance.
+        fake, real = (tf.math.reduce_variance(p, axis=0) for p in (y_pred["image"], y))
+        ratio = tf.sqrt(tf.reduce_mean(fake) / tf.maximum(tf.reduce_mean(real), 1e-6))
+        self.diversity.update_state(ratio, sample_weight=tf.shape(y)[0])
+        return super().compute_metrics(x, y, y_pred["image"], sample_weight)
 
     def prediction(self, images):
-        """The picture generated anew from its own code."""
-        picture = self.generate(self.encode(images))
-        return {"picture": tf.cast(tf.round(127.5 * (picture + 1)), tf.uint8)}
+        """Returns the images that are generated from the codes of the given images."""
+        image = self.generate(self.encode(images))
+        return {"image": tf.cast(tf.round(127.5 * (image + 1)), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
         columns = [(x["image"], "real")]
         if y_pred is not None:
-            again = self.generate(y_pred["code"])
-            columns += [(127.5 * (again + 1), "from its code")]
-            columns += [(127.5 * (y_pred["picture"] + 1), "from noise")]
+            reconstructed = self.generate(y_pred["code"])
+            columns += [(127.5 * (reconstructed + 1), "from its code")]
+            columns += [(127.5 * (y_pred["image"] + 1), "from noise")]
         return plotting.side_by_side(columns)
 
     def default_loss(self):

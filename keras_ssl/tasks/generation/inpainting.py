@@ -1,4 +1,4 @@
-"""Inpainting: what is in the hole?"""
+"""Inpainting: predicts the content of a masked region, as in context encoders."""
 
 import keras
 import tensorflow as tf
@@ -9,42 +9,43 @@ from keras_ssl.ops.random import split
 from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
 
-MASKS = {"centre": masks.centre, "blocks": masks.blocks, "irregular": masks.irregular}
-LARGEST = 8  # places in a row of the map whose places are all connected
+MASKS = {"center": masks.center, "blocks": masks.blocks, "irregular": masks.irregular}
+LARGEST_SIDE = 8  # of the feature map that the channel-wise fully connected layer gets
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Inpainting(adversary.AdversarialModel):
-    """Fills a hole in the picture: the context encoder.
+    """Predicts the content of a masked region of the image: the context encoder.
 
-    To fill it the network must know what the surroundings belong to. The encoder sees only the picture with
-    the hole, filled with the mean colour of what is left of the picture, and no mask. A channel-wise
-    fully connected layer carries what it found from one side of the picture to the other, a decoder
-    paints. There are no skip connections: all goes through the encoder's last map.
+    To fill the hole, the network has to recognize what the surroundings belong to. The encoder gets only
+    the image, whose hole is filled with the mean color of the other pixels, and no mask. A channel-wise
+    fully connected layer propagates information across the image, and a decoder predicts the pixels.
+    There are no skip connections: all information passes through the encoder's last feature map.
 
-    - *Squared error*, in a band around the hole ten times that in the hole, makes the filling fit, but
-      blurs: where several fillings are possible their mean is the best guess.
-    - *A discriminator* that sees the filled and the real picture asks for one that could be real.
-    - *Holes at random places* (`mask="blocks"`) or *without straight edges* (`"irregular"`): with a hole that
-      always lies in the middle the features are those of its border (section 3.3 of the paper).
+    - *Reconstruction loss*: the squared error, with ten times the weight in a band around the hole. The
+      prediction fits its surroundings, but is blurred, since it is the mean of all plausible contents.
+    - *Adversarial loss*: a discriminator that sees the filled and the real images favors plausible
+      contents.
+    - *Holes at random positions* (`mask="blocks"`) or *of arbitrary shape* (`"irregular"`): if the hole is
+      always in the center, the features are those of its boundary (section 3.3 of the paper).
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.
-        mask: "centre", "blocks" or "irregular", a quarter of the picture (blocks: up to).
-        adversarial: float in 0..1, weight of the adversarial loss, 1 - adversarial that of the squared
-            error; 0 for no discriminator.
-        overlap: int, pixels of the band around the hole, or None for 4/128 of the height.
+        mask: "center", "blocks" or "irregular", which hide a quarter of the image ("blocks": up to).
+        adversarial: float in 0..1, weight of the adversarial loss; the reconstruction loss has
+            1 - adversarial. 0 for no discriminator.
+        overlap: int, width of the band around the hole in pixels, or None for 4/128 of the height.
         filters: int, of the discriminator's first convolution.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, H, W, 3) float32 in 0..255, with the hole. y: (B, H, W, 4) float32, the picture in -1..1
-        and the mask, 1 in the hole. Prediction: (B, H, W, 3) float32, about -1..1, which counts in the
-        hole and the band.
+        x: (B, H, W, 3) float32 in 0..255, with the hole. y: (B, H, W, 4) float32, the image in -1..1
+        and the mask, 1 in the hole. Prediction: (B, H, W, 3) float32, about -1..1, used in the hole and in
+        the band.
 
     Raises:
-        ValueError: another `mask`; `adversarial` not in 0..1; `overlap` below 0; `filters` below 1; an
-            encoder for other than 3 channels or of variable size or without named stages.
+        ValueError: `mask` is unknown; `adversarial` is not in 0..1; `overlap` is below 0; `filters` is
+            below 1; the encoder does not take 3 channels of fixed size, or has no named stages.
 
     Reference: Pathak, Kraehenbuehl, Donahue, Darrell & Efros, "Context Encoders: Feature Learning by
     Inpainting", CVPR 2016.
@@ -52,7 +53,7 @@ class Inpainting(adversary.AdversarialModel):
     Example:
         >>> import keras_ssl as kssl
         >>> encoder = kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1))
-        >>> task = kssl.tasks.Inpainting(encoder, mask="centre")
+        >>> task = kssl.tasks.Inpainting(encoder, mask="center")
         >>> task.compile("adam")
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
@@ -63,17 +64,17 @@ class Inpainting(adversary.AdversarialModel):
         super().__init__(encoder, adversarial, **kwargs)
         if mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
-        height, width = encoders.check_pictures(encoder)
+        height, width = encoders.check_image_shape(encoder)
         overlap = max(1, round(height / 32)) if overlap is None else overlap
         if overlap < 0:
             raise ValueError(f"overlap must be at least 0 pixels, got {overlap!r}")
         self.mask, self.overlap, self.filters = mask, overlap, filters
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
-        # As the paper's encoder, down to a map so small that all its places can be connected.
+        # Like the paper's encoder, down to a map that is small enough for a fully connected layer.
         self.narrow = []
         half = -(-height // 2), -(-width // 2)
-        while max(shape[:2]) > LARGEST or shape[0] > half[0] or shape[1] > half[1]:
+        while max(shape[:2]) > LARGEST_SIDE or shape[0] > half[0] or shape[1] > half[1]:
             layer = keras.layers.Conv2D(
                 2 * shape[-1], 4, 2, "same", activation="relu", dtype=self.dtype_policy
             )
@@ -82,7 +83,7 @@ class Inpainting(adversary.AdversarialModel):
             shape = layer.compute_output_shape((None, *shape))[1:]
         self.connect = layers.ChannelwiseDense(dtype=self.dtype_policy)
         self.decoder = layers.Decoder(shape, half, dtype=self.dtype_policy)
-        small = keras.initializers.RandomNormal(stddev=0.01)  # from gray, not from noise
+        small = keras.initializers.RandomNormal(stddev=0.01)  # predicts gray first, not noise
         self.head = keras.layers.Conv2DTranspose(
             3, 4, 2, "same", kernel_initializer=small, dtype="float32", name="head"
         )
@@ -96,18 +97,18 @@ class Inpainting(adversary.AdversarialModel):
 
     def pretext(self, batch, seed):
         shift, hole = split(seed, 2)
-        image = augment.random_shift(batch["image"], shift, share=0.125, flip=True)
+        image = augment.random_shift(batch["image"], shift, fraction=0.125, flip=True)
         return self.corrupt(image, hole)
 
     def corrupt(self, image, seed):
-        """The picture with a hole, and what belongs there: (x, y) without augmentation."""
+        """Masks a region of each image: returns (x, y) without augmentation."""
         hidden = MASKS[self.mask](seed, *image.shape[1:3])
         return self._hide(image, hidden)
 
     def _hide(self, image, hidden):
         image = tf.cast(image, tf.float32)
-        left = tf.reduce_sum(1 - hidden, axis=[1, 2], keepdims=True)
-        mean = tf.reduce_sum((1 - hidden) * image, axis=[1, 2], keepdims=True) / left
+        visible = tf.reduce_sum(1 - hidden, axis=[1, 2], keepdims=True)
+        mean = tf.reduce_sum((1 - hidden) * image, axis=[1, 2], keepdims=True) / visible
         x = tf.where(hidden > 0, mean, image)
         return x, tf.concat([image / 127.5 - 1, hidden], axis=-1)
 
@@ -116,27 +117,27 @@ class Inpainting(adversary.AdversarialModel):
         for layer in self.narrow:
             deepest = layer(deepest)
         deepest = tf.nn.relu(self.connect(deepest))
-        picture = self.head(self.decoder(deepest, training=training))
-        return picture[:, : x.shape[1], : x.shape[2]]  # one more where the size is odd
+        image = self.head(self.decoder(deepest, training=training))
+        return image[:, : x.shape[1], : x.shape[2]]  # odd sizes are rounded up by the decoder
 
-    def compare(self, x, y, y_pred):
-        picture, hidden = y[..., :3], y[..., 3:]
-        return [picture], [tf.where(hidden > 0, y_pred, picture)]
+    def discriminator_inputs(self, x, y, y_pred):
+        image, hidden = y[..., :3], y[..., 3:]
+        return [image], [tf.where(hidden > 0, y_pred, image)]
 
     def reconstruct(self, x, y, y_pred):
-        """The pictures with their holes filled, (B, H, W, 3) float32 in 0..255."""
+        """Returns the images with filled holes, (B, H, W, 3) float32 in 0..255."""
         return tf.where(y[..., 3:] > 0, tf.clip_by_value(127.5 * (y_pred + 1), 0, 255), x)
 
     def baseline(self, x, y):
-        """The mean colour in the hole: what can be had without a network."""
+        """Returns the images with the mean color in the hole, a reconstruction without a network."""
         return x
 
     def prediction(self, images):
-        """The picture with its middle hidden and filled again."""
+        """Returns the images with their center masked and filled by the network."""
         seed = tf.zeros((tf.shape(images)[0], 2), tf.int64)
-        x, y = self._hide(images, masks.centre(seed, *images.shape[1:3]))
-        picture = self.reconstruct(x, y, self(x, training=False))
-        return {"picture": tf.cast(tf.round(picture), tf.uint8)}
+        x, y = self._hide(images, masks.center(seed, *images.shape[1:3]))
+        image = self.reconstruct(x, y, self(x, training=False))
+        return {"image": tf.cast(tf.round(image), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
         columns = [(x, "input"), (127.5 * (y[..., :3] + 1), "target")]

@@ -1,4 +1,4 @@
-"""Super-resolution: what did the picture look like before it was made small?"""
+"""Super-resolution: predicts an image from its downsampled version."""
 
 import keras
 import tensorflow as tf
@@ -11,37 +11,37 @@ from keras_ssl.training import optimizers
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class SuperResolution(adversary.AdversarialModel):
-    """Gives a picture that was made smaller its pixels back.
+    """Predicts an image from its downsampled version.
 
-    Which edges were sharp and what the texture was depends on what the picture shows. The encoder sees the
-    small picture in its own size, not enlarged; a decoder with skip connections to every stage predicts
-    what is missing in the bicubically enlarged picture. Most of that is local: expect the earlier
-    stages to profit.
+    Which edges were sharp and what the texture was depends on the content. The encoder gets the small image
+    at its own size, not upsampled. A decoder with skip connections to every stage predicts the difference
+    from the bicubically upsampled image. Most of that is local, so expect the early stages to improve
+    most.
 
-    Pictures are moved by whole pixels and mirrored only: any interpolation would take away the very
-    details that are to be predicted.
+    Augmentation is limited to shifts by whole pixels and flips: interpolation would remove the details that
+    have to be predicted.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, 3) to (B, D) that averages over the picture, with
-            named stages: it is trained on pictures `scale` times smaller.
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling and named
+            stages; it is trained on images that are `scale` times smaller.
         scale: 2 or 4.
-        adversarial: float in 0..1, weight of the adversarial loss (0.001 in the paper), 1 - adversarial
-            that of the absolute error; 0 for no discriminator.
+        adversarial: float in 0..1, weight of the adversarial loss (0.001 in the paper); the absolute error
+            has 1 - adversarial. 0 for no discriminator.
         filters: int, of the discriminator's first convolution.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
         x: (B, H/scale, W/scale, 3) float32 in 0..255. y and the prediction: (B, H, W, 3) float32 in
         about -1..1.
 
     Raises:
-        ValueError: another `scale`, or one that does not divide H and W; `adversarial` not in 0..1;
-            `filters` below 1; an encoder that cannot take small pictures, for other than 3 channels or
-            of variable size, or without named stages.
+        ValueError: `scale` is not 2 or 4, or does not divide H and W; `adversarial` is not in 0..1;
+            `filters` is below 1; the encoder cannot take the small images, does not take 3 channels of
+            fixed size, or has no named stages.
 
     Reference: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial
-    Network", CVPR 2017; absolute errors and what is added to the enlarged picture: Lim et al. (EDSR), CVPRW
-    2017, and Kim et al. (VDSR), CVPR 2016.
+    Network", CVPR 2017; absolute error: Lim et al. (EDSR), CVPRW 2017; prediction of the difference from
+    the upsampled image: Kim et al. (VDSR), CVPR 2016.
 
     Example:
         >>> import keras_ssl as kssl
@@ -55,25 +55,25 @@ class SuperResolution(adversary.AdversarialModel):
         super().__init__(encoder, adversarial, **kwargs)
         if scale not in (2, 4):
             raise ValueError(f"scale must be 2 or 4, got {scale!r}")
-        height, width = encoders.check_pictures(encoder)
+        height, width = encoders.check_image_shape(encoder)
         if height % scale or width % scale:
-            raise ValueError(f"scale {scale} must divide the pictures' size, {height}x{width}")
+            raise ValueError(f"scale {scale} must divide the images' size, {height}x{width}")
         self.scale, self.filters = scale, filters
         small = height // scale, width // scale
         encoders.check_patches(encoder, *small)
         self.maps = encoders.maps(encoder)
         outputs = self.maps.call(keras.Input((*small, 3)))
         shapes = [m.shape[1:] for m in outputs.values()]
-        # Of several stages of one size the last; and the small picture itself, whose details no stage keeps
-        # behind a stem that halves it.
+        # Skip connections from the last stage of each size, and from the small image itself, whose details
+        # no stage keeps if the stem downsamples.
         sizes = {shape[:2]: name for name, shape in zip(outputs, shapes, strict=True)}
         self.skips = [name for name in reversed(list(outputs)) if name in sizes.values()][1:]
         skips = [outputs[name].shape[1:] for name in self.skips] + [(*small, 3)]
         half = height // 2, width // 2
         self.decoder = layers.Decoder(shapes[-1], half, skips, dtype=self.dtype_policy)
-        little = keras.initializers.RandomNormal(stddev=0.01)  # the first guess is the bicubic one
+        near_zero = keras.initializers.RandomNormal(stddev=0.01)  # starts with the bicubic image
         self.head = keras.layers.Conv2DTranspose(
-            3, 4, 2, "same", kernel_initializer=little, dtype="float32", name="head"
+            3, 4, 2, "same", kernel_initializer=near_zero, dtype="float32", name="head"
         )
         self.decoder.build()
         self.head.build((None, *half, self.decoder.filters))
@@ -83,40 +83,40 @@ class SuperResolution(adversary.AdversarialModel):
             )
 
     def pretext(self, batch, seed):
-        image = augment.random_shift(batch["image"], seed, share=0.125, flip=True)
+        image = augment.random_shift(batch["image"], seed, fraction=0.125, flip=True)
         return self.corrupt(image, seed)
 
     def corrupt(self, image, seed):
-        """The picture made smaller, and as it was: (x, y) without augmentation."""
+        """Downsamples images: returns (x, y) without augmentation."""
         image = tf.cast(image, tf.float32)
         x = tf.nn.avg_pool2d(image, self.scale, self.scale, "VALID")
-        return tf.round(x), image / 127.5 - 1  # a small picture has eight bits too
+        return tf.round(x), image / 127.5 - 1  # rounded, since small images have eight bits as well
 
     def call(self, x, training=False):
-        # `call`: Keras would refuse another size than that of the encoder's pictures.
+        # Not `maps(...)`: Keras refuses images whose size differs from that of the encoder's input.
         outputs = self.maps.call(x, training=training)
         *_, deepest = outputs.values()
         skips = [outputs[name] for name in self.skips] + [x / 127.5 - 1]
         half = x.shape[1] * self.scale // 2, x.shape[2] * self.scale // 2
-        missing = self.head(self.decoder(deepest, size=half, skips=skips, training=training))
-        return images.enlarge(x, self.scale) / 127.5 - 1 + missing
+        residual = self.head(self.decoder(deepest, size=half, skips=skips, training=training))
+        return images.enlarge(x, self.scale) / 127.5 - 1 + residual
 
-    def compare(self, x, y, y_pred):
+    def discriminator_inputs(self, x, y, y_pred):
         return [y], [y_pred]
 
     def reconstruct(self, x, y, y_pred):
-        """The enlarged pictures, (B, H, W, 3) float32 in 0..255."""
+        """Returns the predicted images, (B, H, W, 3) float32 in 0..255."""
         return tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
 
     def baseline(self, x, y):
-        """The bicubically enlarged picture: what can be had without a network."""
+        """Returns the bicubically upsampled images, a reconstruction without a network."""
         return tf.clip_by_value(images.enlarge(x, self.scale), 0, 255)
 
     def prediction(self, images):
-        """The whole picture, `scale` times as large as it was given."""
+        """Returns the given images, upsampled by `scale`."""
         x = tf.cast(images, tf.float32)
-        picture = self.reconstruct(x, None, self.call(x))
-        return {"picture": tf.cast(tf.round(picture), tf.uint8)}
+        image = self.reconstruct(x, None, self.call(x))
+        return {"image": tf.cast(tf.round(image), tf.uint8)}
 
     def preview(self, x, y, y_pred=None):
         bicubic, target = self.baseline(x, y), 127.5 * (y + 1)

@@ -1,4 +1,4 @@
-"""Exemplar-CNN: which of N seed patches is this a transformation of?"""
+"""Exemplar-CNN: predicts of which of N seed patches a patch is a transformation."""
 
 import keras
 import tensorflow as tf
@@ -11,40 +11,40 @@ from keras_ssl.tasks.similarity import exemplars
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Exemplar(PretextModel):
-    """Tells N patches apart, however they are moved, turned and recoloured: each is a class of its own.
+    """Classifies N seed patches under random transformations; each patch is a class of its own.
 
-    The features must keep what makes a patch different from all others and forget what the
-    transformations change: exactly the invariances that one asks of features.
+    The features must keep what distinguishes a patch from all others, and become invariant to the
+    transformations.
 
-    The seed patch of a picture is taken once, where gradients are strong (a flat patch is a class that
-    nothing could tell), and stays the same. It is shown under new transformations every epoch, whose
-    ranges are the paper's (`keras_ssl.exemplars`). Among them, against the shortcut that a patch could be
-    known by its average colour: contrast along the principal components, saturation, value and hue.
+    The seed patch of an image is sampled once, where gradients are strong (flat patches could not be
+    distinguished), and then fixed. It is transformed differently in every epoch, in the ranges of the
+    paper (`keras_ssl.exemplars`). So that patches cannot be recognized by their average color, the
+    transformations change contrast along the principal components, saturation, value and hue.
 
-    The class layer has N x D weights. With N beyond some ten thousand it dominates the step, and
-    `ExemplarTriplet`, which compares patches directly, has none.
+    The classifier has N x D weights. Beyond about ten thousand patches it dominates the training step;
+    `ExemplarTriplet`, which compares patches directly, has no classifier.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, 3) to (B, D) that averages over the picture: it
-            is trained on the patches and used on whole pictures.
-        num_images: int N, pictures in the data set, one seed patch each; their ids are 0 to N - 1. The
-            paper: 8,000.
-        patch: int, pixels, or None for a third of the picture as in the paper (32 of 96), but at least
-            24 or the whole picture where that is smaller.
-        num_transformations: int K, transformations of each seed patch (the paper: 100 and more), or None
-            for new ones every epoch.
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling, since it
+            is trained on patches and used on whole images.
+        num_images: int N, images in the data set, with one seed patch each; their ids are 0 to N - 1.
+            8,000 in the paper.
+        patch: int, side of a patch in pixels, or None for a third of the image as in the paper (32 of 96),
+            but at least 24, or the whole image if that is smaller.
+        num_transformations: int K, transformations of each seed patch (100 and more in the paper), or None
+            for new ones in every epoch.
         seed: int, of the seed patches.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, patch, patch, 3) float32 in 0..255. y: (B,) int64, the id. Prediction: (B, N) float32
+        x: (B, patch, patch, 3) float32 in 0..255. y: (B,) int64, the ids. Prediction: (B, N) float32
         logits.
 
     Raises:
-        ValueError: fewer than 2 images; a patch larger than the picture, or one that cannot go through
-            the encoder; an encoder for other than 3 channels; `num_transformations` below 1; more
-            images to fit on than `num_images`.
-        tf.errors.InvalidArgumentError: while fitting, an id that is not in 0..N-1.
+        ValueError: there are fewer than 2 images; the patch is larger than the image, or too small for the
+            encoder; the encoder does not take 3 channels; `num_transformations` is below 1; `dataset` gets
+            more images than `num_images`.
+        tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Reference: Dosovitskiy et al., "Discriminative Unsupervised Feature Learning with Exemplar
     Convolutional Neural Networks", PAMI 2016.
@@ -74,18 +74,18 @@ class Exemplar(PretextModel):
 
     def pretext(self, batch, seed):
         image, ids = batch["image"], tf.cast(batch["id"], tf.int64)
-        known = tf.debugging.assert_less(
+        check = tf.debugging.assert_less(
             tf.reduce_max(ids), tf.constant(self.num_images, tf.int64),
             f"the ids of the images must be below num_images, {self.num_images}",
         )  # fmt: skip
-        with tf.control_dependencies([] if known is None else [known]):
+        with tf.control_dependencies([] if check is None else [check]):
             ids = tf.identity(ids)
         fixed = tf.stack([tf.fill(tf.shape(ids), tf.constant(self.seed, tf.int64)), ids], axis=1)
         corners = exemplars.strong_corners(image, fixed, self.patch)
         if self.num_transformations is not None:
             number = integer(seed, self.num_transformations)
             seed = tf.stack([tf.cast(number, tf.int64), ids], axis=1)
-        # Split once more: a number may equal the seed of the corners.
+        # Split again, since `number` may equal the seed of the corners.
         return exemplars.transform(image, corners, split(seed, 1)[0], self.patch), ids
 
     def dataset(self, images, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Exemplar with triplets: are two patches the same one, transformed?"""
+"""Exemplar with triplets: finds the same patch, transformed differently, in the batch."""
 
 import keras
 import tensorflow as tf
@@ -12,31 +12,32 @@ from keras_ssl.training import distribute
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class ExemplarTriplet(PretextModel):
-    """Tells whether two patches are the same one, transformed, or come from different pictures.
+    """Embeds two transformations of a patch closer to each other than to other patches of the batch.
 
-    What `Exemplar` asks of a class layer with one class a patch is asked of the features themselves: two
-    transformations of a patch shall be closer to one another than to any other patch of the batch, by a
-    margin. There is no class layer, whatever the number of pictures.
+    `Exemplar` has a classifier with one class per patch. Here the embeddings are compared instead: two
+    transformations of a patch should be more similar than the first and any other patch of the batch, by a
+    margin. There is no classifier, so the number of images is unlimited.
 
     The seed patches and the transformations are those of `Exemplar` (`keras_ssl.exemplars`).
 
     Args:
-        encoder: functional keras.Model from (B, H, W, 3) to (B, D) that averages over the picture.
-        patch: int, pixels, or None for a third of the picture, but at least 24 or the whole picture
-            where that is smaller.
-        margin: float, of the cosine similarities; 0.5 in the paper.
-        dimensions: int, of the embedding that is compared.
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling.
+        patch: int, side of a patch in pixels, or None for a third of the image, but at least 24, or the
+            whole image if that is smaller.
+        margin: float in (0, 2], of the cosine similarities; 0.5 in the paper.
+        dimensions: int, of the embedding.
         seed: int, of the seed patches.
-        **kwargs: of keras.Model.
+        **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, 2, patch, patch, 3) float32 in 0..255, two transformations. y: (B,) int64, the id, of which
-        `late_labels` makes the place in the batch. Prediction: (B, N) float32 cosine similarities of
-        the first with the second transformations of all N patches of the batch, over all replicas.
+        x: (B, 2, patch, patch, 3) float32 in 0..255, two transformations. y: (B,) int64, the ids, which
+        `late_labels` replaces by the positions in the batch. Prediction: (B, N) float32 cosine
+        similarities of the first transformations with the second transformations of all N patches of the
+        batch, over all replicas.
 
     Raises:
-        ValueError: a patch larger than the picture, or one that cannot go through the encoder; an
-            encoder for other than 3 channels; `margin` not in 0..2 or `dimensions` below 1.
+        ValueError: the patch is larger than the image, or too small for the encoder; the encoder does not
+            take 3 channels; `margin` is not in (0, 2]; `dimensions` is below 1.
 
     Reference: Doersch & Zisserman, "Multi-task Self-Supervised Visual Learning", ICCV 2017, section
     3.3; Dosovitskiy et al., PAMI 2016.
@@ -52,7 +53,7 @@ class ExemplarTriplet(PretextModel):
     def __init__(self, encoder, patch=None, margin=0.5, dimensions=128, seed=0, **kwargs):
         super().__init__(encoder, **kwargs)
         if not 0 < margin <= 2:
-            raise ValueError(f"margin must be in 0..2 and not 0, got {margin!r}")
+            raise ValueError(f"margin must be in (0, 2], got {margin!r}")
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, got {dimensions!r}")
         self.patch = exemplars.check_patch(encoder, patch)
@@ -76,11 +77,11 @@ class ExemplarTriplet(PretextModel):
         return distribute.first_row(y_pred) + tf.range(tf.shape(y_pred)[0]), None
 
     def preview(self, x, y, y_pred=None):
-        said = [""] * len(x)
+        nearest = [""] * len(x)
         if y_pred is not None:
-            said = [f", nearest {y[k]}" for k in y_pred.argmax(axis=-1)]
+            nearest = [f", nearest {y[k]}" for k in y_pred.argmax(axis=-1)]
         return [
-            [(first, f"patch {y[i]}{said[i]}"), (second, f"patch {y[i]}")]
+            [(first, f"patch {y[i]}{nearest[i]}"), (second, f"patch {y[i]}")]
             for i, (first, second) in enumerate(x)
         ]
 

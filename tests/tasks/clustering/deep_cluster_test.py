@@ -1,4 +1,4 @@
-"""DeepCluster: labels, weights, the classifier that starts afresh, and the trivial solutions."""
+"""DeepCluster: labels, weights, reset of the classifier, and trivial solutions."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def make(**arguments):
     return task
 
 
-def test_loss_is_the_weighted_cross_entropy_of_the_clusters(images):
+def test_loss_is_weighted_cross_entropy_of_clusters(images):
     task = make()
     data = task.dataset(images, 20)
     task.fit(data, callbacks=[kssl.callbacks.Relabel(images)], verbose=0)
@@ -35,15 +35,15 @@ def test_loss_is_the_weighted_cross_entropy_of_the_clusters(images):
     for row, number in enumerate(ids.numpy()):
         probability = np.exp(logits[row]) / np.exp(logits[row]).sum()
         cluster = labels[number]
-        # Six clusters of sizes n: each picture weighs 60 / (6 n).
+        # Six clusters of sizes n: each image has the weight 60 / (6 n).
         expected.append(-np.log(probability[cluster]) * IMAGES / (6 * sizes[cluster]))
     np.testing.assert_allclose(task.evaluate(x, ids, verbose=0)[0], np.mean(expected), rtol=1e-5)
 
 
-def test_a_swollen_cluster_weighs_no_more_than_a_small_one():
+def test_large_and_small_clusters_have_equal_weight():
     task = make(num_clusters=3, dimensions=2)
     features = np.random.default_rng(0).normal(size=(IMAGES, 3)) * 0.01
-    features[:50, 0] += 10  # a cluster of 50, one of 6, one of 4
+    features[:50, 0] += 10  # clusters of 50, 6 and 4 images
     features[50:56, 1] += 10
     features[56:, 2] += 10
     task.relabel(features)
@@ -55,8 +55,8 @@ def test_a_swollen_cluster_weighs_no_more_than_a_small_one():
     np.testing.assert_allclose(weight.numpy().mean(), 1, rtol=1e-6)
 
 
-def test_no_cluster_stays_empty_where_the_features_differ():
-    """Almost all pictures in one point: k-means alone leaves clusters empty."""
+def test_no_cluster_is_empty_if_features_differ():
+    """Almost all images have equal features: k-means alone would leave clusters empty."""
     task = make(num_clusters=20)
     features = np.zeros((IMAGES, 4))
     features[40:] = np.random.default_rng(0).normal(size=(20, 4))
@@ -64,7 +64,7 @@ def test_no_cluster_stays_empty_where_the_features_differ():
     assert (np.bincount(task.labels.numpy(), minlength=20) > 0).sum() == 20
 
 
-def test_classifier_and_its_slots_start_afresh_and_nothing_else(images):
+def test_relabel_resets_only_the_classifier_and_its_slots(images):
     task = make()
     data = task.dataset(images, 20)
     task.fit(data, callbacks=[kssl.callbacks.Relabel(images)], verbose=0)
@@ -83,12 +83,12 @@ def test_classifier_and_its_slots_start_afresh_and_nothing_else(images):
             np.testing.assert_array_equal(slot, slots[slot.path])
     for a, b in zip(task.encoder.get_weights(), encoder, strict=True):
         np.testing.assert_array_equal(a, b)
-    again = task.head.kernel.numpy()
+    second = task.head.kernel.numpy()
     task.relabel(np.random.default_rng(0).normal(size=(IMAGES, 4)))
-    assert (task.head.kernel.numpy() != again).all()  # another start each time
+    assert (task.head.kernel.numpy() != second).all()  # initialized differently each time
 
 
-def test_pictures_without_labels_weigh_nothing(images):
+def test_images_without_labels_have_zero_weight(images):
     task = make()
     x, ids = next(iter(task.dataset(images, 20)))
     assert task.evaluate(x, ids, verbose=0)[0] == 0

@@ -1,4 +1,4 @@
-"""SeLa: balanced labels, against a plain scaling, and where DeepCluster collapses."""
+"""SeLa: balanced labels, compared with matrix scaling, also where DeepCluster collapses."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def make(encoder=None, **arguments):
     return task
 
 
-def test_starts_with_random_balanced_labels():
+def test_initial_labels_are_random_and_balanced():
     labels = make(num_clusters=7).labels.numpy()
     assert labels.shape == (2, IMAGES)
     for head in labels:
@@ -28,8 +28,8 @@ def test_starts_with_random_balanced_labels():
     assert (labels != make(num_clusters=7, seed=1).labels.numpy()).any()
 
 
-def test_labels_are_the_plain_scalings():
-    """Each head against P ** lam scaled in float64, as the paper has it."""
+def test_labels_match_float64_matrix_scaling():
+    """Oracle: P ** lam of each head, scaled in float64 as in the paper."""
     task = make(lam=10.0, tolerance=1e-4)
     features = np.random.default_rng(0).normal(size=(IMAGES, 4))
     task.heads.kernel.assign(np.random.default_rng(1).normal(size=(4, 12)))
@@ -49,7 +49,7 @@ def test_labels_are_the_plain_scalings():
     assert np.max(sizes) <= 12
 
 
-def test_loss_is_the_mean_over_the_heads():
+def test_loss_is_mean_over_heads():
     task = make()
     images = kssl.data.digits("test").take(IMAGES)
     x, ids = next(iter(task.dataset(images, 20)))
@@ -64,8 +64,8 @@ def test_loss_is_the_mean_over_the_heads():
     np.testing.assert_allclose(task.evaluate(x, ids, verbose=0)[0], np.mean(expected), rtol=1e-5)
 
 
-def test_stays_balanced_where_deep_cluster_has_one_cluster():
-    """All pictures look alike to the encoder at the start."""
+def test_stays_balanced_if_deep_cluster_collapses():
+    """All images have nearly equal features at the start."""
     images = kssl.data.digits("test").take(IMAGES)
     inputs = keras.Input((32, 32, 3))
     stage = keras.layers.Conv2D(
@@ -83,16 +83,16 @@ def test_stays_balanced_where_deep_cluster_has_one_cluster():
     before = task.labels.numpy()
     history = task.fit(task.dataset(images, 20), callbacks=[relabel], verbose=0).history
     assert history["largest"] == history["smallest"] == [10]
-    np.testing.assert_array_equal(task.labels, before)  # there was no reason to change one
+    np.testing.assert_array_equal(task.labels, before)  # the optimum was already reached
 
 
 def test_default_schedule_is_quadratic():
-    task = make(relabellings=7)
+    task = make(relabelings=7)
     (relabel,) = task.default_callbacks(kssl.data.digits("test").take(IMAGES))
     assert relabel.when == ("quadratic", 7)
 
 
-def test_late_labels_have_one_column_a_head():
+def test_late_labels_have_one_column_per_head():
     task = make()
     labels, weight = task.late_labels(None, tf.constant([5, 3], tf.int64), None)
     np.testing.assert_array_equal(labels, task.labels.numpy()[:, [5, 3]].T)
@@ -107,7 +107,7 @@ def test_late_labels_have_one_column_a_head():
         ({"num_heads": 0}, "num_heads must be positive, got 0"),
         ({"lam": -1}, "lam must be positive"),
         ({"tolerance": 0}, "tolerance must be positive"),
-        ({"relabellings": 0}, "relabellings must be positive"),
+        ({"relabelings": 0}, "relabelings must be positive"),
         ({"crop": 2}, "crop must be in 0..1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""SIFT clusters: which patches are left out, and pages from reader to network."""
+"""SIFT clusters: patches without labels, and pages from the reader to the network."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def make(number, **arguments):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Three writers, who draw lines, rings and crosses, two pages each."""
+    """Two pages each of three writers, who draw lines, rings and crosses."""
     folder = tmp_path_factory.mktemp("pages")
     random = np.random.default_rng(0)
     for writer in ("lines", "rings", "crosses"):
@@ -38,11 +38,11 @@ def pages(tmp_path_factory):
     return folder
 
 
-def test_patches_between_two_clusters_are_left_out():
+def test_patches_between_two_clusters_have_no_label():
     random = np.random.default_rng(0)
     descriptors = np.zeros((61, 128))
     descriptors[:30, 0], descriptors[30:60, 1] = 1, 1  # two clusters
-    descriptors[60, :2] = 0.5  # and one halfway
+    descriptors[60, :2] = 0.5  # and one in between
     descriptors += 1e-3 * random.random((61, 128))
     task = make(61, num_clusters=2)
     task.relabel(descriptors)
@@ -57,12 +57,12 @@ def test_patches_between_two_clusters_are_left_out():
     _, weight = task.late_labels(None, tf.constant([0, 60], tf.int64), None)
     assert weight.numpy().tolist() == [1, 0]
     images = kssl.data.digits("test").take(61)
-    data = task.dataset(task.labelled(images), 20, shuffle=False)
+    data = task.dataset(task.labeled(images), 20, shuffle=False)
     seen = [int(i) for _, ids in data for i in ids]
     assert seen == list(range(60))
 
 
-def test_digits_without_keypoints_get_one_in_the_middle():
+def test_images_without_keypoints_get_one_at_the_center():
     images = kssl.data.digits("test").take(30)
     task = make(30, num_clusters=3)
     descriptors = kssl.callbacks.features_by_id(task, images)
@@ -71,7 +71,7 @@ def test_digits_without_keypoints_get_one_in_the_middle():
     assert np.ptp(descriptors, axis=0).max() > 0.1
 
 
-def test_from_pages_to_writers(pages):
+def test_pages_to_writer_retrieval(pages):
     patches = kssl.data.from_pages(pages)
     number = int(patches.cardinality())
     task = make(number, num_clusters=8)
@@ -91,7 +91,7 @@ def test_from_pages_to_writers(pages):
     [
         (1, {}, "num_images must be at least 2"),
         (10, {"num_clusters": 11}, "num_clusters must be in 2..10"),
-        (10, {"ratio": 0}, "ratio must be in 0..1 and not 0"),
+        (10, {"ratio": 0}, "ratio must be in \(0, 1\]"),
     ],
 )
 def test_refuses(number, arguments, message):

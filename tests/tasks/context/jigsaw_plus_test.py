@@ -16,7 +16,7 @@ def seeds(number):
 
 
 def numbered(number, size=30, grid=3):
-    """Picture i, cell k has the colour (i, k, i): a tile says whose it is and where it was."""
+    """Cell k of image i has the color (i, k, i), which identifies every tile."""
     image = np.zeros((number, size, size, 3), np.float32)
     cell = size // grid
     for k in range(grid * grid):
@@ -27,7 +27,7 @@ def numbered(number, size=30, grid=3):
 
 
 @pytest.mark.parametrize("max_replaced", [0, 1, 2, 4])
-def test_labels_hold_for_all_tiles_but_the_strangers(max_replaced):
+def test_labels_hold_for_all_tiles_but_the_replaced(max_replaced):
     task = make(max_replaced=max_replaced, num_permutations=50, normalize=False, gray=0)
     x, y = (a.numpy() for a in task.pretext({"image": numbered(400)}, seeds(400)))
     owner, cell = x[:, :, 0, 0, 0].astype(int), x[:, :, 0, 0, 1].astype(int)
@@ -38,21 +38,21 @@ def test_labels_hold_for_all_tiles_but_the_strangers(max_replaced):
     np.testing.assert_array_equal(np.unique(number), range(max_replaced + 1))
     np.testing.assert_allclose(
         np.bincount(number) / 400, 1 / (max_replaced + 1), atol=0.1
-    )  # 0, 1, ... alike often
+    )  # 0, 1, ... are equally frequent
     for i in np.flatnonzero(number):
-        assert len(np.unique(owner[i][~own[i]])) == 1  # one stranger a picture
-        assert len(np.unique(cell[i][~own[i]])) == number[i]  # no tile of it twice
+        assert len(np.unique(owner[i][~own[i]])) == 1  # all from one other image
+        assert len(np.unique(cell[i][~own[i]])) == number[i]  # no tile twice
     if max_replaced:
-        strangers = cell[~own] == order[~own]
-        assert strangers.mean() < 0.3  # they are random tiles, not those of the same place
-        assert len(np.unique(np.flatnonzero(~own) % 9)) == 9  # at any place
+        at_same_cell = cell[~own] == order[~own]
+        assert at_same_cell.mean() < 0.3  # random tiles, not those of the same cell
+        assert len(np.unique(np.flatnonzero(~own) % 9)) == 9  # at all positions
 
 
-def test_the_answer_is_unique_without_the_replaced_tiles():
+def test_label_is_unique_without_replaced_tiles():
     task = make()
     found = describe(task.permutations)
     assert len(task.permutations) == 701
-    assert found["minimum"] >= 3  # the paper's bound for two replaced tiles
+    assert found["minimum"] >= 3  # the bound of the paper for two replaced tiles
     four = make(grid=2)
     assert (len(four.permutations), four.max_replaced) == (24, 1)
     with pytest.raises(ValueError, match="minimum Hamming distance of the permutations, 2"):
@@ -62,16 +62,16 @@ def test_the_answer_is_unique_without_the_replaced_tiles():
     assert make(permutations=permutations(20, distance="low"), max_replaced=1).max_replaced == 1
 
 
-def test_strangers_become_gray_with_the_picture():
+def test_replaced_tiles_become_gray_with_the_image():
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (300, 30, 30, 3), np.uint8)
-    x, _ = make(normalize=False).pretext({"image": pictures}, seeds(300))
+    images = rng.integers(0, 256, (300, 30, 30, 3), np.uint8)
+    x, _ = make(normalize=False).pretext({"image": images}, seeds(300))
     gray = (np.ptp(x.numpy(), axis=-1) < 1e-2).all(axis=(2, 3))
     assert (gray.all(1) | ~gray.any(1)).all()
     assert gray[:, 0].mean() == pytest.approx(0.7, abs=0.08)
 
 
-def test_a_single_picture_keeps_its_tiles():
+def test_single_image_keeps_its_tiles():
     task = make(normalize=False, gray=0)
     for seed in range(5):
         x, y = task.pretext({"image": numbered(1)}, tf.constant([[seed, 0]], tf.int64))

@@ -10,7 +10,7 @@ from keras_ssl.tasks.context.permutations import check_permutations, describe, p
 
 
 def slow_distances(rows):
-    """All pairs, in plain Python."""
+    """Oracle: the Hamming distances of all pairs, in a loop."""
     return [
         sum(p != q for p, q in zip(a, b, strict=True)) for a, b in itertools.combinations(rows, 2)
     ]
@@ -24,7 +24,7 @@ def slow_distances(rows):
     st.integers(0, 5),
 )
 @settings(max_examples=40, deadline=None)
-def test_every_set_holds_different_permutations_and_is_described_right(size, distance, seed):
+def test_permutations_are_distinct_and_described_correctly(size, distance, seed):
     tiles, number = size
     rows = permutations(number, tiles, distance, seed)
     assert rows.shape == (number, tiles)
@@ -37,8 +37,8 @@ def test_every_set_holds_different_permutations_and_is_described_right(size, dis
     assert found["average"] == pytest.approx(np.mean(distances) if distances else 0)
 
 
-def test_high_is_the_greedy_choice_of_the_farthest():
-    """The oracle: each next one is as far from its nearest as any that is left could be."""
+def test_high_chooses_the_farthest_greedily():
+    """Oracle: no remaining permutation is farther from its nearest chosen one than the next."""
     rows = permutations(30, tiles=4 + 1, distance="high").tolist()
     everything = list(itertools.permutations(range(5)))
     for k in range(1, len(rows)):
@@ -55,26 +55,26 @@ def test_all_permutations_of_a_small_puzzle():
     assert set(map(tuple, rows.tolist())) == set(itertools.permutations(range(4)))
 
 
-def test_nine_tiles_beat_the_published_sets_in_seconds():
+def test_nine_tiles_are_better_than_published_sets():
     start = time.perf_counter()
     hundred = describe(permutations(100))
     assert time.perf_counter() - start < 20  # half a second here
-    assert hundred["average"] >= 8.08  # the set that the authors published: 8.08, minimum 2
+    assert hundred["average"] >= 8.08  # the published set has 8.08, minimum 2
     assert hundred["minimum"] >= 6
     assert describe(permutations(9)) == {"average": 9.0, "minimum": 9, "duplicates": 0}
-    # Random ones, as published for 1,000 of them: average 8.00, minimum 0.
+    # The published 1,000 are random permutations: average 8.00, minimum 0.
     random = np.stack([np.random.default_rng(i).permutation(9) for i in range(1000)])
     assert describe(random)["average"] == pytest.approx(8.0, abs=0.02)
 
 
-def test_low_and_middle_are_what_they_say():
+def test_low_and_middle_have_their_average_distances():
     average = {
         d: describe(permutations(50, distance=d))["average"] for d in ("high", "middle", "low")
     }
     assert average["low"] < 4.0 < 5.8 < average["middle"] < 6.6 < 8.0 < average["high"]
 
 
-def test_another_seed_gives_another_set():
+def test_seed_changes_the_set():
     assert (permutations(20, seed=0) != permutations(20, seed=1)).any()
 
 
@@ -98,7 +98,7 @@ def test_refuses(arguments, words):
 
 
 @pytest.mark.parametrize("rows", [[[0, 0]], [], [0, 1], [[1, 2]], [[0.5, 1]], "abc"])
-def test_refuses_what_is_no_set(rows):
+def test_refuses_invalid_sets(rows):
     with pytest.raises(ValueError, match="permutations must be an"):
         check_permutations(rows)
     with pytest.raises(ValueError, match=r"\(N, 4\).*0 to 3"):

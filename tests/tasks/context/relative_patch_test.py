@@ -3,9 +3,9 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.tasks.context.relative_patch import NAMES
+from keras_ssl.tasks.context.relative_patch import POSITIONS
 
-SIDES = {
+OFFSETS = {
     "upper left": (-1, -1), "above": (-1, 0), "upper right": (-1, 1), "left": (0, -1),
     "right": (0, 1), "lower left": (1, -1), "below": (1, 0), "lower right": (1, 1),
 }  # fmt: skip
@@ -28,18 +28,18 @@ def coordinates(number, height, width):
 
 
 @pytest.mark.parametrize("size", [(40, 40), (40, 61)])
-def test_labels_say_on_which_side_each_patch_lay(size):
+def test_labels_match_positions_of_patches(size):
     task = make(size, patch=8, gap=4, jitter=1, color=None)
     x, y = task.pretext({"image": coordinates(100, *size)}, seeds(100))
     assert x.shape == (100, 9, 8, 8, 3)
     np.testing.assert_array_equal(y, [range(8)] * 100)
     corners = x.numpy()[:, :, 0, 0, :2]  # row and column of the first pixel of each patch
-    neighbours = np.delete(corners, 4, axis=1)
-    for label, name in enumerate(NAMES):
-        apart = neighbours[:, label] - corners[:, 4]
-        # 8 + 4 pixels from corner to corner, and each of the two moved by at most one.
-        np.testing.assert_array_less(np.abs(apart - 12 * np.array(SIDES[name])), 2.001)
-    # Between any two patches at least gap - 2 jitter pixels are left out: none sees another's pixels.
+    neighbors = np.delete(corners, 4, axis=1)
+    for label, name in enumerate(POSITIONS):
+        apart = neighbors[:, label] - corners[:, 4]
+        # 8 + 4 pixels from corner to corner, and each of the two is shifted by at most one.
+        np.testing.assert_array_less(np.abs(apart - 12 * np.array(OFFSETS[name])), 2.001)
+    # At least gap - 2 * jitter pixels are left out between any two patches, so they have no common pixel.
     rows, columns = x.numpy()[..., 0], x.numpy()[..., 1]
     for a in range(9):
         for b in range(a):
@@ -50,25 +50,27 @@ def test_labels_say_on_which_side_each_patch_lay(size):
             assert (np.maximum(row, column) > 2).all()
 
 
-def test_four_patches_are_the_centre_in_turn():
+def test_each_of_four_patches_is_the_center_once():
     task = make((40, 61), grid=2, patch=12, gap=5, jitter=2, color=None)
     x, y = task.pretext({"image": coordinates(100, 40, 61)}, seeds(100))
     assert x.shape == (100, 4, 12, 12, 3)
     assert y.shape == (100, 12)
     corners = x.numpy()[:, :, 0, 0, :2]
-    assert len({(centre, other) for centre, other, _ in task.pairs}) == 12
-    for k, (centre, other, _) in enumerate(task.pairs):
+    assert len({(center, other) for center, other, _ in task.pairs}) == 12
+    for k, (center, other, _) in enumerate(task.pairs):
         (label,) = set(y[:, k].numpy().tolist())
-        apart = corners[:, other] - corners[:, centre]
-        np.testing.assert_array_less(np.abs(apart - 17 * np.array(SIDES[NAMES[label]])), 4.001)
+        apart = corners[:, other] - corners[:, center]
+        np.testing.assert_array_less(
+            np.abs(apart - 17 * np.array(OFFSETS[POSITIONS[label]])), 4.001
+        )
     assert set(y.numpy().ravel()) == set(range(8))
     assert make(grid=2).patch == 12
     assert task(x).shape == (100, 12, 8)
     captions = [caption for _, caption in task.preview(x.numpy(), y.numpy())[0]]
-    assert captions == ["centre", "4: right", "6: below", "7: lower right"]
+    assert captions == ["center", "4: right", "6: below", "7: lower right"]
 
 
-def test_the_nine_patches_lie_anywhere_in_the_picture():
+def test_nine_patches_cover_the_whole_image():
     task = make((40, 61), patch=8, gap=4, jitter=1, color=None)
     x, _ = task.pretext({"image": coordinates(400, 40, 61)}, seeds(400))
     rows, columns = x.numpy()[..., 0], x.numpy()[..., 1]
@@ -79,7 +81,7 @@ def test_the_nine_patches_lie_anywhere_in_the_picture():
 
 
 def test_defaults_follow_the_paper():
-    large = make((448, 448))  # 96 * 3 + 48 * 2 + 7 * 2 = 398 pixels would do
+    large = make((448, 448))  # 96 * 3 + 48 * 2 + 7 * 2 = 398 pixels suffice
     assert large.gap == large.patch // 2
     assert large.jitter == round(7 / 96 * large.patch)
     paper = make((398, 398))
@@ -97,25 +99,25 @@ def test_colors_are_dropped_or_projected(noise):
     np.testing.assert_allclose(projected.numpy() @ [-1, 2, -1], 0, atol=1e-3)
 
 
-def test_each_pair_is_compared_on_its_own(noise):
-    """The oracle: the prediction for a pair does not depend on the other seven neighbours."""
+def test_pairs_are_compared_independently(noise):
+    """Oracle: the prediction for a pair does not depend on the other seven neighbors."""
     task = make(color=None)
     x, _ = task.pretext({"image": noise[:4]}, seeds(4))
     logits = task(x).numpy()
     assert logits.shape == (4, 8, 8)
     features = task.encoder.call(tf.reshape(x, (36, 7, 7, 3))).numpy().reshape(4, 9, -1)
-    for k, place in enumerate([0, 1, 2, 3, 5, 6, 7, 8]):
-        pair = np.concatenate([features[:, 4], features[:, place]], axis=1)
+    for k, other in enumerate([0, 1, 2, 3, 5, 6, 7, 8]):
+        pair = np.concatenate([features[:, 4], features[:, other]], axis=1)
         np.testing.assert_allclose(
-            logits[:, k], task.head(task.compare(pair)), rtol=1e-4, atol=1e-5
+            logits[:, k], task.head(task.pair_layer(pair)), rtol=1e-4, atol=1e-5
         )
 
 
-def test_learns_where_a_patch_lies():
+def test_learns_positions():
     rng = np.random.default_rng(0)
     ramp = np.linspace(20, 200, 24)
-    pictures = rng.integers(0, 20, (256, 24, 24, 3)) + ramp[:, None, None] / 2
-    pictures[..., 0] += ramp[None, :] / 2  # brightness says the row, red the column
+    images = rng.integers(0, 20, (256, 24, 24, 3)) + ramp[:, None, None] / 2
+    images[..., 0] += ramp[None, :] / 2  # brightness encodes the row, red the column
     task = kssl.tasks.RelativePatch(
         kssl.encoders.resnet((24, 24, 3), width=8, blocks=(1,)),
         patch=5,
@@ -125,7 +127,7 @@ def test_learns_where_a_patch_lies():
         crop=1,
     )
     task.compile("adam")
-    images = kssl.data.from_array(pictures.astype(np.uint8))
+    images = kssl.data.from_array(images.astype(np.uint8))
     task.fit(task.dataset(images, 32, epochs=12), epochs=12, verbose=0)
     assert task.evaluate(task.dataset(images, 32), verbose=0)[1] > 0.7  # chance: 0.125
 
@@ -138,7 +140,7 @@ def test_learns_where_a_patch_lies():
         ({"patch": 8, "gap": 5}, "need 36 pixels.*32x32"),
         ({"patch": 0}, "patch must be at least 1"),
         ({"gap": -1}, "gap -1"),
-        ({"patch": 7, "gap": 3, "jitter": 2}, "jitter 2 can move patches over the gap of 3"),
+        ({"patch": 7, "gap": 3, "jitter": 2}, "jitter 2 can move patches across the gap of 3"),
         ({"color": "gray"}, "color must be one of"),
     ],
 )
@@ -147,7 +149,7 @@ def test_refuses(arguments, words):
         make(**arguments)
 
 
-def test_refuses_encoders_without_size_or_colors():
+def test_refuses_encoders_without_fixed_size_or_colors():
     with pytest.raises(ValueError, match="fixed height and width"):
         kssl.tasks.RelativePatch(kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,)))
     gray = kssl.encoders.resnet((32, 32, 1), width=2, blocks=(1,))

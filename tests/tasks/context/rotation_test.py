@@ -18,7 +18,7 @@ def seeds(number):
     ("arguments", "turns"),
     [({}, [0, 1, 2, 3]), ({"num_rotations": 2}, [0, 2]), ({"angles": (90, 270)}, [1, 3])],
 )
-def test_labels_say_how_each_picture_was_turned(noise, arguments, turns):
+def test_labels_match_rotations(noise, arguments, turns):
     x, y = make(shift=0, flip=False, **arguments).pretext({"image": noise[:3]}, seeds(3))
     assert x.shape == (3, len(turns), 32, 32, 3)
     np.testing.assert_array_equal(y, [list(range(len(turns)))] * 3)
@@ -26,10 +26,10 @@ def test_labels_say_how_each_picture_was_turned(noise, arguments, turns):
         np.testing.assert_array_equal(x[:, k], np.rot90(noise[:3], turn, axes=(1, 2)))
 
 
-def test_all_rotations_of_an_image_share_one_shift(noise):
+def test_all_rotations_of_an_image_have_the_same_shift(noise):
     x, _ = make().pretext({"image": noise[:8]}, seeds(8))
     upright = x[:, 0].numpy()
-    assert (upright != noise[:8]).any(axis=(1, 2, 3)).sum() >= 7  # one in 162 stays where it is
+    assert (upright != noise[:8]).any(axis=(1, 2, 3)).sum() >= 7  # one in 162 is not changed
     for k in range(1, 4):
         np.testing.assert_array_equal(x[:, k], np.rot90(upright, k, axes=(1, 2)))
 
@@ -39,14 +39,14 @@ def test_loss_and_accuracy_in_closed_form(noise):
     task.compile("sgd")
     x, y = task.pretext({"image": noise[:3]}, seeds(3))
     task(x)
-    # A head that always answers 270 degrees with a logit of 2: one picture in four is right.
+    # A head that always predicts 270 degrees, with a logit of 2: one in four predictions is correct.
     task.head.set_weights([np.zeros((2, 4), "f4"), np.array([0, 0, 0, 2], "f4")])
     logs = task.evaluate(x, y, verbose=0, return_dict=True)
     assert logs["accuracy"] == pytest.approx(0.25)
     assert logs["loss"] == pytest.approx(np.log(3 + np.exp(2)) - 2 / 4, rel=1e-5)
 
 
-def test_prediction_is_the_call_on_single_pictures(noise):
+def test_prediction_of_single_images(noise):
     task = make()
     logits = task(noise[:8].reshape(2, 4, 32, 32, 3))
     np.testing.assert_allclose(
@@ -54,7 +54,7 @@ def test_prediction_is_the_call_on_single_pictures(noise):
     )
 
 
-def test_learns_to_tell_up_from_down():
+def test_learns_orientation():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 60, (256, 16, 16, 3))
     x[:, :8] += 150  # sky above
@@ -81,7 +81,7 @@ def test_refuses(arguments, words):
         make(**arguments)
 
 
-def test_oblong_pictures_only_turn_by_180():
+def test_nonsquare_images_allow_only_180_degrees():
     encoder = kssl.encoders.resnet((16, 32, 3), width=2, blocks=(1,))
     with pytest.raises(ValueError, match="16x32"):
         kssl.tasks.Rotation(encoder)

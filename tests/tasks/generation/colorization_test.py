@@ -19,20 +19,20 @@ def seeds(number, epoch=0):
 
 @pytest.fixture(scope="module")
 def blotches():
-    """20 pictures of smooth colours, a few of them nearly gray: (20, 32, 32, 3) uint8."""
+    """20 images of smooth colors, a few of them nearly gray: (20, 32, 32, 3) uint8."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (20, 4, 4, 3)).astype(np.float32)
     coarse[:5] = coarse[:5].mean(-1, keepdims=True) + rng.normal(size=(5, 4, 4, 3)) * 3
     return tf.cast(tf.clip_by_value(tf.image.resize(coarse, (32, 32)), 0, 255), tf.uint8).numpy()
 
 
-def test_rgb_sees_the_mean_of_the_channels_and_no_colour(blotches):
+def test_rgb_input_is_mean_of_channels(blotches):
     x, y = make().corrupt(blotches, None)
     np.testing.assert_allclose(x, blotches.mean(-1, keepdims=True).repeat(3, -1), atol=1e-3)
     np.testing.assert_allclose(y, blotches / 127.5 - 1, atol=1e-5)
 
 
-def test_bins_see_lightness_and_predict_ab_at_a_quarter(blotches):
+def test_ab_bins_input_is_lightness_and_target_is_quarter_resolution_ab(blotches):
     x, y = make("ab_bins").corrupt(blotches, None)
     result = color.rgb2lab(blotches)
     np.testing.assert_allclose(x, result[..., :1].repeat(3, -1) * 2.55, atol=0.01)
@@ -40,7 +40,7 @@ def test_bins_see_lightness_and_predict_ab_at_a_quarter(blotches):
     np.testing.assert_allclose(y, blocks, atol=0.01)
 
 
-def test_pretext_moves_and_mirrors_the_picture_before_it_loses_its_colours(blotches):
+def test_pretext_shifts_and_flips_before_removing_colors(blotches):
     task = make()
     one = {"image": np.repeat(blotches[7:8], 200, axis=0)}
     x, y = (a.numpy() for a in task.pretext(one, seeds(200)))
@@ -48,26 +48,26 @@ def test_pretext_moves_and_mirrors_the_picture_before_it_loses_its_colours(blotc
     plain = blotches[7] / 127.5 - 1
     is_plain = np.abs(y - plain).max((1, 2, 3)) < 1e-5
     is_mirrored = np.abs(y - plain[:, ::-1]).max((1, 2, 3)) < 1e-5
-    assert is_plain.sum() < 20  # nearly all are moved
+    assert is_plain.sum() < 20  # nearly all are shifted
     assert len(np.unique(y.reshape(200, -1).round(4), axis=0)) > 60
     left = y[:, 12:20, 12:20].reshape(200, -1)
     assert is_mirrored.sum() < 20
     assert left.std(0).max() > 0.01
 
 
-def test_with_the_true_bins_the_colours_come_back(blotches):
-    """Logits with all weight on the nearest bin: right to half a bin and the coarse resolution."""
+def test_true_bins_reconstruct_the_colors(blotches):
+    """All probability on the nearest bin: the error is half a bin, and that of the low resolution."""
     task = make("ab_bins")
     x, y = task.corrupt(blotches, None)
     sure = 100 * tf.one_hot(tf.argmin(lab.distances(y), -1), 262)
     result = color.rgb2lab(np.asarray(task.reconstruct(x, y, sure)) / 255)
     truth = color.rgb2lab(blotches)
     assert np.abs(result - truth)[..., 1:].mean() < 4
-    np.testing.assert_allclose(result[..., 0], truth[..., 0], atol=6)  # clipped where out of gamut
+    np.testing.assert_allclose(result[..., 0], truth[..., 0], atol=6)  # clipped if out of gamut
 
 
 def test_annealed_mean():
-    """Two bins, 60 and 40 %: the distribution is sharpened by 1/0.38 before its mean is taken."""
+    """Two bins with 60 and 40 %: the distribution is sharpened by 1/0.38 before its mean is computed."""
     task = make("ab_bins")
     bins = lab.ab_bins().tolist()
     logits = np.full((1, 8, 8, 262), -1e4, np.float32)
@@ -81,7 +81,7 @@ def test_annealed_mean():
     np.testing.assert_allclose(result[..., 2], 0, atol=0.1)
 
 
-def test_rebalancing_weighs_rare_colours(blotches):
+def test_rebalancing_gives_rare_colors_larger_weights(blotches):
     task = make("ab_bins")
     images = kssl.data.from_array(blotches)
     assert task.late_labels(None, np.zeros((1, 2, 2, 2), np.float32), None)[1].numpy().max() == 1
@@ -92,9 +92,9 @@ def test_rebalancing_weighs_rare_colours(blotches):
     _, y = task.corrupt(blotches, None)
     bins = lab.ab_bins()
     nearest = ((y.numpy()[..., None, :] - bins) ** 2).sum(-1).argmin(-1)
-    share = np.bincount(nearest.ravel(), minlength=262) / nearest.size
+    frequency = np.bincount(nearest.ravel(), minlength=262) / nearest.size
     spread = np.exp(-((bins[:, None] - bins) ** 2).sum(-1) / 50)
-    expected = share @ (spread / spread.sum(1, keepdims=True))
+    expected = frequency @ (spread / spread.sum(1, keepdims=True))
     np.testing.assert_allclose(prior, expected, atol=1e-5)
     weight = 1 / (0.5 * expected + 0.5 / 262)
     weight /= (expected * weight).sum()
@@ -104,7 +104,7 @@ def test_rebalancing_weighs_rare_colours(blotches):
 
 
 @pytest.mark.parametrize("target", ["rgb", "ab_bins"])
-def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
+def test_colors_are_measured_once_and_saved(target, blotches, tmp_path):
     task = make(target)
     task.compile("adam")
     data = task.dataset(kssl.data.from_array(blotches), 10)
@@ -117,38 +117,39 @@ def test_colours_are_measured_once_and_saved(target, blotches, tmp_path):
     task.fit(data, verbose=0)
     task.save(tmp_path / "task.keras")
     copy = keras.models.load_model(tmp_path / "task.keras")
-    copy.dataset(kssl.data.from_array(blotches // 2), 10)  # other colours, too late
+    # Other colors, which are not measured again.
+    copy.dataset(kssl.data.from_array(blotches // 2), 10)
     np.testing.assert_allclose(copy.mean, expected, atol=1e-4)
-    # The trivial answer has the data's mean colour everywhere, apart from clipping.
-    trivial = np.asarray(task.baseline(x, y))
+    # The baseline has the mean color of the data everywhere, except for clipping.
+    baseline = np.asarray(task.baseline(x, y))
     if target == "rgb":
-        np.testing.assert_allclose(trivial.mean((0, 1, 2)), blotches.mean((0, 1, 2)), atol=2)
+        np.testing.assert_allclose(baseline.mean((0, 1, 2)), blotches.mean((0, 1, 2)), atol=2)
     else:
-        ab = color.rgb2lab(trivial / 255)[..., 1:].mean((0, 1, 2))
+        ab = color.rgb2lab(baseline / 255)[..., 1:].mean((0, 1, 2))
         np.testing.assert_allclose(ab, expected, atol=2)
 
 
-def test_starts_near_gray_and_learns_the_one_colour_there_is():
+def test_starts_near_gray_and_learns_a_constant_color():
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 200, (32, 32, 32, 1)) + np.array([50, 0, 25])
-    images = kssl.data.from_array(pictures.astype(np.uint8))
+    pixels = rng.integers(0, 200, (32, 32, 32, 1)) + np.array([50, 0, 25])
+    images = kssl.data.from_array(pixels.astype(np.uint8))
     task = make()
-    x, y = task.corrupt(pictures, None)
+    x, y = task.corrupt(pixels, None)
     before = task(x)
     assert np.abs(before - (x / 127.5 - 1)).max() < 0.1
     task.compile(keras.optimizers.Adam(1e-2))
     task.fit(task.dataset(images, 8, epochs=12), epochs=12, verbose=0)
-    left = np.abs(np.asarray(task.reconstruct(x, y, task(x))) - pictures).mean()
-    assert left < 5  # of 16.7 for gray
+    error = np.abs(np.asarray(task.reconstruct(x, y, task(x))) - pixels).mean()
+    assert error < 5  # grayscale has 16.7
 
 
 def test_refuses():
     with pytest.raises(ValueError, match='target must be "rgb" or "ab_bins", got \'lab\''):
         make("lab")
-    with pytest.raises(ValueError, match=r"encoder must take pictures \(H, W, 3\) of fixed size"):
+    with pytest.raises(ValueError, match=r"encoder must take images \(H, W, 3\) of fixed size"):
         kssl.tasks.Colorization(kssl.encoders.resnet((32, 32, 1), width=2))
-    with pytest.raises(ValueError, match="encoder must take pictures"):
+    with pytest.raises(ValueError, match="encoder must take images"):
         kssl.tasks.Colorization(kssl.encoders.resnet((None, None, 3), width=2))
     inputs = keras.Input((32, 32, 3))
     nameless = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))

@@ -15,7 +15,7 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-def test_noise_is_standard_normal_and_new_for_each_picture_and_epoch(noise):
+def test_noise_is_standard_normal_and_differs_by_image_and_epoch(noise):
     task = make(codes=50)
     x, y = task.pretext({"image": noise}, seeds(40))
     drawn = x["noise"].numpy()
@@ -28,50 +28,50 @@ def test_noise_is_standard_normal_and_new_for_each_picture_and_epoch(noise):
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (21, 34, 3), (4, 4, 3)])
-def test_generated_pictures_have_the_size_of_the_real_ones(shape):
+def test_generated_images_have_the_size_of_real_ones(shape):
     task = make(shape)
-    pictures = task.generate(tf.random.normal((5, 6)))
-    assert pictures.shape == (5, *shape)
-    assert np.abs(pictures).max() <= 1
-    again = task.prediction(tf.zeros((2, *shape)))["picture"]
-    assert again.shape == (2, *shape)
-    assert again.dtype == np.uint8
+    images = task.generate(tf.random.normal((5, 6)))
+    assert images.shape == (5, *shape)
+    assert np.abs(images).max() <= 1
+    predicted = task.prediction(tf.zeros((2, *shape)))["image"]
+    assert predicted.shape == (2, *shape)
+    assert predicted.dtype == np.uint8
 
 
-def test_the_discriminator_sees_picture_and_code_of_either_side(noise):
+def test_discriminator_gets_pairs_of_image_and_code(noise):
     task = make()
     x, y = task.pretext({"image": noise}, seeds(40))
     y_pred = task(x)
-    real, fake = task.compare(x, y, y_pred)
+    real, fake = task.discriminator_inputs(x, y, y_pred)
     for found, expected in zip(
-        real + fake, [y, y_pred["code"], y_pred["picture"], x["noise"]], strict=True
+        real + fake, [y, y_pred["code"], y_pred["image"], x["noise"]], strict=True
     ):
         np.testing.assert_array_equal(found, expected)
-    # Both parts count.
-    plain = task.discriminator(real)
+    # The logit depends on both parts.
+    logits = task.discriminator(real)
     for part in range(2):
         changed = [r + (i == part) for i, r in enumerate(real)]
-        assert np.abs(task.discriminator(changed) - plain).max() > 1e-4
+        assert np.abs(task.discriminator(changed) - logits).max() > 1e-4
 
 
-def test_diversity_is_the_spread_of_the_samples_relative_to_the_pictures(noise):
+def test_diversity_is_distance_of_samples_relative_to_images(noise):
     task = make()
     task.compile("adam")
     x, y = task.pretext({"image": noise}, seeds(40))
     for factor in (0.5, 1.0):
         fake = tf.reduce_mean(y, 0) + factor * (y - tf.reduce_mean(y, 0))
         task.diversity.reset_state()
-        task.compute_metrics(x, y, {"code": None, "picture": fake})
+        task.compute_metrics(x, y, {"code": None, "image": fake})
         assert float(task.diversity.result()) == pytest.approx(factor, rel=1e-4)
-    # By definition: the root of the mean squared distance over all pairs.
-    fake = task(x)["picture"].numpy()
+    # Oracle: the root mean square distance over all pairs.
+    fake = task(x)["image"].numpy()
 
-    def spread(pictures):
-        p = np.asarray(pictures).reshape(40, -1)
+    def spread(images):
+        p = np.asarray(images).reshape(40, -1)
         return np.sqrt(((p[:, None] - p) ** 2).sum(-1).mean())
 
     task.diversity.reset_state()
-    task.compute_metrics(x, y, {"code": None, "picture": fake})
+    task.compute_metrics(x, y, {"code": None, "image": fake})
     assert float(task.diversity.result()) == pytest.approx(spread(fake) / spread(y), rel=1e-3)
 
 
@@ -80,5 +80,5 @@ def test_refuses():
         make(codes=0)
     with pytest.raises(ValueError, match="filters must be at least 1, got 0"):
         make(filters=0)
-    with pytest.raises(ValueError, match="encoder must take pictures"):
+    with pytest.raises(ValueError, match="encoder must take images"):
         make((32, 32, 1))

@@ -17,8 +17,8 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-@pytest.mark.parametrize("mask", ["centre", "blocks", "irregular"])
-def test_the_hole_has_the_mean_colour_of_what_is_left(mask, noise):
+@pytest.mark.parametrize("mask", ["center", "blocks", "irregular"])
+def test_hole_has_mean_color_of_visible_pixels(mask, noise):
     x, y = (a.numpy() for a in make(mask=mask).corrupt(noise, seeds(40)))
     hidden = y[..., 3] == 1
     np.testing.assert_array_equal(hidden, getattr(masks, mask)(seeds(40), 32, 32)[..., 0] == 1)
@@ -31,23 +31,23 @@ def test_the_hole_has_the_mean_colour_of_what_is_left(mask, noise):
         )
 
 
-def test_what_is_hidden_reaches_neither_x_nor_the_prediction(noise):
-    task = make(mask="centre")
+def test_hidden_pixels_affect_neither_x_nor_prediction(noise):
+    task = make(mask="center")
     other = noise.copy()
     other[:, 8:24, 8:24] = 255 - other[:, 8:24, 8:24]
-    (x, y), (again, y_other) = (task.corrupt(p, seeds(40)) for p in (noise, other))
-    np.testing.assert_array_equal(x, again)
+    (x, y), (x_other, y_other) = (task.corrupt(p, seeds(40)) for p in (noise, other))
+    np.testing.assert_array_equal(x, x_other)
     assert (y != y_other).numpy().any()
-    given = task.prediction(noise)["picture"].numpy()
-    np.testing.assert_array_equal(given, task.prediction(other)["picture"])
-    np.testing.assert_array_equal(given[:, :8], noise[:, :8])  # what is visible stays
+    given = task.prediction(noise)["image"].numpy()
+    np.testing.assert_array_equal(given, task.prediction(other)["image"])
+    np.testing.assert_array_equal(given[:, :8], noise[:, :8])  # visible pixels are unchanged
     assert (given[:, 8:24, 8:24] != noise[:, 8:24, 8:24]).any()
 
 
-def test_the_discriminator_sees_pictures_that_differ_in_the_hole_only(noise):
+def test_discriminator_gets_images_that_differ_only_in_the_hole(noise):
     task = make(mask="irregular")
     x, y = task.corrupt(noise, seeds(40))
-    (real,), (fake,) = task.compare(x, y, task(x))
+    (real,), (fake,) = task.discriminator_inputs(x, y, task(x))
     differs = (real != fake).numpy().any(-1)
     hidden = y[..., 3].numpy() == 1
     assert not differs[~hidden].any()
@@ -56,9 +56,9 @@ def test_the_discriminator_sees_pictures_that_differ_in_the_hole_only(noise):
     np.testing.assert_allclose(restored, 127.5 * (np.clip(fake, -1, 1) + 1), atol=1e-3)
 
 
-def test_every_place_of_the_picture_reaches_the_hole():
-    """The channel-wise dense layer: a corner changes the filling in the middle."""
-    task = make(64, blocks=(1, 1, 1, 1), mask="centre")
+def test_every_pixel_affects_the_hole():
+    """By the channel-wise dense layer, a corner affects the prediction in the center."""
+    task = make(64, blocks=(1, 1, 1, 1), mask="center")
     assert max(task.connect.kernel.shape) <= 64
     x = tf.Variable(tf.random.uniform((1, 64, 64, 3), 0, 255, seed=1))
     with tf.GradientTape() as tape:
@@ -68,34 +68,34 @@ def test_every_place_of_the_picture_reaches_the_hole():
     assert (reach[-4:, -4:] > 0).any()
 
 
-def test_large_maps_are_narrowed():
+def test_large_feature_maps_are_downsampled():
     task = make(96, blocks=(1,))
     assert task.connect.kernel.shape[1] <= 64
     assert task(tf.zeros((1, 96, 96, 3))).shape == (1, 96, 96, 3)
 
 
-def test_odd_sizes_fit():
+def test_odd_sizes():
     encoder = kssl.encoders.resnet((21, 34, 3), width=2, blocks=(1, 1))
     assert Inpainting(encoder)(tf.zeros((2, 21, 34, 3))).shape == (2, 21, 34, 3)
 
 
-def test_learns_to_fill_a_plain_picture():
+def test_learns_to_fill_simple_images():
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    # Left dark, right bright: the hole needs both, their mean is wrong everywhere.
-    pictures = np.zeros((64, 32, 32, 3), np.float32)
-    pictures[:, :, 16:] = 1
-    pictures = (rng.uniform(20, 60, (64, 1, 1, 3)) + pictures * 120).astype(np.uint8)
-    task = make(mask="centre", adversarial=0.0)
+    # Dark on the left, bright on the right: the mean of both is wrong everywhere in the hole.
+    images = np.zeros((64, 32, 32, 3), np.float32)
+    images[:, :, 16:] = 1
+    images = (rng.uniform(20, 60, (64, 1, 1, 3)) + images * 120).astype(np.uint8)
+    task = make(mask="center", adversarial=0.0)
     task.compile(keras.optimizers.Adam(5e-3))
-    task.fit(task.dataset(kssl.data.from_array(pictures), 16, epochs=30), epochs=30, verbose=0)
-    found = kssl.evaluation.reconstruction(task, kssl.data.from_array(pictures))
+    task.fit(task.dataset(kssl.data.from_array(images), 16, epochs=30), epochs=30, verbose=0)
+    found = kssl.evaluation.reconstruction(task, kssl.data.from_array(images))
     assert found["psnr"] > found["baseline_psnr"] + 3
 
 
 def test_refuses():
     with pytest.raises(
-        ValueError, match="mask must be one of centre, blocks, irregular, got 'left'"
+        ValueError, match="mask must be one of center, blocks, irregular, got 'left'"
     ):
         make(mask="left")
     with pytest.raises(ValueError, match="overlap must be at least 0 pixels, got -1"):

@@ -17,7 +17,7 @@ def seeds(number):
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_the_small_picture_holds_the_means_of_squares(scale, noise):
+def test_small_image_has_block_means(scale, noise):
     x, y = make(scale=scale).corrupt(noise, None)
     side = 32 // scale
     means = noise.reshape(40, side, scale, side, scale, 3).mean((2, 4))
@@ -26,8 +26,8 @@ def test_the_small_picture_holds_the_means_of_squares(scale, noise):
     np.testing.assert_allclose(y, noise / 127.5 - 1, atol=1e-5)
 
 
-def test_pretext_moves_by_whole_pixels(noise):
-    """No interpolation: every pixel of the target is one of the picture."""
+def test_pretext_shifts_by_whole_pixels(noise):
+    """No interpolation: every pixel of the target is a pixel of the image."""
     _, y = make().pretext({"image": noise}, seeds(40))
     pixels = np.round(127.5 * (y.numpy() + 1)).astype(np.uint8)
     for i in range(0, 40, 7):
@@ -36,20 +36,20 @@ def test_pretext_moves_by_whole_pixels(noise):
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_untrained_it_is_bicubic_and_a_larger_picture_is_enlarged_too(scale, noise):
+def test_untrained_prediction_is_bicubic_at_any_size(scale, noise):
     task = make(scale=scale)
     x, y = task.corrupt(noise, None)
     bicubic = tf.image.resize(x, (32, 32), "bicubic")
     assert np.abs(task(x) - (bicubic / 127.5 - 1)).max() < 0.2
     np.testing.assert_allclose(task.baseline(x, y), np.clip(bicubic, 0, 255), atol=1e-3)
-    large = task.prediction(noise)["picture"]
+    large = task.prediction(noise)["image"]
     assert large.shape == (40, 32 * scale, 32 * scale, 3)
     assert large.dtype == np.uint8
     expected = np.clip(tf.image.resize(noise, (32 * scale, 32 * scale), "bicubic"), 0, 255)
     assert np.abs(large.numpy().astype(int) - expected).mean() < 5
 
 
-def test_the_encoder_sees_the_small_picture():
+def test_encoder_gets_the_small_image():
     task = make(96, blocks=(1, 1, 1), stem="imagenet", scale=4)
     assert task.maps.call(tf.zeros((1, 24, 24, 3)))["stage1"].shape[1:3] == (6, 6)
     assert task(tf.zeros((1, 24, 24, 3))).shape == (1, 96, 96, 3)
@@ -65,15 +65,15 @@ def test_every_stage_gets_a_gradient(noise):
 
 
 def test_learns_sharp_edges():
-    """Stripes that bicubic enlargement blurs, but that always lie the same way."""
+    """Stripes that bicubic upsampling blurs, but whose orientation is always the same."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     start = rng.integers(0, 8, 64)
     rows = (np.arange(32)[None] + start[:, None]) // 4 % 2
-    pictures = np.broadcast_to(60 + 120 * rows[:, :, None, None], (64, 32, 32, 3)).astype(np.uint8)
+    images = np.broadcast_to(60 + 120 * rows[:, :, None, None], (64, 32, 32, 3)).astype(np.uint8)
     task = make(scale=4)
     task.compile(keras.optimizers.Adam(5e-3))
-    images = kssl.data.from_array(pictures)
+    images = kssl.data.from_array(images)
     task.fit(task.dataset(images, 16, epochs=20), epochs=20, verbose=0)
     found = kssl.evaluation.reconstruction(task, images)
     assert found["psnr"] > found["baseline_psnr"] + 2
@@ -82,7 +82,7 @@ def test_learns_sharp_edges():
 def test_refuses():
     with pytest.raises(ValueError, match="scale must be 2 or 4, got 3"):
         make(scale=3)
-    with pytest.raises(ValueError, match="scale 4 must divide the pictures' size, 30x30"):
+    with pytest.raises(ValueError, match="scale 4 must divide the images' size, 30x30"):
         make(30, scale=4)
     inputs = keras.Input((32, 32, 3))
     flat = keras.layers.Flatten()(keras.layers.Conv2D(2, 3, name="stage1")(inputs))

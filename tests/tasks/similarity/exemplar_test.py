@@ -16,7 +16,7 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-def test_each_picture_is_a_class_of_its_own_under_new_transformations(noise):
+def test_each_image_is_a_class_with_new_transformations_per_epoch(noise):
     task = make()
     batch = {"image": noise[7:20], "id": np.arange(7, 20)}
     x, y = task.pretext(batch, seeds(13))
@@ -25,7 +25,7 @@ def test_each_picture_is_a_class_of_its_own_under_new_transformations(noise):
     later, same = task.pretext(batch, seeds(13, epoch=1))
     np.testing.assert_array_equal(same, y)
     assert (np.abs(later.numpy() - x.numpy()).max((1, 2, 3)) > 1).all()
-    # The seed patch is the same one in both epochs, and transformed as the functions say.
+    # The seed patch is the same in both epochs, and transformed by `exemplars.transform`.
     fixed = tf.stack([tf.zeros(13, tf.int64), tf.range(7, 20, dtype=tf.int64)], 1)
     corners = exemplars.strong_corners(noise[7:20], fixed, 24)
     np.testing.assert_array_equal(
@@ -33,7 +33,7 @@ def test_each_picture_is_a_class_of_its_own_under_new_transformations(noise):
     )
 
 
-def test_a_fixed_number_of_transformations(noise):
+def test_fixed_number_of_transformations(noise):
     task = make(num_transformations=3)
     batch = {"image": noise[:2], "id": np.arange(2)}
     seen = [set(), set()]
@@ -45,7 +45,7 @@ def test_a_fixed_number_of_transformations(noise):
     assert not seen[0] & seen[1]
 
 
-def test_ids_beyond_the_classes_are_refused(noise):
+def test_refuses_ids_beyond_the_classes(noise):
     task = make(num_images=10)
     with pytest.raises(tf.errors.InvalidArgumentError, match="below num_images, 10"):
         task.pretext({"image": noise[:11], "id": np.arange(11)}, seeds(11))
@@ -53,7 +53,7 @@ def test_ids_beyond_the_classes_are_refused(noise):
         task.dataset(kssl.data.from_array(noise), 8)
 
 
-def test_learns_its_classes(gratings):
+def test_learns_to_classify_patches(gratings):
     task = kssl.tasks.Exemplar(kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1)), 16)
     task.compile(keras.optimizers.Adam(0.01))
     images = kssl.data.from_array(gratings)

@@ -15,7 +15,7 @@ def seeds(number, epoch=0):
     return tf.stack([tf.fill(number, np.int64(epoch)), tf.range(number, dtype=tf.int64)], 1)
 
 
-def test_two_transformations_of_one_seed_patch(noise):
+def test_input_is_two_transformations_of_one_seed_patch(noise):
     task, exemplar = make(), kssl.tasks.Exemplar(make().encoder, num_images=40)
     batch = {"image": noise[:6], "id": np.arange(6)}
     x, y = task.pretext(batch, seeds(6))
@@ -25,7 +25,7 @@ def test_two_transformations_of_one_seed_patch(noise):
     np.testing.assert_array_equal(x[:, 0], exemplar.pretext(batch, seeds(6))[0])  # the same patch
 
 
-def test_similarities_of_all_pairs_and_their_labels(noise):
+def test_prediction_is_similarities_of_all_pairs(noise):
     task = make()
     x, y = task.pretext({"image": noise[:5], "id": np.arange(30, 35)}, seeds(5))
     similarities = task(x).numpy()
@@ -36,11 +36,11 @@ def test_similarities_of_all_pairs_and_their_labels(noise):
         similarities, embedding[:, 0] @ embedding[:, 1].T, rtol=1e-3, atol=1e-4
     )
     labels, weight = task.late_labels(x, y, similarities)
-    np.testing.assert_array_equal(labels, range(5))  # the place in the batch, not the id
+    np.testing.assert_array_equal(labels, range(5))  # the positions in the batch, not the ids
     assert weight is None
 
 
-def test_replicas_compare_with_the_patches_of_all(noise, two_replicas):
+def test_negatives_come_from_all_replicas(noise, two_replicas):
     with two_replicas.scope():
         task = make()
     x, _ = task.pretext({"image": noise[:5], "id": np.arange(5)}, seeds(5))
@@ -57,11 +57,11 @@ def test_replicas_compare_with_the_patches_of_all(noise, two_replicas):
     similarities, labels = two_replicas.run(step, args=(parts,))
     found = [np.asarray(s) for s in two_replicas.experimental_local_results(similarities)]
     np.testing.assert_allclose(np.concatenate(found), whole, rtol=1e-4, atol=1e-5)
-    places = [np.asarray(p) for p in two_replicas.experimental_local_results(labels)]
-    np.testing.assert_array_equal(np.concatenate(places), range(5))
+    columns = [np.asarray(p) for p in two_replicas.experimental_local_results(labels)]
+    np.testing.assert_array_equal(np.concatenate(columns), range(5))
 
 
-def test_learns_to_tell_patches_apart(gratings):
+def test_learns_to_distinguish_patches(gratings):
     task = kssl.tasks.ExemplarTriplet(kssl.encoders.resnet((32, 32, 3), width=8, blocks=(1, 1)))
     task.compile(keras.optimizers.Adam(0.01))
     images = kssl.data.from_array(gratings)

@@ -14,23 +14,23 @@ def seeds(number):
     return tf.stack([tf.zeros(number, tf.int64), tf.range(number, dtype=tf.int64)], 1)
 
 
-def test_seed_patches_lie_where_gradients_are_strong():
+def test_seed_patches_have_strong_gradients():
     image = np.full((300, 32, 32, 3), 90, np.uint8)
     image[:, 20:28, 3:11] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
     corners = exemplars.strong_corners(image, seeds(300), 8).numpy()
     assert corners.min() >= 0
     assert corners.max() <= 24
     overlap = np.prod(np.maximum(0, 8 - np.abs(corners - [20, 3])), axis=1)
-    assert (overlap > 0).mean() > 0.97  # a random place overlaps in a third of the cases
+    assert (overlap > 0).mean() > 0.97  # a random position overlaps in a third of the cases
     assert len(np.unique(corners, axis=0)) > 50
     np.testing.assert_array_equal(corners, exemplars.strong_corners(image, seeds(300), 8))
 
 
-def test_the_likelihood_of_a_patch_is_its_energy():
-    """Two patches can be taken; one has nine times the squared gradients of the other."""
+def test_probability_of_a_patch_is_proportional_to_squared_gradients():
+    """There are two patches; one has nine times the squared gradients of the other."""
     image = np.zeros((1, 4, 5, 1), np.float32)
-    image[0, :, 0] = 30  # the step between the columns 0 and 1 is seen by the first patch only
-    image[0, :, 4] = 10  # that between 3 and 4 by the second
+    image[0, :, 0] = 30  # the step between the columns 0 and 1 is in the first patch only
+    image[0, :, 4] = 10  # the step between 3 and 4 in the second only
     image = np.repeat(np.repeat(image, 3, axis=-1), 4000, axis=0)
     corners = tf.function(exemplars.strong_corners)(image, seeds(4000), 4).numpy()
     vertical, horizontal = tf.image.image_gradients(tf.constant(image[:1, ..., :1]))
@@ -40,8 +40,8 @@ def test_the_likelihood_of_a_patch_is_its_energy():
     assert (corners[:, 1] == 0).mean() == pytest.approx(sums[0] / sums.sum(), abs=0.03)
 
 
-def test_windows_of_all_sizes_hold_the_sum_of_their_energy():
-    """One patch has all the energy, and is always taken, wherever it lies."""
+def test_window_sums_for_all_sizes():
+    """One patch has all the energy, so it is always sampled, wherever it is."""
     for size, (row, column) in ((5, (0, 0)), (5, (7, 11)), (12, (0, 4)), (1, (3, 9))):
         image = np.zeros((20, 12, 16, 3), np.float32)
         image[:, row + size // 2, column + size // 2] = 250.0
@@ -53,17 +53,17 @@ def test_windows_of_all_sizes_hold_the_sum_of_their_energy():
         assert corners.max(0)[1] <= 16 - size
 
 
-def test_flat_pictures_have_a_seed_patch_too():
+def test_flat_images_have_a_seed_patch():
     corners = exemplars.strong_corners(np.full((500, 12, 12, 3), 255, np.uint8), seeds(500), 8)
     assert len(np.unique(corners.numpy(), axis=0)) == 25
 
 
-def affine(random, size=SIZE, picture=80):
-    """Where the patch's pixels come from: fitted to a picture that says its own coordinates."""
+def affine(random, size=SIZE, side=80):
+    """Fits the affine map of the patch's pixels, on an image whose channels are its coordinates."""
     number = len(random)
-    image = np.zeros((number, picture, picture, 3), np.float32)
-    image[..., 0] = np.arange(picture)[:, None]
-    image[..., 1] = np.arange(picture)
+    image = np.zeros((number, side, side, 3), np.float32)
+    image[..., 0] = np.arange(side)[:, None]
+    image[..., 1] = np.arange(side)
     corners = np.tile([[30, 33]], (number, 1)).astype(np.int32)
     found = exemplars.warp(image, corners, tf.constant(random, tf.float32), size).numpy()
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
@@ -72,17 +72,17 @@ def affine(random, size=SIZE, picture=80):
     for patch in found:
         seen = patch[..., :2].reshape(-1, 2)
         solution, residue, *_ = np.linalg.lstsq(design, seen, rcond=None)
-        assert residue.max() < 1e-2  # it is an affine map
+        assert residue.max() < 1e-2  # the map is affine
         fits.append(solution)
     fits = np.array(fits)  # (number, 3, 2)
     return fits[:, :2], fits[:, 2] - (corners + (size - 1) / 2)
 
 
-def test_the_geometry_stays_within_the_ranges_of_the_paper():
+def test_geometry_is_in_the_ranges_of_the_paper():
     matrices, moves = affine(np.random.default_rng(0).uniform(size=(300, 4)))
     scales = np.sqrt(np.linalg.det(matrices))
     angles = np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
-    # Similarities: a rotation times a scale, nothing sheared or mirrored.
+    # Similarity transformations: rotation and scale, without shear or reflection.
     np.testing.assert_allclose(
         matrices @ matrices.transpose(0, 2, 1), scales[:, None, None] ** 2 * np.eye(2), atol=1e-3
     )
@@ -92,10 +92,10 @@ def test_the_geometry_stays_within_the_ranges_of_the_paper():
     assert 19 < angles.max() <= 20.01
     assert np.abs(moves).max() <= 0.2 * SIZE + 1e-3
     assert np.abs(moves).max() > 0.19 * SIZE
-    assert np.median(scales) == pytest.approx(0.98, abs=0.05)  # even on a logarithmic scale
+    assert np.median(scales) == pytest.approx(0.98, abs=0.05)  # log-uniform
 
 
-def test_the_middle_of_all_ranges_leaves_the_patch_alone():
+def test_center_of_all_ranges_is_the_identity():
     image = np.random.default_rng(0).uniform(20, 230, (3, 40, 44, 3)).astype(np.float32)
     corners = np.array([[0, 0], [5, 27], [23, 9]], np.int32)
     unscaled = np.log(1 / 0.7) / np.log(1.4 / 0.7)
@@ -109,7 +109,7 @@ def test_the_middle_of_all_ranges_leaves_the_patch_alone():
     np.testing.assert_allclose(recolored, found, atol=0.05)
 
 
-def test_recolor_equals_the_formulas_of_the_paper_pixel_by_pixel():
+def test_recolor_matches_the_formulas_of_the_paper():
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0, 255, (4, 2, 3, 3)).astype(np.float32)
     random = rng.uniform(size=(4, 10)).astype(np.float32)
@@ -129,7 +129,7 @@ def test_recolor_equals_the_formulas_of_the_paper_pixel_by_pixel():
         np.testing.assert_allclose(found[i, row, column], expected, atol=0.1)
 
 
-def test_transform_stays_in_range_and_follows_from_the_seed():
+def test_transform_is_in_range_and_deterministic():
     image = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     image[0], image[1] = 0, 255
     corners = np.array([[0, 0], [8, 8], [0, 8], [8, 0]] * 5, np.int32)  # at the border: mirrored
@@ -144,7 +144,7 @@ def test_transform_stays_in_range_and_follows_from_the_seed():
     )
 
 
-def test_what_lies_beyond_the_picture_is_mirrored():
+def test_images_are_mirrored_at_the_border():
     image = np.zeros((1, 10, 10, 3), np.float32)
     image[..., 0] = np.arange(10)[:, None]
     unscaled = np.log(1 / 0.7) / np.log(1.4 / 0.7)

@@ -1,0 +1,53 @@
+"""The configuration of a task: its constructor's arguments, as Keras saves them."""
+
+import inspect
+
+import keras
+import numpy as np
+
+
+def arguments_of(task):
+    """Collects the arguments of a task's constructor from its attributes.
+
+    Args:
+        task: PretextModel, which keeps each argument under its own name.
+
+    Returns:
+        dict for `get_config`; networks, layers and augmentation recipes are serialized.
+
+    Raises:
+        NotImplementedError: an argument is not kept.
+    """
+    config = {}
+    for name, parameter in inspect.signature(type(task).__init__).parameters.items():
+        if name == "self" or parameter.kind == inspect.Parameter.VAR_KEYWORD:
+            continue
+        if not hasattr(task, name):
+            raise NotImplementedError(
+                f"{type(task).__name__} takes the argument {name} but does not keep it: assign "
+                f"self.{name} in the constructor, or the saved task would lose it"
+            )
+        value = getattr(task, name)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        elif hasattr(value, "get_config"):
+            value = keras.saving.serialize_keras_object(value)
+        config[name] = value
+    return config
+
+
+def restored(config):
+    """Restores what `arguments_of` serialized.
+
+    Args:
+        config: dict.
+
+    Returns:
+        dict of arguments for the constructor.
+    """
+    return {
+        name: keras.saving.deserialize_keras_object(value)
+        if isinstance(value, dict) and "class_name" in value
+        else value
+        for name, value in config.items()
+    }
