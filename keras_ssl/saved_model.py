@@ -58,7 +58,7 @@ def export(task, path, card=None):
     """
     if not isinstance(task, PretextModel):
         raise ValueError(f"task must be a PretextModel, got {type(task).__name__}")
-    height, width = encoders.check_pictures(task.encoder)
+    height, width = encoders.check_image_shape(task.encoder)
     task = _in_float32(task)
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)

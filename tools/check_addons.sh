@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Loads an export under TensorFlow 2.15.1 with tensorflow-addons 0.23.0, compares the features with
-# what this environment computes, and fine-tunes it with tfa.optimizers.LAMB.
+# Loads an export in an environment with TensorFlow 2.15.1 and tensorflow-addons 0.23.0, compares its
+# features with those computed in this environment, and fine-tunes it with tfa.optimizers.LAMB.
 #
 #     tools/check_addons.sh [EXPORT]        EXPORT is saved_models/rotation_cifar10/1 by default
 #
-# PYTHON is an interpreter with keras_ssl (python by default); TensorFlow 2.15 needs 3.9 to 3.11, named
-# by PYTHON_ADDONS (python3 by default).
+# PYTHON is an interpreter with keras_ssl (default: python). PYTHON_ADDONS is an interpreter of Python 3.9
+# to 3.11, which TensorFlow 2.15 needs (default: python3).
 set -euo pipefail
 export TF_CPP_MIN_LOG_LEVEL=3
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -112,8 +112,7 @@ class FeatureClient(ClientBase):
         """Computes the task's prediction for images: rotation logits, colors, the filled hole, ...
 
         Args:
-            images: (N, H, W, 3) uint8 array of the model's input size, or an iterable of such
-                (H, W, 3) arrays.
+            images: as in `stages`.
             progress: bool, as in `features`.
 
         Returns:

@@ -166,7 +166,7 @@ class Models:
             return sorted(self._served.get(name, {}))
 
     def why_unavailable(self, name):
-        """Explains in one sentence why no version of a model, or not its newest one, is available."""
+        """Returns the reasons why versions of a model could not be loaded, in one sentence."""
         with self._lock:
             messages = [message for _, _, message in self._states.get(name, {}).values() if message]
         return f"{name}: " + ("; ".join(messages) or "no version (numeric folder) in its base_path")
