@@ -20,6 +20,7 @@ def maps(encoder):
         ValueError: the encoder has no layer named `stage1`.
 
     Example:
+        >>> from keras_ssl.encoders import resnet
         >>> maps(resnet((32, 32, 3), width=4, blocks=(1, 1))).output["stage2"].shape
         (None, 16, 16, 8)
     """
@@ -49,6 +50,7 @@ def stages(encoder):
         ValueError: the encoder has no layer named `stage1`.
 
     Example:
+        >>> from keras_ssl.encoders import resnet
         >>> list(stages(resnet((32, 32, 3), width=4, blocks=(1, 1))).output)
         ['stage1', 'stage2', 'features']
     """
@@ -69,6 +71,7 @@ def each(encoder, x, training=False):
         (B, V, D) tensor.
 
     Example:
+        >>> from keras_ssl.encoders import resnet
         >>> import tensorflow as tf
         >>> each(resnet((32, 32, 3), width=4), tf.zeros((2, 5, 32, 32, 3))).shape
         TensorShape([2, 5, 32])
@@ -88,6 +91,7 @@ def on_patches(encoder, patches, training=False):
         (B, V, D) tensor.
 
     Example:
+        >>> from keras_ssl.encoders import resnet
         >>> import tensorflow as tf
         >>> on_patches(resnet((32, 32, 3), width=4), tf.zeros((2, 9, 8, 8, 3))).shape
         TensorShape([2, 9, 32])
@@ -108,6 +112,7 @@ def check_patches(encoder, height, width):
         ValueError: the encoder does not output D features for such a patch.
 
     Example:
+        >>> from keras_ssl.encoders import resnet
         >>> check_patches(resnet((32, 32, 3), width=4), 8, 8)
     """
     try:
@@ -138,6 +143,7 @@ def check_image_shape(encoder):
         ValueError: H or W is not fixed, or C is not 3.
 
     Example:
+        >>> from keras_ssl.encoders import resnet
         >>> check_image_shape(resnet((32, 48, 3), width=4))
         (32, 48)
     """
