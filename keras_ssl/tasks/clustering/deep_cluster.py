@@ -9,6 +9,7 @@ from keras_ssl.ops import augment
 from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
+from keras_ssl.tasks.clustering import label_table
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -98,11 +99,10 @@ class DeepCluster(PretextModel):
         return self.head(self.encoder(x, training=training))
 
     def late_labels(self, x, y, y_pred):
-        # While Keras builds the model under a strategy, the ids are averages, hence floats.
-        labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64))
-        known = tf.maximum(labels, 0)  # -1 before the first relabeling: weight 0
+        found = label_table.lookup(self.labels, y)
+        known = tf.maximum(found, 0)  # -1 before the first relabeling: weight 0
         weight = tf.gather(tf.convert_to_tensor(self.weight_of_cluster), known)
-        return known, tf.where(labels < 0, 0.0, weight)
+        return known, tf.where(found < 0, 0.0, weight)
 
     def relabel(self, features):
         """Clusters the features and reinitializes the classifier.

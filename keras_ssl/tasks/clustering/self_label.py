@@ -10,6 +10,7 @@ from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.solvers.transport import sinkhorn
+from keras_ssl.tasks.clustering import label_table
 
 TIE = 0.01  # the fraction of its mass by which an image prefers its current label
 
@@ -120,9 +121,8 @@ class SelfLabel(PretextModel):
         return tf.reshape(logits, [-1, self.num_heads, self.num_clusters])
 
     def late_labels(self, x, y, y_pred):
-        # While Keras builds the model under a strategy, the ids are averages, hence floats.
-        labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64), axis=1)
-        return tf.transpose(labels), None
+        found = label_table.lookup(self.labels, y)
+        return tf.transpose(found), None
 
     def relabel(self, features):
         """Computes new labels by optimal transport from images to labels, for each head.

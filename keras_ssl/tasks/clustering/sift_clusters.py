@@ -8,6 +8,7 @@ from keras_ssl import data
 from keras_ssl.callbacks import Relabel
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
+from keras_ssl.tasks.clustering import label_table
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -83,6 +84,8 @@ class SiftClusters(PretextModel):
             tf.data.Dataset of known length, without the patches near the boundary of two clusters.
         """
         kept = self.labels.numpy() >= 0
+        if hasattr(images, "columns"):  # random access remains
+            return data.subset(images, np.flatnonzero(kept[images.columns["id"].numpy()]))
         images = images.filter(lambda patch: tf.gather(kept, patch["id"]))
         return images.apply(tf.data.experimental.assert_cardinality(int(kept.sum())))
 
@@ -93,9 +96,8 @@ class SiftClusters(PretextModel):
         return self.head(self.encoder(x, training=training))
 
     def late_labels(self, x, y, y_pred):
-        # While Keras builds the model under a strategy, the ids are averages, hence floats.
-        labels = tf.gather(tf.convert_to_tensor(self.labels), tf.cast(y, tf.int64))
-        return tf.maximum(labels, 0), tf.cast(labels >= 0, tf.float32)
+        found = label_table.lookup(self.labels, y)
+        return tf.maximum(found, 0), tf.cast(found >= 0, tf.float32)
 
     def descriptors(self, batch):
         """Computes the RootSIFT descriptor of each patch, at its keypoint or else at its center."""
