@@ -292,6 +292,8 @@ class Page:
         )
         assert ran.returncode == 0, f"{script}: {ran.stderr}"
         assert '"error":' not in ran.stdout, f"{script}: {ran.stdout}"
+        if "ssl.config" in script:
+            serving.server.configs.read("ssl.config", serving.server.configs.SSLConfig)
         return True
 
     def provide(self, text):
