@@ -140,7 +140,7 @@ def test_transform_is_in_range_and_deterministic():
     assert x.max() <= 255
     np.testing.assert_array_equal(x, exemplars.transform(image, corners, seeds(20), 24))
     np.testing.assert_allclose(
-        x[3:7], exemplars.transform(image[3:7], corners[3:7], seeds(20)[3:7], 24), atol=1e-3
+        x[3:7], exemplars.transform(image[3:7], corners[3:7], seeds(20)[3:7], 24), atol=1e-2
     )
 
 
