@@ -133,8 +133,9 @@ def enlarge(image, factor):
     if factor < 1:
         raise ValueError(f"factor must be at least 1, got {factor!r}")
     rows, columns = (tf.constant(_bicubic(side, factor)) for side in image.shape[1:3])
-    image = tf.einsum("ph,bhwc->bpwc", rows, tf.cast(image, tf.float32))
-    return tf.einsum("qw,bpwc->bpqc", columns, image)
+    image = tf.tensordot(tf.cast(image, tf.float32), rows, [[1], [1]])  # (B, W, C, new H)
+    image = tf.tensordot(image, columns, [[1], [1]])  # (B, C, new H, new W)
+    return tf.transpose(image, [0, 2, 3, 1])
 
 
 def _bicubic(size, factor):
