@@ -101,11 +101,8 @@ def sample(kinds, seed, most=math.inf):
 
 def grid(kinds, seed):
     """List of all cases on a grid of sizes at and around powers of two, shuffled."""
-    channels, batches, sides = (
-        (1, 2, 3, 4, 8, 9, 16, 17, 32, 64),
-        (1, 2, 3, 5, 8, 17),
-        (8, 9, 16, 31, 32, 96),
-    )
+    channels, batches = (1, 2, 3, 4, 8, 9, 16, 17, 32, 64), (1, 2, 3, 5, 8, 17)
+    sides = (8, 9, 16, 31, 32, 96)
     cases = [
         {**kind, "inputs": i, "outputs": o, "batch": b, "height": s, "width": s, "dtype": d}
         for kind, i, o, b, s, d in itertools.product(
@@ -254,9 +251,7 @@ def until(cases, number, minutes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument(
-        "--number", type=int, help="of random cases; default 1000 without --minutes"
-    )
+    parser.add_argument("--number", type=int, help="of cases; 1000 without --minutes or --grid")
     parser.add_argument("--grid", action="store_true", help="all cases of a grid, in random order")
     parser.add_argument("--beyond", action="store_true", help="kinds that the zoo does not have")
     parser.add_argument("--seed", type=int, default=0)
@@ -275,16 +270,17 @@ def main():
         networks_of = zoo_operations.zoo()
         kinds = [json.loads(key) for key in networks_of]
         for key, networks in networks_of.items():
-            print(key, "in", ", ".join(networks[:3]), f"({len(networks)} networks)")
+            print(f"{key} in {len(networks)} networks, such as {networks[0]}")
     cases = grid(kinds, options.seed) if options.grid else sample(kinds, options.seed)
     number = options.number
     if number is None and options.minutes == math.inf and not options.grid:
         number = 1000
 
-    start = last = time.monotonic()
+    start, last, done = time.monotonic(), 0, 0
 
-    def progress(done, faults):
-        nonlocal last
+    def progress(number, faults):
+        nonlocal last, done
+        done = number
         if time.monotonic() - last > 15:
             last = time.monotonic()
             of = f" of {len(cases)}" if options.grid else ""
@@ -294,7 +290,7 @@ def main():
     for case, text in soak(until(cases, number, options.minutes), progress=progress):
         faults += 1
         print(f"FAULT {json.dumps(case)}: {text}", flush=True)
-    print(f"{faults} faults in {time.monotonic() - start:.0f} s")
+    print(f"{done} cases, {faults} faults in {time.monotonic() - start:.0f} s")
     return 1 if faults else 0
 
 
