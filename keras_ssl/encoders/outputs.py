@@ -1,4 +1,4 @@
-"""What encoders put out for stages, views and patches, and checks of what they take."""
+"""Features of stages, views and patches, and checks of an encoder's input."""
 
 import keras
 from keras import layers

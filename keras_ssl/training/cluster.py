@@ -1,4 +1,4 @@
-"""Who the workers are: the cluster as TF_CONFIG or Slurm describe it."""
+"""Cluster resolver: the workers as TF_CONFIG or Slurm describe them."""
 
 import json
 import os
