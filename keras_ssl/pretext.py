@@ -204,6 +204,7 @@ class PretextModel(keras.Model):
                 f"jit_compile=True does not work on {replicas} replicas, since XLA cannot reach another "
                 'device\'s variables: use jit_compile="auto" or False, or a single device'
             )
+        self._jit_compile_argument = jit_compile
         if jit_compile == "auto" and not tf.config.list_physical_devices("GPU"):
             jit_compile = False
         if self.dtype_policy.name == "mixed_float16" and kwargs.get("auto_scale_loss", True):
@@ -278,6 +279,11 @@ class PretextModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y, weight = self.late_labels(x, y, y_pred)
         return super().compute_metrics(x, y, y_pred, sample_weight if weight is None else weight)
+
+    def get_compile_config(self):
+        # Not what "auto" was on this machine: a task saved on one GPU is loaded on several, or on a CPU.
+        config = super().get_compile_config()
+        return {**config, "jit_compile": self._jit_compile_argument} if config else config
 
     def compile_from_config(self, config):
         # Keras skips this for models that override compile.

@@ -190,3 +190,10 @@ def test_a_recipe_is_saved_with_its_task(tmp_path):
     task(np.zeros((1, 32, 32, 3)))
     task.save(tmp_path / "task.keras")
     assert keras.models.load_model(tmp_path / "task.keras").recipe == recipe
+
+
+@pytest.mark.parametrize("jit_compile", ["auto", False])
+def test_a_saved_task_keeps_how_it_was_compiled(brightness, jit_compile):
+    """Not what "auto" was on the machine that saved it."""
+    brightness.compile("sgd", jit_compile=jit_compile)
+    assert brightness.get_compile_config()["jit_compile"] == jit_compile
