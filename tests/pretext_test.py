@@ -197,3 +197,21 @@ def test_a_saved_task_keeps_how_it_was_compiled(brightness, jit_compile):
     """Not what "auto" was on the machine that saved it."""
     brightness.compile("sgd", jit_compile=jit_compile)
     assert brightness.get_compile_config()["jit_compile"] == jit_compile
+
+
+def test_a_loaded_task_chooses_xla_for_the_machine_it_is_on(brightness, tmp_path, two_replicas):
+    def load(asked):
+        brightness.compile("sgd", jit_compile=asked)
+        brightness(np.zeros((1, 32, 32, 3)))
+        brightness._compile_config.config["jit_compile"] = (
+            True  # what Keras makes of "auto" on a GPU
+        )
+        brightness.save(tmp_path / "task.keras")
+        return keras.models.load_model(tmp_path / "task.keras", {"Brightness": Brightness})
+
+    assert load("auto").jit_compile is False
+    assert load(True).jit_compile is True
+    with two_replicas.scope():
+        assert load("auto").jit_compile is False
+        with pytest.raises(ValueError, match="jit_compile=True does not work on 2 replicas"):
+            load(True)

@@ -26,7 +26,8 @@ class Sinkhorn(keras.layers.Layer):
         max_iterations: int. If the error is still larger then, a warning is printed, except under XLA,
             which cannot print: use `report` there.
         differentiable: bool, whether gradients flow through the iterations; by default the plan is a
-            constant, as a target should be.
+            constant, as a target should be. XLA reserves memory for all `max_iterations`, two (B, K)
+            tensors each: lower it there.
         report: bool, whether to return a dict of `plan`, `iterations` and `error` instead of the plan.
         **kwargs: passed to keras.layers.Layer.
 

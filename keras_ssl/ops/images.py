@@ -141,6 +141,8 @@ def enlarge(image, factor):
 def _bicubic(size, factor):
     """Computes the (factor * size, size) float32 weights of the input pixels in each output pixel."""
     centers = (np.arange(factor * size) + 0.5) / factor - 0.5
+    # TensorFlow looks the kernel up in a table of 1,024 entries per pixel.
+    centers = np.round(1024 * centers) / 1024
     distance = np.abs(centers[:, None] - np.arange(size))
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2

@@ -167,3 +167,11 @@ def test_a_damaged_tf_config_is_left_to_distribute(command, monkeypatch, describ
     code, _, err = command("pretrain", "rotation")
     assert code == 2
     assert "TF_CONFIG does not name this process" in err
+
+
+def test_refuses_xla_on_several_devices(command, monkeypatch, two_replicas):
+    monkeypatch.setattr(kssl.distribute, "strategy", lambda name: two_replicas)
+    code, _, err = command("pretrain", "rotation", "--width", 2, "--blocks", "1", "--xla")
+    assert code == 2
+    assert "jit_compile=True does not work on 2 replicas" in err
+    assert err.count("\n") == 1
