@@ -114,6 +114,16 @@ def grid(kinds, seed):
     return cases
 
 
+# Environment of a process whose heap is checked.
+CHECKED_HEAP = {
+    "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored where it is not installed
+    "MALLOC_CHECK_": "3",
+    "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # else most memory is never malloc's
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
 class Child:
     """A process that runs cases, with a checked heap; may die at any.
 
@@ -123,14 +133,7 @@ class Child:
 
     def __init__(self, threads):
         self.threads, self.errors = threads, tempfile.TemporaryFile("w+")  # noqa: SIM115
-        environment = {
-            **os.environ,
-            "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored where it is not installed
-            "MALLOC_CHECK_": "3",
-            "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # else most memory is never malloc's
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
+        environment = {**os.environ, **CHECKED_HEAP}
         command = [sys.executable, str(Path(__file__).with_name("shape_ops.py")), str(threads)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, **pipes, text=True, env=environment)

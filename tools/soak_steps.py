@@ -53,14 +53,9 @@ def train(name, width, steps):
 
 def run(name, width, steps):
     """Trains in a process of its own: (whether it ended well, what it said last)."""
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored where it is not installed
-        "MALLOC_CHECK_": "3",
-        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # else most memory is never malloc's
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    from soak_shapes import CHECKED_HEAP  # which imports TensorFlow: not for --help
+
+    environment = {**os.environ, **CHECKED_HEAP}
     command = [sys.executable, __file__, "--child", name, str(width), "--steps", str(steps)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:

@@ -69,7 +69,7 @@ def find_row(name):
 def make_task(name, encoder, settings, images):
     """Makes the task of that name, with `--set name=value` as further arguments."""
     task = find_row(name).task
-    known = [p for p in inspect.signature(task).parameters if p not in ("encoder", "kwargs")]
+    known = [p for p in inspect.signature(task).parameters if p not in (*task.networks, "kwargs")]
     arguments = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
