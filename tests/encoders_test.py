@@ -180,3 +180,43 @@ def test_warns_of_nested_strided_convolutions():
     model = keras.Sequential([keras.Input((16, 16, 3)), inner])
     with pytest.warns(UserWarning, match="'inner' in 'sequential.*MaxPooling2D"):
         encoders.from_keras(model, [inner.name])
+
+
+def test_on_patches_runs_the_layers_of_the_encoder():
+    encoder = encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
+    small = keras.models.clone_model(
+        encoder,
+        input_tensors=keras.Input((8, 6, 3)),
+        call_function=lambda layer, *a, **k: layer(*a, **k),
+    )
+    small.set_weights(encoder.get_weights())
+    x = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 6, 3)).astype(np.float32)
+    found = encoders.on_patches(encoder, x).numpy()
+    assert found.shape == (2, 5, 4)
+    np.testing.assert_allclose(
+        found.reshape(10, 4), small(x.reshape(10, 8, 6, 3)), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="incompatible|shape"):
+        encoder(x[0])  # Keras refuses another size
+
+
+def test_check_patches_refuses():
+    flat = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Conv2D(2, 3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4),
+        ]
+    )
+    encoder = encoders.from_keras(flat)
+    with pytest.raises(ValueError, match="encoder cannot take patches of 8x8"):
+        encoders.check_patches(encoder, 8, 8)
+    narrow = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 9)])
+    with pytest.raises(ValueError, match="encoder cannot take patches of 8x8"):
+        encoders.check_patches(encoders.from_keras(narrow), 8, 8)
+    only = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 9), keras.layers.Flatten()]
+    )
+    with pytest.raises(ValueError, match="must end with global average pooling"):
+        encoders.check_patches(encoders.from_keras(only), 16, 16)

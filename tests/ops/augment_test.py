@@ -214,3 +214,51 @@ def test_solarize_inverts_from_the_threshold_on():
 def test_bad_arguments(image, seed, message):
     with pytest.raises(ValueError, match=message):
         augment.view(image, seed, recipes.CMC)
+
+
+def test_random_shift_shifts_by_whole_pixels_and_flips():
+    seeds = tf.stack([tf.zeros(64, tf.int64), tf.range(64, dtype=tf.int64)], 1)
+    x = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
+    moved = augment.random_shift(np.stack([x] * 64), seeds, fraction=0.25, flip=True).numpy()
+    padded = np.pad(x, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    possible = {
+        padded[i : i + 8, j : j + 8][:, ::step].tobytes(): (i, j, step)
+        for i in range(5)
+        for j in range(5)
+        for step in (1, -1)
+    }
+    found = {possible[m.tobytes()] for m in moved}  # KeyError: not one of the 50 possible images
+    assert len(found) > 25
+    still = augment.random_shift(x[None], seeds[:1], fraction=0, flip=False)
+    np.testing.assert_array_equal(still[0], x)
+
+
+def test_random_crop_keeps_the_requested_area():
+    """On a ramp, the slopes of the crop give the fraction of height and width that is kept."""
+    y, x = np.meshgrid(np.arange(33.0), np.arange(33.0), indexing="ij")
+    ramps = np.tile(np.stack([y, x, x], -1)[None], (200, 1, 1, 1)).astype("float32")
+    crops = augment.random_crop(ramps, seeds(200), smallest=0.25).numpy()
+    heights = (crops[:, -1, 0, 0] - crops[:, 0, 0, 0]) / 32
+    widths = (crops[:, 0, -1, 1] - crops[:, 0, 0, 1]) / 32
+    assert 0.35 < (widths < 0).mean() < 0.65  # mirrored
+    areas = heights * np.abs(widths)
+    assert areas.min() > 0.24
+    assert areas.max() > 0.8
+    ratios = heights / np.abs(widths)
+    assert ratios.min() > 0.74
+    assert ratios.max() < 1.34
+    np.testing.assert_allclose(crops[..., 1], crops[..., 2])
+
+
+def test_random_colors_changes_only_colors(noise):
+    jittered = augment.random_colors(noise, seeds(40)).numpy()
+    assert jittered.min() >= 0
+    assert jittered.max() <= 255
+    gray = np.ptp(jittered, axis=-1).max((1, 2)) < 1e-3
+    assert 0.05 < gray.mean() < 0.4
+    np.testing.assert_allclose(
+        augment.random_colors(noise, seeds(40), strength=0.0, gray=0.0), noise, atol=1e-3
+    )
+    # The random numbers depend only on the seed of the image, and differ from those of the crop.
+    alone = augment.random_colors(noise[7:8], seeds(40)[7:8])
+    np.testing.assert_allclose(alone[0], jittered[7], atol=1e-4)

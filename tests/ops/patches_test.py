@@ -1,13 +1,10 @@
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import keras_ssl as kssl
 from keras_ssl.ops import patches
-from keras_ssl.tasks.context import puzzles
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 20, 26, 3), np.uint8)
 
@@ -144,84 +141,3 @@ def test_dropping_keeps_one_channel_and_adds_weak_noise():
         assert abs(noise.mean()) < 0.4 * deviation / 100
         assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.4
     assert len({tuple(k) for k in kept[:, 0].astype(int).tolist()}) == 3  # it differs by patch
-
-
-def test_mosaic_is_row_major():
-    tiles = np.arange(4)[:, None, None, None] * np.ones((4, 2, 2, 1))
-    expected = [
-        [0, 0, 255, 1, 1],
-        [0, 0, 255, 1, 1],
-        [255] * 5,
-        [2, 2, 255, 3, 3],
-        [2, 2, 255, 3, 3],
-    ]
-    np.testing.assert_array_equal(puzzles.mosaic(tiles)[..., 0], expected)
-
-
-def test_check_tiles_defaults_to_the_proportions_of_the_paper():
-    encoder = kssl.encoders.resnet((225, 225, 3), width=2, blocks=(1,))
-    assert puzzles.check_tiles(encoder, 3) == (64, 2)
-    small = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
-    assert puzzles.check_tiles(small, 3) == (9, 0)
-    assert puzzles.check_tiles(small, 2) == (14, 0)
-    for arguments, words in (
-        ((4,), "grid must be 2 or 3"),
-        ((3, 11), "cells of 32x32 images have 10 pixels"),
-        ((3, 8, 2), "tile 8 with jitter 2"),
-        ((2, 0), "tile 0"),
-        ((2, 8, -1), "jitter -1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            puzzles.check_tiles(small, *arguments)
-    anywhere = kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,))
-    with pytest.raises(ValueError, match="fixed height and width"):
-        puzzles.check_tiles(anywhere, 3)
-
-
-def test_check_gray():
-    encoder = kssl.encoders.resnet((32, 32, 1), width=2, blocks=(1,))
-    puzzles.check_gray(encoder, 0)
-    with pytest.raises(ValueError, match="3 channels"):
-        puzzles.check_gray(encoder, 0.3)
-    with pytest.raises(ValueError, match=r"0\.\.1"):
-        puzzles.check_gray(encoder, 1.5)
-
-
-def test_on_patches_runs_the_layers_of_the_encoder():
-    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
-    small = keras.models.clone_model(
-        encoder,
-        input_tensors=keras.Input((8, 6, 3)),
-        call_function=lambda layer, *a, **k: layer(*a, **k),
-    )
-    small.set_weights(encoder.get_weights())
-    x = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 6, 3)).astype(np.float32)
-    found = kssl.encoders.on_patches(encoder, x).numpy()
-    assert found.shape == (2, 5, 4)
-    np.testing.assert_allclose(
-        found.reshape(10, 4), small(x.reshape(10, 8, 6, 3)), rtol=1e-4, atol=1e-5
-    )
-    with pytest.raises(ValueError, match="incompatible|shape"):
-        encoder(x[0])  # Keras refuses another size
-
-
-def test_check_patches_refuses():
-    flat = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras.layers.Conv2D(2, 3),
-            keras.layers.Flatten(),
-            keras.layers.Dense(4),
-        ]
-    )
-    encoder = kssl.encoders.from_keras(flat)
-    with pytest.raises(ValueError, match="encoder cannot take patches of 8x8"):
-        kssl.encoders.check_patches(encoder, 8, 8)
-    narrow = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 9)])
-    with pytest.raises(ValueError, match="encoder cannot take patches of 8x8"):
-        kssl.encoders.check_patches(kssl.encoders.from_keras(narrow), 8, 8)
-    only = keras.Sequential(
-        [keras.Input((32, 32, 3)), keras.layers.Conv2D(2, 9), keras.layers.Flatten()]
-    )
-    with pytest.raises(ValueError, match="must end with global average pooling"):
-        kssl.encoders.check_patches(kssl.encoders.from_keras(only), 16, 16)

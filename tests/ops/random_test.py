@@ -243,3 +243,11 @@ def test_integer_takes_one_limit_per_image():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_uniform_depends_only_on_the_seed():
+    seeds = tf.constant([[3, 5], [3, 6], [4, 5]], tf.int64)
+    numbers = random.uniform(seeds, 50).numpy()
+    np.testing.assert_array_equal(random.uniform(seeds[1:2], 50)[0], numbers[1])
+    assert len(np.unique(numbers)) == 150
+    assert ((numbers >= 0) & (numbers < 1)).all()
