@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Training by several workers under Slurm: sbatch deploy/slurm.sh
-# What to change, and what happens when a worker dies: README.md in this folder.
+# What to change, and what happens if a worker fails: README.md in this folder.
 #SBATCH --job-name=rotation
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --output=%x-%j.log
-# When a machine fails or the job is preempted, Slurm starts this script again, and the log goes on.
+# When a machine fails or the job is preempted, Slurm restarts this script, and appends to the log.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -uo pipefail
@@ -19,7 +19,7 @@ mkdir -p "$out"
 # srun takes this from the job no longer by itself.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
-# When a worker dies, the others stop: all are started again and go on from the checkpoint.
+# If a worker fails, the others stop: all are restarted and resume from the checkpoint.
 for attempt in {1..10}; do
     srun --kill-on-bad-exit=1 keras-ssl pretrain rotation \
         --data="$data" --size=96 --epochs=100 --batch-size=256 \

@@ -1,4 +1,4 @@
-"""Imports everything that `import keras_ssl` gives, and registers every class with Keras."""
+"""Imports the public names of keras_ssl, and registers every class with Keras."""
 
 # ruff: noqa: E402, F401, I001  (TensorFlow comes first, quietly)
 from keras_ssl import _start

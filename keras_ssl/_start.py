@@ -1,10 +1,10 @@
-"""Sets what TensorFlow reads when it is imported, and imports it quietly for the command."""
+"""Sets the environment variables that TensorFlow reads on import, and imports it quietly for the command."""
 
 import contextlib
 import os
 import sys
 
-# Whether this process is the keras-ssl command, which imports TensorFlow only where a subcommand needs it.
+# Whether this process is the keras-ssl command, which imports TensorFlow only if a subcommand needs it.
 COMMAND = os.path.basename(sys.argv[0] if sys.argv else "") == "keras-ssl"
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if COMMAND else "1")
 
 
 def import_keras():
-    """Imports Keras and TensorFlow; for the command without what TensorFlow prints meanwhile.
+    """Imports Keras and TensorFlow; for the command, without the log that TensorFlow prints meanwhile.
 
     Raises:
         ImportError: Keras has another backend.
@@ -29,7 +29,7 @@ def import_keras():
 
 @contextlib.contextmanager
 def _stderr_muted():
-    # TensorFlow's C++ log (no CUDA here, oneDNN on) heeds no log level while TensorFlow is imported.
+    # TensorFlow's C++ log (no CUDA here, oneDNN on) ignores the log level while TensorFlow is imported.
     stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:

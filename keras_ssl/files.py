@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and names of many files in one sentence."""
+"""Atomic writing of files, and lists of names for messages."""
 
 import contextlib
 import os
@@ -6,16 +6,16 @@ import os
 
 @contextlib.contextmanager
 def complete(path):
-    """Yields a hidden path to write to, which replaces `path` once all of it is on the disk.
+    """Yields a hidden path to write to, which replaces `path` once it is completely on the disk.
 
-    Whatever interrupts the writing, `path` holds what it held before, and nothing half-written remains
-    unless the process is killed.
+    If writing is interrupted, `path` keeps its content, and the partial file is removed unless the process
+    is killed.
 
     Args:
         path: str or pathlib.Path of a file.
 
     Yields:
-        str, a path in the same folder with the same ending.
+        str, a path in the same folder with the same suffix.
 
     Example:
         >>> import pathlib, tempfile
@@ -31,7 +31,7 @@ def complete(path):
         yield draft
         _sync(draft)
         os.replace(draft, path)
-        _sync(folder or ".")  # the name too must survive a loss of power
+        _sync(folder or ".")  # so that the new name survives a power failure, too
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
@@ -46,11 +46,11 @@ def _sync(path):
 
 
 def listed(names, most=10):
-    """Joins names for a message, the first few of them.
+    """Joins the first few of many names for a message.
 
     Args:
         names: list of str.
-        most: int, names to print.
+        most: int, maximum number of names to include.
 
     Returns:
         str.

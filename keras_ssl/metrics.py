@@ -8,7 +8,7 @@ def psnr(y_true, y_pred):
     """Computes the peak signal-to-noise ratio of each image, in decibels.
 
     It is 10 log10 of the squared range divided by the mean squared error: 6 dB more means half the root
-    mean square error. A perfect reconstruction has 100.
+    mean square error. A perfect reconstruction gets 100 dB.
 
     Args:
         y_true: (B, H, W, C) tensor in -1..1, or (B, H, W, C + 1) with a mask as the last channel: only

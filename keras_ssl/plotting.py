@@ -1,11 +1,11 @@
-"""Figures and tables for people to look at."""
+"""Figures of captioned images, and tables."""
 
 
 def grid(rows, axes=None, title=None):
     """Draws rows of captioned images.
 
     Args:
-        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of up to three images are put
+        rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of up to three images are drawn
             side by side, six images per row.
         axes: matplotlib Axes to draw into, or None for a new figure.
         title: text above it.
@@ -20,7 +20,7 @@ def grid(rows, axes=None, title=None):
         >>> import numpy as np
         >>> figure = grid([[(np.zeros((8, 8, 3)), "black")]])
     """
-    from matplotlib.figure import Figure  # half a second that print_table does not need
+    from matplotlib.figure import Figure  # takes half a second, and print_table does not need it
 
     if not rows or not all(rows):
         raise ValueError("rows must hold at least one image each")
@@ -49,7 +49,7 @@ def grid(rows, axes=None, title=None):
 
 
 def side_by_side(columns):
-    """Makes rows for `grid` from columns of images.
+    """Builds rows for `grid` from columns of images.
 
     Args:
         columns: list of ((B, H, W, C) array or tensor, caption).
@@ -71,7 +71,7 @@ def side_by_side(columns):
 
 
 def labeled_views(x, y, y_pred, name, text):
-    """Makes rows for `grid` from images, or views of images, and their classes.
+    """Builds rows for `grid` from images, or views of images, and their classes.
 
     Args:
         x: (B, H, W, C) or (B, V, H, W, C) array.

@@ -1,4 +1,4 @@
-"""The one base class of the zoo: a Keras model that makes its own labels."""
+"""The base class of all tasks: a Keras model that computes its own labels."""
 
 import keras
 import tensorflow as tf
@@ -15,8 +15,8 @@ class PretextModel(keras.Model):
 
     - `pretext(batch, seed)`: a batch to `(x, y)`, in tf.data, before the network;
     - `call(x, training)`: `x` to the prediction, through `self.encoder` and its own head;
-    - `late_labels(x, y, y_pred)`: only where labels need the model's state;
-    - `default_loss()`, `default_metrics()`: only where cross-entropy and accuracy do not fit.
+    - `late_labels(x, y, y_pred)`: only if labels need the model's state;
+    - `default_loss()`, `default_metrics()`: only if cross-entropy and accuracy do not fit.
 
     Axis 0 of `x` and `y` is always the image: rotations, tiles, views and frames of an image go on
     axis 1, because `tf.distribute` splits axis 0. State that follows from the forward pass (momentum
@@ -26,14 +26,14 @@ class PretextModel(keras.Model):
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features, as
-            `keras_ssl.encoders` makes them.
+            created by `keras_ssl.encoders`.
         **kwargs: passed to keras.Model (name, dtype).
 
     Attributes:
         needs: names of the columns that `pretext` reads besides `id`: "image", "frames", "depth", ...
-            Nothing else reaches it; "label" only where a task names it here.
+            It gets no other columns, and "label" only if it is named here.
         networks: names of the constructor's arguments that are models.
-        reader: function that the command reads a folder with.
+        reader: function by which the command reads a folder.
         whole_batches: whether `pretext` mixes the images of a batch.
         label_name: what a label is called in previews.
 
@@ -65,7 +65,7 @@ class PretextModel(keras.Model):
         Args:
             batch: dict of tensors with the image on axis 0: `id` (B,) int64 and what `needs` names,
                 such as `image` (B, H, W, C) uint8 or float32 in 0..255.
-            seed: (B, 2) int64, one seed per image; `keras_ssl.ops.random.split` makes independent ones.
+            seed: (B, 2) int64, one seed per image; `keras_ssl.ops.random.split` derives independent ones.
 
         Returns:
             (x, y): tensors, or structures of them, with the image on axis 0.
@@ -78,7 +78,7 @@ class PretextModel(keras.Model):
         Called for the loss and again for the metrics, so it may read state but not change it.
 
         Args:
-            x, y: a batch as `pretext` made it.
+            x, y: a batch of `pretext`.
             y_pred: the prediction for `x`.
 
         Returns:
@@ -120,7 +120,7 @@ class PretextModel(keras.Model):
             images: (B, H, W, C) pixels in 0..255.
 
         Returns:
-            dict of tensors with the image on axis 0, or None where a single image has no prediction.
+            dict of tensors with the image on axis 0, or None if a single image has no prediction.
         """
         return None
 
@@ -129,10 +129,10 @@ class PretextModel(keras.Model):
         return str(label)
 
     def preview(self, x, y, y_pred=None):
-        """Shows what the network sees, with its labels: `keras-ssl preview` draws it.
+        """Returns inputs and labels as captioned images, which `keras-ssl preview` draws.
 
         Args:
-            x, y: a batch as `pretext` made it, as arrays: here (B, H, W, C) or (B, V, H, W, C), with
+            x, y: a batch of `pretext`, as arrays: here (B, H, W, C) or (B, V, H, W, C), with
                 one label per image or per view.
             y_pred: the prediction for it, or None.
 
@@ -144,22 +144,22 @@ class PretextModel(keras.Model):
     def dataset(
         self, images, batch_size, epochs=1, first_epoch=0, shuffle=True, seed=0, service=None
     ):
-        """Makes the training data for `fit`: all epochs in one dataset, labels computed on the way.
+        """Creates the training data for `fit`: one dataset of all epochs, which computes the labels.
 
         Every random number follows from (seed, epoch, image id), so a run resumed with
-        `first_epoch=k` sees bit for bit what the uninterrupted one would have seen. Several workers
-        together see the batches that one worker would.
+        `first_epoch=k` gets the same batches, bit for bit, as an uninterrupted run. Several workers
+        together get the batches that a single worker would.
 
         Args:
             images: tf.data.Dataset of dicts with `id` and the columns that the task `needs`, such as
-                `image` (H, W, C), of known length, as the readers in `keras_ssl.data` make it.
+                `image` (H, W, C), of known length, as returned by the readers in `keras_ssl.data`.
             batch_size: int, images per batch over all replicas; the last batch may be smaller.
             epochs: int, the epoch to stop before, as in `fit(epochs=...)`.
             first_epoch: int, the epoch to start with, as in `fit(initial_epoch=...)`.
             shuffle: bool, a new order every epoch.
             seed: int.
             service: address such as "grpc://host:port" of a tf.data service (`keras-ssl data-service`)
-                that makes the same batches, or None.
+                that computes the same batches, or None.
 
         Returns:
             tf.data.Dataset of (x, y), with the attribute `steps_per_epoch` that `fit` reads.
@@ -167,7 +167,7 @@ class PretextModel(keras.Model):
         Raises:
             ValueError: `images` lacks a column that the task needs, has no known length, no image, or
                 images of another size than the encoder's; `batch_size` is less than 1 or cannot be
-                split among the replicas; `first_epoch` is not before `epochs`; `service` is no address,
+                split among the replicas; `first_epoch` is not before `epochs`; `service` is not an address,
                 or `images` has no random access.
 
         Warns:
@@ -221,7 +221,7 @@ class PretextModel(keras.Model):
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args,
         initial_epoch=0, steps_per_epoch=None, **kwargs,
     ):  # fmt: skip
-        """Trains as Keras' fit does; a dataset made by `dataset` knows the steps of its epochs.
+        """Trains as Keras' fit does; the number of steps per epoch is that of `dataset`.
 
         With a `callbacks.Checkpoint` it resumes from the newest checkpoint, also in the middle of an
         epoch.
@@ -235,7 +235,7 @@ class PretextModel(keras.Model):
         """
         callbacks, checkpoint = fitting.complete_callbacks(self, callbacks)
         if isinstance(x, tf.data.Dataset):
-            kwargs["shuffle"] = False  # it is shuffled already; Keras would warn
+            kwargs["shuffle"] = False  # already shuffled; Keras would warn
         if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
             steps_per_epoch = x.steps_per_epoch
             fitting.check_epochs(x, epochs, initial_epoch, self.steps_per_execution)
@@ -262,7 +262,7 @@ class PretextModel(keras.Model):
         return [*self.variables, *self.optimizer.variables]
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Keras would build from the mean of the replicas' first batches, which fails where these differ
+        # Keras would build from the mean of the replicas' first batches, which fails if these differ
         # in size, as at the end of an epoch, where training may resume.
         strategy = self.distribute_strategy
         if iterator is None or strategy.num_replicas_in_sync == 1:

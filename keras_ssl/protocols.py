@@ -1,6 +1,6 @@
-"""What a task can do beyond the contract of `PretextModel`, for whoever needs it: `isinstance(task, ...)`.
+"""Optional methods of a task, beyond those of `PretextModel`; test for them by `isinstance(task, ...)`.
 
-Here and not in `pretext.py`, since callbacks ask for them and `pretext.py` imports callbacks.
+They are not in `pretext.py`, since callbacks import them and `pretext.py` imports callbacks.
 """
 
 from typing import Protocol, runtime_checkable
@@ -30,7 +30,7 @@ class Reconstructs(Protocol):
     """A task that reconstructs images, judged by `evaluation.reconstruction`."""
 
     def corrupt(self, image, seed):
-        """Makes (x, y) from (B, H, W, C) images without augmentation."""
+        """Computes (x, y) from (B, H, W, C) images without augmentation."""
 
     def reconstruct(self, x, y, y_pred):
         """Returns the reconstructed images, (B, H, W, C) float32 in 0..255."""

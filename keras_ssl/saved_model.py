@@ -20,7 +20,7 @@ from keras_ssl.serving.server.servable import CHECKSUMS, WARMUP, Servable, check
 from keras_ssl.tasks import TASKS
 
 TOLERANCE = 1e-5
-MAX_DRAFT_SECONDS = 24 * 3600  # a draft that is older belongs to an export that was killed
+MAX_DRAFT_SECONDS = 24 * 3600  # seconds; an older draft belongs to an export that was killed
 
 
 def export(task, path, card=None):

@@ -37,7 +37,7 @@ def make_depth(images):
     return depth
 
 
-# What the readers of each column give, made from 21 digits. A task says in `needs` which it reads.
+# The columns that readers return, derived from 21 digits. A task lists in `needs` which it reads.
 COLUMNS = {
     "image": lambda images: images,
     "frames": make_frames,
@@ -73,10 +73,10 @@ def required(row):
 
 
 def make(row, images, **arguments):
-    # Synchronised, since plain batch statistics differ from replica to replica.
+    # Synchronized, since plain batch statistics differ from replica to replica.
     encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1), synchronized=True)
     task = row.task(encoder, **required(row), **arguments)
-    # Plain SGD: an adaptive optimiser turns rounding errors in small gradients into whole steps.
+    # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
     x, _ = next(iter(task.dataset(images, BATCH)))
     task(x)  # builds the head
@@ -112,7 +112,7 @@ def test_fits_saves_and_loads(row, images, tmp_path):
     assert copy.optimizer.iterations == 2
     for a, b in zip(task.optimizer.variables, copy.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
-    # Two more steps go the same way: nothing of the state was left behind.
+    # Two more steps give the same result, so the checkpoint contains the whole state.
     np.testing.assert_allclose(run(copy, images, steps=2), run(task, images, steps=2), rtol=1e-6)
     lines = []
     task.summary(print_fn=lambda line, **_: lines.append(line))
@@ -159,7 +159,7 @@ def test_two_replicas_give_what_one_gives(row, images, two_replicas):
     np.testing.assert_allclose(run(two, even, 3, batch_size=6), expected, rtol=1e-4, atol=1e-4)
     for a, b in zip(two.weights, one.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
-    # A last batch of 5: one replica gets 3 pictures, the other 2. With 1, one would get none.
+    # A last batch of 5: one replica gets 3 images, the other 2. With 1, one replica would get none.
     assert len(run(two, images, steps=None)) == 3
     with pytest.raises(ValueError, match="batch_size 8 cannot split 17 images among 2 replicas"):
         two.dataset(kssl.data.subset(images, range(17)), BATCH)
@@ -195,13 +195,13 @@ def test_preview_can_be_drawn(row, images):
     if isinstance(task, Relabels):
         task.relabel(kssl.callbacks.features_by_id(task, images))
     predicted = kssl.callbacks.predicted(task, x, y)
-    # What the network says is in a picture or in a caption of its own.
+    # The prediction is in its own figure or caption.
     assert len(predicted) == 3
     assert [[c for _, c in line] for line in predicted] != [[c for _, c in line] for line in rows]
     assert isinstance(plotting.grid(predicted), Figure)
 
 
-# Tried in turn until the constructor accepts one: the argument has then another value than its default.
+# Tried in turn until the constructor accepts one: then the argument differs from its default.
 OTHERS = {
     bool: lambda value: [not value],
     int: lambda value: [value + 1, value - 1, 2 * value, value // 2],
@@ -247,7 +247,7 @@ def test_arguments_survive_saving(row):
 
 
 def test_no_random_stream_is_drawn_twice(row, images, monkeypatch):
-    """Two draws from one seed for one purpose would be the same numbers."""
+    """Two draws from one seed would be the same numbers."""
     task, drawn, words = make(row, images), [], random._words
 
     def recorded(seed, blocks, purpose):
@@ -278,7 +278,7 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, images):
 
 
 def outcome(row, images, data=None, weights=None, **compiled):
-    """What three steps of training, evaluation and prediction give: numbers, predictions, weights."""
+    """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
     encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
     task = row.task(encoder, **required(row))
     task.compile(keras.optimizers.SGD(0.02), **compiled)
@@ -302,7 +302,7 @@ XLA = [(row, "float32") for row in TASKS] + [(row, "mixed_float16") for row in T
 def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
     """XLA is the default on GPUs; its CPU backend stands in."""
     keras.config.set_dtype_policy(policy)
-    # With noise: a uniform background is many equal pixels, whose ReLUs a rounding error flips all at once.
+    # Noise, since a rounding error flips the ReLUs of all equal pixels of a uniform background at once.
     noise = np.random.default_rng(0).integers(0, 128, images.columns["image"].shape, np.uint8)
     images = random_access(
         {**images.columns, "image": np.asarray(images.columns["image"]) // 2 + noise}
@@ -317,7 +317,7 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
     assert found == pytest.approx(logs, rel=1e-3 if half else 1e-4)
     for a, b in zip(arrays(predicted), arrays(compiled), strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=(1e-2 if half else 1e-4) * np.abs(a).max())
-    # What training changed, which is far smaller than the weights. Measured: at most 5e-4 and 0.16 of it.
+    # The change by training is far smaller than the weights. Measured: at most 5e-4 and 0.16 of it.
     for start, a, b in zip(weights, trained, after, strict=True):
         atol = 1e-7 + (0.4 if half else 1e-2) * np.abs(a - start).max()
         np.testing.assert_allclose(b, a, rtol=0, atol=atol)

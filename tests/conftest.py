@@ -1,4 +1,4 @@
-"""Two logical CPUs for tf.distribute, and small shared models, made once."""
+"""Two logical CPUs for tf.distribute, and small models that all tests share."""
 
 import socket
 import sys
@@ -30,20 +30,20 @@ def two_replicas():
 
 @pytest.fixture(scope="session")
 def noise():
-    """40 asymmetric pictures: (40, 32, 32, 3) uint8."""
+    """40 asymmetric images: (40, 32, 32, 3) uint8."""
     return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture(scope="session")
 def gratings():
-    """16 pictures of stripes in four directions and four widths: (16, 32, 32, 3) uint8."""
+    """16 images of stripes in four directions and four widths: (16, 32, 32, 3) uint8."""
     rows, columns = np.mgrid[:32, :32]
-    pictures = []
+    images = []
     for k in range(16):
         angle, period = np.pi * (k % 4) / 4, (4, 7, 12, 20)[k // 4]
         wave = np.sin(2 * np.pi * (rows * np.cos(angle) + columns * np.sin(angle)) / period)
-        pictures.append(np.repeat(127 + 100 * wave[..., None], 3, axis=-1))
-    return np.array(pictures).astype(np.uint8)
+        images.append(np.repeat(127 + 100 * wave[..., None], 3, axis=-1))
+    return np.array(images).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +80,11 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def held_ports():
-    """Gives free ports that nobody else gets before the test ends.
+    """Returns free ports that no other process gets before the test ends.
 
-    The sockets are bound but do not listen, and may be bound again by who asks for this very port, as
-    gRPC does. A port that was only looked up could meanwhile go to another process, and the collectives
-    of two training runs mix.
+    The sockets are bound but do not listen, and can be bound again by a process that requests
+    this port, as gRPC does. A port that was only looked up could be taken by another process in the
+    meantime, and the collectives of two training runs would mix.
     """
     held = []
 
@@ -102,7 +102,7 @@ def held_ports():
 
 @pytest.fixture(scope="session")
 def program():
-    """Code for `python -c` that runs the command, and dies when the process of the tests does."""
+    """Code for `python -c` that runs the command, and is killed when the test process exits."""
     return (
         "import ctypes, os, signal, sys;"
         "parent = os.getppid(); ctypes.CDLL(None).prctl(1, signal.SIGKILL);"  # 1: PR_SET_PDEATHSIG

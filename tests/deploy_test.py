@@ -1,4 +1,4 @@
-"""The deployment files of training: their schema, the command in them, and what the scripts do."""
+"""The deployment files of training: their schema, their commands, and their scripts."""
 
 import copy
 import os
@@ -28,7 +28,7 @@ test "$(wc -l < srun.log)" -gt "$FAILURES"
 
 
 def pod():
-    # What the operator makes of the template.
+    # The pods that the operator creates from the template.
     template = copy.deepcopy(WORKER["template"])
     template["spec"]["restartPolicy"] = WORKER["restartPolicy"]
     return {
@@ -38,7 +38,7 @@ def pod():
 
 
 def parsed(arguments):
-    """What `keras-ssl` makes of a command line: the parameters of `pretrain`."""
+    """Parses a `keras-ssl` command line; returns the options of `pretrain`."""
     program, name, *rest = arguments
     assert program == "keras-ssl"
     return cli.commands[name].make_context(name, rest).params
@@ -46,8 +46,9 @@ def parsed(arguments):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs slurm.sh with an `srun` that fails as often as asked, and no pauses; gives the process and the
-    arguments of each call.
+    """Runs slurm.sh, without pauses, with an `srun` that fails the given number of times.
+
+    Returns the process and the arguments of each call.
     """
     for name, text in (("srun", SRUN), ("sleep", "#!/bin/sh\n")):
         (tmp_path / name).write_text(text)
@@ -88,7 +89,7 @@ def test_manifest_is_what_the_operator_and_the_recovery_need():
     assert set(WORKER) == {"replicas", "restartPolicy", "template"}
     assert CONTAINER["name"] == "tensorflow"
     assert CONTAINER["ports"] == [{"name": "tfjob-port", "containerPort": 2222}]
-    # A worker that lost another exits with 2, which the operator's ExitCode never restarts.
+    # A worker whose peer failed exits with 2, which the operator's ExitCode never restarts.
     assert WORKER["restartPolicy"] == "OnFailure"
     assert JOB["spec"]["runPolicy"]["backoffLimit"] >= 5 * WORKER["replicas"]
 

@@ -1,4 +1,4 @@
-"""Every code block and every command of the documentation runs here, or is listed with the reason why not."""
+"""Every code block and command of the documentation runs here, or is listed with the reason why not."""
 
 import argparse
 import contextlib
@@ -33,7 +33,7 @@ PAGES = {
     if path.name != "CHANGELOG.md"
 }
 
-# What is changed so that it runs here, and in seconds: (what the page says, what runs here).
+# Substitutions that make a page run here within seconds: (text of the page, replacement).
 CHEAPER = (
     (r"\b96\b", "32"),
     (r"\bwidth=\d+", "width=2, blocks=(1,)"),
@@ -45,11 +45,11 @@ CHEAPER = (
     # Needs TensorFlow 2.15, where tools/check_addons.sh fine-tunes by LAMB.
     (r"import tensorflow_addons as tfa.*", ""),
     (r"\btfa\.optimizers\.LAMB", "tf.compat.v1.train.GradientDescentOptimizer"),
-    (r"\bmy_task", "rotation"),  # the task that docs/adding_a_task.md makes the reader write
+    (r"\bmy_task", "rotation"),  # the task that the reader of docs/adding_a_task.md writes
 )
 PRETRAIN = "--epochs 1 --width 2 --blocks 1 --batch-size 8"  # appended: the last value counts
 
-# Blocks and commands that do not run: (how it begins, why not).
+# Blocks and commands that do not run: (first characters, reason).
 NO_COMMAND = (
     ("images -> pretext labels", "a diagram"),
     ("model_config_list {", "a configuration: tests/serving/deployment_test.py parses it"),
@@ -61,7 +61,7 @@ NOT_RUN = (
     (r"(DATA=\S+ OUT=\S+ )?sbatch |for .*; do sbatch", "needs a Slurm cluster"),
     (r"export TF_CONFIG=", "describes two machines"),
 )
-# Commands of which only the arguments are parsed: (how it begins, why it does not run).
+# Commands of which only the arguments are parsed: (first characters, reason).
 PARSED = (
     (r"keras-ssl serve", "serves until it is stopped: tests/serving"),
     (r"keras-ssl data-service", "serves until it is stopped: tests/data/service_test.py"),
@@ -107,7 +107,7 @@ def blocks(markdown):
 
 
 def commands(text):
-    """The commands of a shell block: lines are joined until bash takes them for complete."""
+    """The commands of a shell block: lines are joined until bash accepts them as complete."""
     found, part = [], ""
     for line in text.splitlines(keepends=True):
         part += line
@@ -145,7 +145,7 @@ def cheaper(text, ports=()):
     return text
 
 
-# ---- What the pages find when they run.
+# ---- Fixtures: the files and the server that the pages use.
 
 
 def draw_images(folder):
@@ -228,7 +228,7 @@ class Trained:
 @pytest.fixture
 def page(command, served, trained, exported, tmp_path):
     """Runs the steps of a page, in one folder and one namespace."""
-    # A step or two are made faster than a graph; tests/conformance_test.py trains every task in graphs.
+    # A few eager steps take less time than tracing; tests/conformance_test.py trains every task in graphs.
     tf.config.run_functions_eagerly(True)
     draw_images(tmp_path)
     shutil.copytree(exported / "1", tmp_path / "saved_models" / "rotation_cifar10" / "1")
@@ -244,7 +244,7 @@ class Page:
         self.names = {"__name__": "page"}
 
     def run(self, block):
-        """Runs a block, or parses it; returns False where neither is known."""
+        """Runs a block, or parses it; returns False if its language is unknown."""
         if matches(((re.escape(start), why) for start, why in NO_COMMAND), block.text):
             return True
         if block.language == "python":
@@ -297,14 +297,14 @@ class Page:
         return True
 
     def provide(self, text):
-        """Makes the .keras files that a step reads, unless a step before it has written them."""
+        """Creates the .keras files that a step reads, unless an earlier step has written them."""
         for file in re.findall(r"\b\w+_(?:photos|cifar10)\.keras", cheaper(text)):
             if not Path(file).exists():
                 self.trained.provide(file)
 
 
 class ParsedArguments(Exception):
-    """Raised in place of what a tool does with its arguments."""
+    """Raised after a tool has parsed its arguments, instead of running it."""
 
 
 def parse(words):
@@ -353,7 +353,7 @@ def test_blocks_run(name, page):
 
 
 def test_commands_in_the_text_are_known():
-    """`keras-ssl evaluate` may name the subcommand only; where it has options, they exist."""
+    """`keras-ssl evaluate` may name the subcommand only; if it has options, they exist."""
     for name, path in PAGES.items():
         for line, text in inline(path.read_text()):
             words = shlex.split(text)
@@ -367,7 +367,7 @@ def test_commands_in_the_text_are_known():
 
 
 def test_reasons_are_needed():
-    """An entry that no page needs any more would excuse the next one that begins like it."""
+    """An unused entry would also match a new block with the same first characters."""
     texts = [block.text for path in PAGES.values() for block in blocks(path.read_text())]
     texts += [one for text in texts if "\n" in text for one in _commands_or_none(text)]
     texts += [text for path in PAGES.values() for _, text in inline(path.read_text())]
@@ -407,7 +407,7 @@ def test_links_lead_somewhere():
 
 
 def anchors(path):
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors of a page's headings, as GitHub generates them."""
     found = []
     for heading in re.findall(r"^#+ (.+)$", prose(path.read_text()), re.MULTILINE):
         slug = re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
@@ -418,7 +418,7 @@ def anchors(path):
     return found
 
 
-# ---- What the tutorial defines are tasks that train.
+# ---- The tasks of the tutorial train.
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_grid_draws_every_image_in_its_place():
     assert boxes[1][0] > boxes[0][1]  # the second lies right of the first
     assert boxes[4][3] > boxes[0][2]  # the second row below the first
     widths = {round((b[1] - b[0]) / (b[2] - b[3]), 6) for b in boxes}
-    assert widths == {1.5}  # 4 x 6 pixels stay oblong
+    assert widths == {1.5}  # 4 x 6 pixels keep their aspect ratio
     assert len(axes.texts) == 8
 
 

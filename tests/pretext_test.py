@@ -194,7 +194,7 @@ def test_a_recipe_is_saved_with_its_task(tmp_path):
 
 @pytest.mark.parametrize("jit_compile", ["auto", False])
 def test_a_saved_task_keeps_how_it_was_compiled(brightness, jit_compile):
-    """Not what "auto" was on the machine that saved it."""
+    """A saved task does not keep what "auto" meant on the machine that saved it."""
     brightness.compile("sgd", jit_compile=jit_compile)
     assert brightness.get_compile_config()["jit_compile"] == jit_compile
 
@@ -204,7 +204,7 @@ def test_a_loaded_task_chooses_xla_for_the_machine_it_is_on(brightness, tmp_path
         brightness.compile("sgd", jit_compile=asked)
         brightness(np.zeros((1, 32, 32, 3)))
         brightness._compile_config.config["jit_compile"] = (
-            True  # what Keras makes of "auto" on a GPU
+            True  # what Keras sets for "auto" on a GPU
         )
         brightness.save(tmp_path / "task.keras")
         return keras.models.load_model(tmp_path / "task.keras", {"Brightness": Brightness})

@@ -1,4 +1,4 @@
-"""The table, the deployment files and the zoo are what the documents say."""
+"""The task table, the deployment files and the zoo match the documentation."""
 
 import ast
 import importlib
@@ -87,7 +87,7 @@ def test_no_file_is_longer_than_300_lines():
 
 
 def test_no_function_is_longer_than_60_lines():
-    """Without its docstring: that of a public function may take as long as it needs."""
+    """Counts lines without the docstring, whose length is not limited."""
     long = {}
     for name, path in SOURCES.items():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -24,7 +24,7 @@ def zoo():
 def test_reads_the_operations_of_every_network(zoo):
     assert {row.name for row in TASKS} <= set(itertools.chain(*zoo.values()))
     kinds = [json.loads(kind) for kind in zoo]
-    # The stems, the shortcut that is subsampled first, the transposed convolutions and discriminators.
+    # Stems, the subsampled shortcut, transposed convolutions, and discriminators.
     kernels = {(k["op"], k["stride"], *k["kernel"]) for k in kinds if "kernel" in k}
     assert {("Conv2D", 1, 3, 3), ("Conv2D", 2, 7, 7), ("MaxPool", 2, 3, 3)} <= kernels
     assert {("MaxPool", 2, 1, 1), ("Conv2D", 1, 1, 1), ("Conv2D", 2, 4, 4)} <= kernels
@@ -38,7 +38,7 @@ def test_no_network_has_an_operation_that_is_known_to_corrupt_the_heap(zoo):
 
 
 def test_zoo_is_clean_and_planted_faults_are_found(zoo):
-    # One process for all, but for the one that dies.
+    # One process runs all cases, and a new one those after the crash.
     kinds = [json.loads(kind) for kind in zoo]
     sample = soak_shapes.sample(kinds, seed=0, most=1e6)
     planted = [{**SIZE, "op": f"planted_{fault}"} for fault in ("difference", "abort")]
@@ -47,5 +47,5 @@ def test_zoo_is_clean_and_planted_faults_are_found(zoo):
     faults = list(soak_shapes.soak(cases, (2,), lambda *numbers: counts.append(numbers)))
     assert [case["op"] for case, _ in faults] == ["planted_difference", "planted_abort"], faults
     assert "1 of 64 numbers differ" in faults[0][1]
-    assert "died in planted_abort: Aborted" in faults[1][1]
-    assert counts[-1] == (37, 2)  # it went on behind the one that died
+    assert "crashed in planted_abort: Aborted" in faults[1][1]
+    assert counts[-1] == (37, 2)  # it continued after the crash

@@ -13,7 +13,7 @@ def normal(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
-# What each is called with. A new layer, loss or metric without an entry fails.
+# The arguments of each. A new layer, loss or metric without an entry fails.
 LAYERS = {
     "BatchNormalization": (layers.BatchNormalization(), normal(5, 4, 6, 3)),
     "ChannelwiseDense": (layers.ChannelwiseDense(), normal(5, 4, 6, 3)),
@@ -43,7 +43,7 @@ def test_nothing_is_left_out():
 
 
 def both(function, *arguments, state=()):
-    """Compares the results of a function, eager and compiled, and what it does to the variables `state`."""
+    """Compares the results of a function, eager and compiled, and its effect on the variables `state`."""
     start, results = [v.numpy() for v in state], []
     for run in (function, tf.function(function, jit_compile=True)):
         for variable, value in zip(state, start, strict=True):

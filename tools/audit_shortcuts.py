@@ -84,7 +84,7 @@ def run(make, train, held_out, options):
 
 
 def probe(encoder, labeled, test):
-    """Accuracy of the linear probe at the best stage."""
+    """Returns the accuracy of the linear probe at the best stage."""
     train_features, train_others = kssl.evaluation.extract(encoder, labeled)
     test_features, test_others = kssl.evaluation.extract(encoder, test)
     return max(

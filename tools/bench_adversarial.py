@@ -1,11 +1,11 @@
-"""The step with two networks beside the sum of its parts.
+"""Benchmark of the adversarial training step, versus the sum of its parts.
 
     python tools/bench_adversarial.py [--width 16] [--rounds 7]
 
-Parts are encoder, decoder and discriminator, each run forward and backward alone on tensors of the sizes
-that it meets in the step (the discriminator on real and made pictures), without losses, metrics and
-optimisers. In each round all run in turn, so that a noisy machine disturbs them alike; the ratio, sum of
-the parts over the step, is the median over the rounds.
+The parts are encoder, decoder and discriminator. Each runs forward and backward separately, on tensors of
+the sizes that it gets in the step (the discriminator on real and generated images), without losses, metrics
+and optimizers. In each round all run in turn, so that other load on the machine affects them equally. The
+ratio, the sum of the parts over the step, is the median over the rounds.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def forward_and_backward(network, inputs, variables):
 
 
 def parts(task, x, y):
-    """Name to function: each part alone, `STEPS` times."""
+    """Returns a dict from the name of each part to a function that runs it alone, `STEPS` times."""
     y_pred = task(x, training=True)
     real, fake = task.discriminator_inputs(x, y, y_pred)
     shown = [tf.concat(both, 0) for both in zip(real, fake, strict=True)]

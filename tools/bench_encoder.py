@@ -2,8 +2,8 @@
 
     python tools/bench_encoder.py [--width 16] [--rounds 15]
 
-TensorFlow folds the fused batch normalization into the convolution before it, so that in serving it
-should cost nothing. Both run in turn in one process; the ratio is the median over the rounds.
+TensorFlow folds the fused batch normalization into the preceding convolution, so in serving it should
+cost nothing. Both run in turn in one process; the ratio is the median over the rounds.
 """
 
 import argparse

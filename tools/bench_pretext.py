@@ -1,10 +1,10 @@
-"""Images/s that each task's `pretext` makes beside what one training step consumes.
+"""Benchmark of the throughput of each task's `pretext`, versus that of its training step, in images/s.
 
     python tools/bench_pretext.py [--width 16] [--rounds 5]
 
-Pictures of 32x32 in memory, batches of 128. In each round every task first makes batches without a
-network, on all cores, and then trains on ready ones, in turn, so that a noisy machine disturbs both
-alike; the ratio is the median over the rounds.
+Images of 32x32 in memory, batches of 128. In each round every task first computes batches without a
+network, on all cores, and then trains on precomputed ones, so that other load on the machine affects both
+equally. The ratio is the median over the rounds.
 """
 
 import argparse
@@ -26,9 +26,9 @@ BATCH, IMAGES, STEPS = 128, 2048, 6
 
 
 def variant(row, width):
-    """Two functions: seconds an image of `pretext`, and of the training step."""
-    pictures = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
-    images = kssl.data.from_array(pictures)
+    """Returns two functions that measure the seconds per image, of `pretext` and of the training step."""
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
+    images = kssl.data.from_array(pixels)
     encoder = kssl.encoders.resnet((32, 32, 3), width)
     known = inspect.signature(row.task).parameters
     task = row.task(encoder, **({"num_images": IMAGES} if "num_images" in known else {}))
@@ -41,7 +41,7 @@ def variant(row, width):
 
     def make():
         start = time.perf_counter()
-        for _ in made:  # anew each time: nothing was prefetched while the network trained
+        for _ in made:  # a new iterator each time: nothing was prefetched while the network trained
             pass
         return (time.perf_counter() - start) / IMAGES
 

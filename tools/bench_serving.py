@@ -81,7 +81,7 @@ async def send(port, messages, clients, seconds):
 
 
 def in_process(path, size, kind, core, seconds, connection):
-    """Sends the images per second of Session.run on batches of 64, for each message it receives."""
+    """Measures Session.run on batches of 64 for each message it receives; sends the images per second."""
     os.sched_setaffinity(0, {core})
     from tensorflow_serving.apis import predict_pb2
 

@@ -1,7 +1,7 @@
 """Optimal transport of 100,000 images to 1,000 clusters: keras_ssl versus NumPy and POT.
 
 All three run to the same marginal error, in interleaved rounds; the memory is measured in a separate
-process. POT (`pip install POT`) is left out if it is not installed.
+process. POT (`pip install POT`) is skipped if it is not installed.
 
     python tools/bench_sinkhorn.py --rounds 3
 """
@@ -23,7 +23,7 @@ from keras_ssl.solvers.transport import sinkhorn
 
 
 def blocks(n, k, scale=0.18, width=64):
-    """Log-probabilities of a linear classifier on Gaussian features, block by block."""
+    """Returns log-probabilities of a linear classifier on Gaussian features, computed block by block."""
     random = np.random.default_rng(0)
     weights = random.standard_normal((width, k), np.float32) * scale
     step = max(1, BLOCK_ENTRIES // k)
@@ -33,7 +33,7 @@ def blocks(n, k, scale=0.18, width=64):
 
 
 def matrix_scaling(scores, lam, tolerance, dtype=np.float64):
-    """Matrix scaling as in textbooks: K = exp(lam * scores), then u = r / Kv and v = c / K'u in turn."""
+    """Scales the matrix as in textbooks: K = exp(lam * scores), then u = r / Kv and v = c / K'u in turn."""
     kernel = np.exp(dtype(lam) * scores.astype(dtype))
     n, k = kernel.shape
     r, c, v = dtype(1 / n), dtype(1 / k), np.ones(k, dtype)
@@ -58,7 +58,7 @@ def pot(scores, lam, iterations):
 
 
 def peak():
-    """Peak memory of this process in kB; not ru_maxrss, which a child inherits from its parent."""
+    """Returns the peak memory of this process in kB (ru_maxrss would include that of the parent)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
@@ -110,7 +110,7 @@ def main():
     try:
         import ot  # noqa: F401
     except ImportError:
-        print("POT is not installed: left out")
+        print("POT is not installed: skipped")
         del runs["POT float64"]
     seconds, found = {name: [] for name in runs}, {}
     keras_ssl("float32"), keras_ssl("bfloat16")  # traces

@@ -1,17 +1,16 @@
-"""Images/s of `task.fit` beside bare Keras, Keras' own batch normalisation, and PyTorch; and on replicas.
+"""Benchmark of `task.fit` versus plain Keras, Keras' own batch normalization, and PyTorch; and on replicas.
 
     python tools/bench_training.py [--width 16] [--rounds 7]
     python tools/bench_training.py --replicas [--tasks rotation,self_label]
 
-Every variant trains the same network (residual, blocks 2-2-2-2) on batches of 256 pictures of 32x32
-by SGD with momentum. In each round every variant runs once for a few steps, in turn, so that a noisy
-machine disturbs them alike; the ratio is the median over the rounds. PyTorch takes part where it is
-installed.
+Every variant trains the same network (residual, blocks 2-2-2-2) on batches of 256 images of 32x32 by SGD
+with momentum. In each round every variant runs once for a few steps, so that other load on the machine
+affects all equally. The ratio is the median over the rounds. PyTorch is included if it is installed.
 
 With --replicas the variants are `task.fit` by one process with one device, by one process with two
 logical devices, and by two worker processes that have half of the cores each. All have the same cores and
-train on the same batches, so 2 replicas can at best be as fast as 1: the efficiency is the ratio of
-their images/s. Each runs in processes of its own, which wait while the others run.
+train on the same batches, so two replicas can at best be as fast as one: the efficiency is the ratio of
+their images/s. Each variant runs in its own processes, which wait while the others run.
 """
 
 import argparse
@@ -41,7 +40,7 @@ BATCH, STEPS, SKIPPED = 256, 12, 2
 
 
 class Clock(keras.callbacks.Callback):
-    """Seconds a step, without the first steps of a fit."""
+    """Measures the seconds per step, without the first steps of a `fit`."""
 
     def on_train_begin(self, logs=None):
         self.times = []
@@ -57,9 +56,9 @@ def sgd():
     return keras.optimizers.SGD(0.05, momentum=0.9)
 
 
-def network(width, normalisation):
+def network(width, normalization):
     original = kssl.encoders.BatchNormalization
-    kssl.encoders.BatchNormalization = normalisation
+    kssl.encoders.BatchNormalization = normalization
     try:
         return kssl.encoders.resnet((32, 32, 3), width)
     finally:
@@ -80,9 +79,9 @@ def task_fit(width):
     return run
 
 
-def bare_fit(width, normalisation):
+def plain_fit(width, normalization):
     head = keras.layers.Dense(4, dtype="float32")
-    model = keras.Sequential([network(width, normalisation), head])
+    model = keras.Sequential([network(width, normalization), head])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     metrics = [keras.metrics.SparseCategoricalAccuracy()]
     model.compile(sgd(), loss, metrics=metrics, jit_compile=False)
@@ -152,7 +151,7 @@ def torch_loop(width, bfloat16, layout):
 
 
 def train(kind, name, synchronized, width):
-    """A process of its own: trains for a few steps for each line that it reads, and writes images/s."""
+    """Trains for a few steps for each line on stdin, and prints images/s. Runs in its own process."""
     if kind == "devices":
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
@@ -161,15 +160,15 @@ def train(kind, name, synchronized, width):
     )
     assert strategy.num_replicas_in_sync == (1 if kind == "one" else 2)
     (row,) = [row for row in TASKS if row.name == name]
-    batch = BATCH // 4 if name == "rotation" else BATCH  # each picture is turned four times
-    pictures = np.random.default_rng(0).integers(0, 256, (batch * STEPS, 32, 32, 3), np.uint8)
-    images = kssl.data.from_array(pictures)
+    batch = BATCH // 4 if name == "rotation" else BATCH  # each image is rotated four times
+    pixels = np.random.default_rng(0).integers(0, 256, (batch * STEPS, 32, 32, 3), np.uint8)
+    images = kssl.data.from_array(pixels)
     known = inspect.signature(row.task).parameters
     with strategy.scope():
         encoder = kssl.encoders.resnet((32, 32, 3), width, synchronized=synchronized)
-        task = row.task(encoder, **({"num_images": len(pictures)} if "num_images" in known else {}))
+        task = row.task(encoder, **({"num_images": len(pixels)} if "num_images" in known else {}))
         task.compile(sgd())
-    # Labels are made before the first step that is timed, and not again.
+    # Labels are computed before the first timed step, and not again.
     relabel = [kssl.callbacks.Relabel(images, when="once")] if hasattr(task, "relabel") else []
     for _ in sys.stdin:
         clock = Clock()
@@ -178,25 +177,25 @@ def train(kind, name, synchronized, width):
 
 
 class Trainers:
-    """The processes of one variant: all of them train when `run` is called."""
+    """The processes of one variant, which all train when `run` is called."""
 
     def __init__(self, kind, *arguments):
         cores = sorted(os.sched_getaffinity(0))
-        shares = [cores[0::2], cores[1::2]] if kind == "workers" else [cores]
+        parts = [cores[0::2], cores[1::2]] if kind == "workers" else [cores]
         with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in shares]
+            sockets = [stack.enter_context(socket.socket()) for _ in parts]
             for free in sockets:
                 free.bind(("localhost", 0))
             hosts = [f"localhost:{free.getsockname()[1]}" for free in sockets]
         wanted = json.dumps([kind, *arguments])
         self.processes = []
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
-        for index, share in enumerate(shares):
+        for index, part in enumerate(parts):
             environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
             if kind == "workers":
                 task = {"type": "worker", "index": index}
                 environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": hosts}, "task": task})
-            os.sched_setaffinity(0, share)  # inherited by the process, before it counts its cores
+            os.sched_setaffinity(0, part)  # inherited by the process, before it counts its cores
             try:
                 process = subprocess.Popen(
                     [sys.executable, os.path.abspath(__file__), "--trainer", wanted],
@@ -208,7 +207,7 @@ class Trainers:
             self.processes.append(process)
 
     def run(self):
-        """Images/s."""
+        """Trains for a few steps and returns images/s."""
         with contextlib.suppress(BrokenPipeError):
             for process in self.processes:
                 process.stdin.write("\n")
@@ -216,7 +215,7 @@ class Trainers:
         answers = [process.stdout.readline() for process in self.processes]
         if not all(answers):
             self.errors.seek(0)
-            raise RuntimeError(f"a process has stopped: {self.errors.read()[-3000:]}")
+            raise RuntimeError(f"a process stopped: {self.errors.read()[-3000:]}")
         return float(answers[0])  # all wait for each other in every step
 
     def stop(self):
@@ -230,7 +229,7 @@ def replicas(options):
     number = len(os.sched_getaffinity(0))
     if number < 2:
         raise SystemExit("two workers need two cores")
-    rows = [("task", "normalisation", "1 device", "2 devices", "", "2 workers", "")]
+    rows = [("task", "normalization", "1 device", "2 devices", "", "2 workers", "")]
     kinds = ("one", "devices", "workers")
     for name in options.tasks.split(","):
         for synchronized in (False, True):
@@ -239,7 +238,7 @@ def replicas(options):
                 for kind in kinds:
                     trainers.append(Trainers(kind, name, synchronized, options.width))
                     stack.callback(trainers[-1].stop)
-                    trainers[-1].run()  # traces and compiles, alone
+                    trainers[-1].run()  # traces and compiles while the others wait
                 speeds = np.array([[t.run() for t in trainers] for _ in range(options.rounds)])
             one, devices, workers = np.median(speeds, axis=0)
             efficiency = np.median(speeds / speeds[:, :1], axis=0)
@@ -251,7 +250,7 @@ def replicas(options):
             )  # fmt: skip
             print(*rows[-1], flush=True)
     print(
-        f"\nimages/s and efficiency, {number} cores, width {options.width}, {BATCH} network inputs a step, "
+        f"\nimages/s and efficiency, {number} cores, width {options.width}, {BATCH} network inputs per step, "
         f"median of {options.rounds} rounds"
     )
     print_table(rows)
@@ -261,7 +260,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--replicas", action="store_true", help="2 devices and 2 workers beside 1")
+    parser.add_argument("--replicas", action="store_true", help="2 devices and 2 workers versus 1")
     parser.add_argument("--tasks", default="rotation,self_label", help="for --replicas")
     parser.add_argument("--trainer", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -276,14 +275,14 @@ def main():
 def compare(options):
     has_torch = importlib.util.find_spec("torch") is not None
     if not has_torch:
-        print("PyTorch is not installed: left out")
+        print("PyTorch is not installed: skipped")
 
     for policy in ("float32", "mixed_bfloat16"):
         keras.config.set_dtype_policy(policy)
         variants = {
             "task.fit": task_fit(options.width),
-            "bare fit": bare_fit(options.width, kssl.layers.BatchNormalization),
-            "bare fit, Keras' normalisation": bare_fit(
+            "plain fit": plain_fit(options.width, kssl.layers.BatchNormalization),
+            "plain fit, Keras' normalization": plain_fit(
                 options.width, keras.layers.BatchNormalization
             ),
         }

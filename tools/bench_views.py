@@ -1,10 +1,10 @@
-"""Views/s that `augment.view` makes through tf.data, on all cores.
+"""Benchmark of `augment.view` in tf.data, on all cores, in views/s.
 
     python tools/bench_views.py [--sizes 32 96] [--recipes SIMCLR_SMALL SIMCLR] [--rounds 7]
 
 Images in memory, batches of 256, two views of each image. Each round runs every size and recipe in turn,
-so that a noisy machine disturbs all alike; printed are the median over the rounds, and the views per
-second of processor time, which other processes disturb less.
+so that other load on the machine affects all equally. Prints the median over the rounds, and the views per
+second of processor time, which other processes affect less.
 """
 
 import argparse
@@ -24,7 +24,7 @@ VIEWS = 2
 
 
 def dataset(size, recipe, batch):
-    """Dataset of (batch, 2, size, size, 3) views, without end."""
+    """Returns an endless dataset of (batch, 2, size, size, 3) views."""
     image = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     image = tf.constant(image)
 
@@ -38,8 +38,9 @@ def dataset(size, recipe, batch):
 
 
 def measure(data, batch, seconds):
-    """Views per second of wall time and of processor time."""
-    batches = iter(data)  # a new one each time: none runs on while another is measured
+    """Measures views per second of wall time and of processor time."""
+    # A new iterator each time: no pipeline keeps running while another is measured.
+    batches = iter(data)
     for _ in range(4):
         next(batches)
     made, wall, processor = 0, time.perf_counter(), time.process_time()

@@ -1,13 +1,13 @@
-"""How long training steps wait for their data, for every task.
+"""Benchmark of the time that training steps of every task wait for their data.
 
     python tools/bench_waiting.py [--data photos/] [--width 16] [--rounds 3] [--tasks rotation,jigsaw]
 
-The pictures, of 32x32, are kept in memory, and then read from JPEG files; without --data the tool makes
-both. The loop does what `fit` does, but for the callbacks: it asks the pipeline for a batch, which is the
-waiting, and runs the compiled step on it. The pipeline works on while the step runs, on the same cores,
-and so the step itself takes longer than alone, on batches that are ready: the columns "slower" say how many
-times, which no deeper buffer would change. In each round all of a task's loops run in turn, so that a
-noisy machine disturbs them alike; each column is the median over the rounds.
+The images of 32x32 are first kept in memory and then read from JPEG files; without --data the tool generates
+both. The loop does what `fit` does, without callbacks: it gets a batch from the pipeline (the time that it
+waits) and runs the compiled step on it. The pipeline runs during the step on the same cores, so the step
+takes longer than on precomputed batches. The columns "slower" are the ratio of the two, which a deeper
+buffer would not change. In each round all loops of a task run in turn, so that other load on the machine
+affects them equally. Each column is the median over the rounds.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from keras_ssl.plotting import print_table
 from keras_ssl.tasks import TASKS
 
 SIZE, WARM_UP, STEPS = 32, 5, 12
-BAR = 0.05  # of the time, from memory
+LIMIT = 0.05  # fraction of the time that a step may wait, with images in memory
 
 
-def write_pictures(folder, number, pixels):
-    """JPEG files as large as those of photographs of that many pixels: no noise in single pixels."""
+def write_images(folder, number, pixels):
+    """Writes JPEG files without noise in single pixels, so that they are as large as those of photographs."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (number, 8, 8, 3)).astype(np.float32)
-    for k, picture in enumerate(coarse):
-        picture = tf.image.resize(picture, (pixels, pixels), "bicubic")
-        jpeg = tf.io.encode_jpeg(tf.cast(tf.clip_by_value(picture, 0, 255), tf.uint8))
+    for k, image in enumerate(coarse):
+        image = tf.image.resize(image, (pixels, pixels), "bicubic")
+        jpeg = tf.io.encode_jpeg(tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8))
         (folder / f"{k:05d}.jpg").write_bytes(jpeg.numpy())
 
 
@@ -53,17 +53,17 @@ def make(row, images, width):
 
 
 def compiled(task):
-    """What Keras' `fit` compiles, without the iterator, whose waiting is to be timed apart."""
+    """Compiles the step as Keras' `fit` does, without the iterator, which is timed separately."""
     step = tf.function(task.train_step, reduce_retracing=True)
 
     def run(batch):
-        step(batch)["loss"].numpy()  # waits for a GPU, too
+        step(batch)["loss"].numpy()  # also waits for a GPU
 
     return run
 
 
 def loop(step, batches):
-    """Seconds that each step took, and that it waited before; without the first ones."""
+    """Measures the mean seconds of a step and of the wait before it, without the first steps."""
     times = [time.perf_counter()]
     batches = iter(batches)
     for _ in range(WARM_UP + STEPS):
@@ -76,7 +76,7 @@ def loop(step, batches):
 
 
 def measure(row, sources, options):
-    """(2, sources + 1, rounds) seconds: of steps, and waited; the first without a pipeline."""
+    """Returns (2, sources + 1, rounds) seconds of steps and of waiting; the first without a pipeline."""
     task = make(row, sources[0], options.width)
     step = compiled(task)
     epochs = -(-(WARM_UP + STEPS) * options.batch_size // int(sources[0].cardinality()))
@@ -85,18 +85,20 @@ def measure(row, sources, options):
     variants = [ready, *training]
     # A new iterator in each round: an old one would have filled its buffer while the others ran.
     rounds = [[loop(step, batches) for batches in variants] for _ in range(options.rounds + 1)]
-    return np.array(rounds[1:]).T  # the first one traced and compiled
+    return np.array(rounds[1:]).T  # without the first, which traced and compiled
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="folder of pictures, instead of made ones")
-    parser.add_argument("--images", type=int, default=2000, help="the first so many pictures")
-    parser.add_argument("--jpeg-size", type=int, default=SIZE, help="pixels of the files it makes")
+    parser.add_argument("--data", help="folder of images, instead of generated ones")
+    parser.add_argument("--images", type=int, default=2000, help="maximum number of images")
+    parser.add_argument(
+        "--jpeg-size", type=int, default=SIZE, help="side of the generated images in pixels"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tasks", help="names with commas between them; all by default")
+    parser.add_argument("--tasks", help="names separated by commas; all by default")
     options = parser.parse_args()
     names = options.tasks.split(",") if options.tasks else [row.name for row in TASKS]
     if unknown := {*names} - {row.name for row in TASKS}:
@@ -104,7 +106,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as temporary:
         if not options.data:
-            write_pictures(Path(temporary), options.images, options.jpeg_size)
+            write_images(Path(temporary), options.images, options.jpeg_size)
         files = kssl.data.from_folder(options.data or temporary, SIZE)
         number = min(options.images, int(files.cardinality()))
         files = kssl.data.arrays.subset(
@@ -120,23 +122,23 @@ def main():
             try:
                 working, waiting = measure(row, [memory, files], options)
             except ValueError as error:
-                rows.append((row.name, f"left out: {error}"[:70], *[""] * 5))
+                rows.append((row.name, f"skipped: {error}"[:70], *[""] * 5))
                 continue
-            share = np.median(waiting / (working + waiting), axis=1)
+            fraction = np.median(waiting / (working + waiting), axis=1)
             slower = np.median(working / working[0], axis=1)
             rows.append(
                 (
                     row.name,
                     f"{1000 * np.median(working[0]):.0f} ms",
-                    f"{share[1]:.1%}", f"{slower[1]:.2f}", "" if share[1] < BAR else "over the bar",
-                    f"{share[2]:.1%}", f"{slower[2]:.2f}",
+                    f"{fraction[1]:.1%}", f"{slower[1]:.2f}", "" if fraction[1] < LIMIT else "too long",
+                    f"{fraction[2]:.1%}", f"{slower[2]:.2f}",
                 )
             )  # fmt: skip
             print(*rows[-1], flush=True)
     print(
-        f"\n{number} pictures, batch {options.batch_size}, width {options.width}, "
-        f"{len(os.sched_getaffinity(0))} cores, median of {options.rounds} rounds; the bar for the waiting "
-        f"from memory is {BAR:.0%}"
+        f"\n{number} images, batch {options.batch_size}, width {options.width}, "
+        f"{len(os.sched_getaffinity(0))} cores, median of {options.rounds} rounds; with images in memory "
+        f"a step may wait {LIMIT:.0%} of the time"
     )
     print_table(rows)
 

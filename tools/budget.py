@@ -1,4 +1,4 @@
-"""Training within a budget of minutes and evaluation by probes: what the comparison tools share."""
+"""Training within a budget of minutes and evaluation by probes: shared by the comparison tools."""
 
 import time
 
@@ -21,18 +21,18 @@ class StepClock(keras.callbacks.Callback):
         self.times.append(time.perf_counter())
 
     def seconds_per_step(self, skip=10):
-        """Median duration of a step, without the first ones, in which TensorFlow traces."""
+        """Returns the median duration of a step, without the first ones, in which TensorFlow traces."""
         return float(np.median(np.diff(self.times[skip:])))
 
 
 def epochs_within(minutes, seconds_per_epoch):
-    """Number of epochs that fit into a budget."""
-    # 5 % in reserve: a run that the machine slows down later must not exceed the budget.
+    """Returns the number of epochs that fit into a budget."""
+    # 5 % less: a run that other load slows down later must not exceed the budget.
     return max(1, int(0.95 * minutes * 60 / seconds_per_epoch))
 
 
 def evaluate(encoder, untrained, images, test):
-    """kNN and linear probe of every stage, from 10,000 random labels, as of `evaluation.compare`."""
+    """Evaluates every stage by kNN and linear probe, as `evaluation.compare`, on 10,000 random labels."""
     rows = np.random.default_rng(0).permutation(int(images.cardinality()))[:LABELS]
     labeled = kssl.data.subset(images, np.sort(rows))
     return kssl.evaluation.compare(encoder, untrained, labeled, test)

@@ -3,8 +3,8 @@
     python tools/build_zoo.py --data cifar10/ --minutes 45
 
 `--data` is a folder with train/<class>/ and test/<class>/; without it Keras downloads CIFAR-10.
-The budget is the wall-clock time of `fit`: a trial of some steps determines the number of epochs. Training
-runs in bfloat16, evaluation and export in float32.
+The budget is the wall-clock time of `fit`: a trial run of some steps determines the number of epochs.
+Training runs in bfloat16, evaluation and export in float32.
 """
 
 import argparse

@@ -54,7 +54,7 @@ def new_task(name, number, width):
 
 
 def train(name, images, classes, options):
-    """Trains one method for `--minutes`; a trial of some steps and one relabeling determines the epochs."""
+    """Trains one method for `--minutes`; a trial run of some steps and one relabeling sets the epochs."""
     number = len(classes)
     task = new_task(name, number, options.width)
     task.compile(sgd_cosine(options.learning_rate, TRIAL_STEPS))

@@ -61,7 +61,7 @@ def fit(name, images, steps, options, callbacks=()):
 
 
 def fit_minutes(name, images, options, callbacks=()):
-    """Trains for `--minutes`, in steps that a trial has measured; returns the task, its logs and budget."""
+    """Trains for `--minutes`, after a trial run that times a step; returns the task, its logs and budget."""
     per_step = fit(name, images, TRIAL_STEPS, options, callbacks)[2]
     start = time.time()
     task, logs, _ = fit(name, images, round(options.minutes * 60 / per_step), options, callbacks)
@@ -70,7 +70,7 @@ def fit_minutes(name, images, options, callbacks=()):
 
 
 def pretext_score(task, logs, test):
-    """Formats how well the task itself is solved."""
+    """Formats the pretext metric: accuracy, PSNR, or diversity of the samples."""
     if "accuracy" in logs:
         return f"{100 * logs['accuracy']:.1f}"
     if isinstance(task, Reconstructs):

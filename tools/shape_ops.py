@@ -1,6 +1,6 @@
-"""Runs one operation of a network at one shape, forward and both gradients, against NumPy in float64.
+"""Compares one operation of a network at one shape, forward and both gradients, with NumPy in float64.
 
-The side of `soak_shapes.py` that may die: it runs in a process of its own.
+`soak_shapes.py` runs it in a child process, which a faulty kernel may crash.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ ACCUMULATION = 8 * 2.0**-24  # error per summed term of standard normal products
 
 
 def windows(size, kernel, stride, padding, dilation=1):
-    """Number of windows along one axis, and the padding before and after it."""
+    """Returns the number of windows along one axis, and the padding before and after it."""
     reach = (kernel - 1) * dilation + 1
     if padding == "VALID":
         return (size - reach) // stride + 1, 0, 0
@@ -27,7 +27,7 @@ def windows(size, kernel, stride, padding, dilation=1):
 
 
 def taps(x, case, fill=0.0):
-    """Pads x and lists a view of it for each place of the kernel: what that place sees in all windows."""
+    """Pads x and lists, for each position in the kernel, the view of x that it covers in all windows."""
     stride, dilation = case["stride"], case.get("dilation", 1)
     axes = [
         windows(size, k, stride, case["padding"], dilation)
@@ -45,7 +45,7 @@ def taps(x, case, fill=0.0):
 
 
 def convolve(x, kernel, dy, case):
-    """y, dx and dw of a convolution; kernel (h, w, inputs, outputs), zero between groups."""
+    """Computes y, dx and dw of a convolution; kernel (h, w, inputs, outputs), zero between groups."""
     views, _ = taps(x, case)
     gradients, dx = taps(np.zeros_like(x), case)
     dw, y = np.zeros_like(kernel), 0.0
@@ -60,7 +60,7 @@ class Operations:
     """Draws numbers, runs operations and compares them; `failed` lists what differed.
 
     Args:
-        case: dict of `op`, `dtype`, `batch`, `height`, `width`, `inputs`, `outputs`, and what `op` needs.
+        case: dict of `op`, `dtype`, `batch`, `height`, `width`, `inputs`, `outputs`, and attributes of `op`.
     """
 
     def __init__(self, case):
@@ -69,7 +69,7 @@ class Operations:
         self.shape = [case[name] for name in ("batch", "height", "width", "inputs")]
 
     def draw(self, *shape):
-        """Standard normal numbers, already rounded: a tensor and the same in float64."""
+        """Draws standard normal numbers, rounded to the dtype, as a tensor and as a float64 array."""
         tensor = tf.cast(self.random.standard_normal(shape, np.float32), self.dtype)
         return tensor, tf.cast(tensor, tf.float64).numpy()
 
@@ -79,10 +79,11 @@ class Operations:
         Args:
             name: str, of the operation.
             expected: float64 array, or list of them.
-            terms: int, numbers that are summed up for one of the output.
+            terms: int, numbers that are summed for one number of the output.
             **arguments: of the operation.
         """
-        print("run", name, flush=True)  # if it kills this process, the parent knows which it was
+        # So that the parent knows which operation crashed this process.
+        print("run", name, flush=True)
         try:
             outputs = getattr(tf.raw_ops, name)(**arguments)
         except tf.errors.OpError as error:
@@ -98,14 +99,14 @@ class Operations:
                 self.failed.append(f"{name}[{k}] has shape {got.shape}, not {wanted.shape}")
                 continue
             allowed = 2 * ROUNDING[self.dtype] * np.abs(wanted) + ACCUMULATION * terms
-            if self.dtype == "bfloat16":  # some kernels keep sums in 16 bits
+            if self.dtype == "bfloat16":  # some kernels accumulate in 16 bits
                 allowed += ROUNDING[self.dtype] * np.sqrt(terms)
             wrong = ~(np.abs(got - wanted) <= allowed)
             if wrong.any():
                 worst = np.max(np.where(np.isfinite(got), np.abs(got - wanted) / allowed, np.inf))
                 self.failed.append(
-                    f"{name}[{k}]: {wrong.sum()} of {wrong.size} numbers differ, the worst "
-                    f"{worst:.1f} times as much as allowed"
+                    f"{name}[{k}]: {wrong.sum()} of {wrong.size} numbers differ, the largest error "
+                    f"{worst:.1f} times the allowed one"
                 )
 
     def Conv2D(self):
@@ -180,13 +181,13 @@ class Operations:
         y64 = np.max(np.stack(list(views.values())), 0)
         self.check("MaxPool", y64, 0, input=x, **common)
         _, dy64 = self.draw(*y64.shape)
-        # Where two pixels are equal any of them may get the gradient: none goes there.
+        # If two pixels are equal, either may get the gradient, so their gradient is 0.
         dy64 = dy64 * (np.sum([view == y64 for view in views.values()], 0) == 1)
         gradients, dx = taps(np.zeros_like(x64), self.case)
         for at, view in views.items():
             gradients[at] += dy64 * (view == y64)
         y, dy = (tf.cast(a, self.dtype) for a in (y64, dy64))
-        # Each partial sum is rounded to the 16 bits here, also where the sum is small in the end.
+        # Each partial sum is rounded to 16 bits, even if the final sum is small.
         terms = 36 * int(np.prod(self.case["kernel"]))
         self.check("MaxPoolGrad", dx, terms, orig_input=x, orig_output=y, grad=dy, **common)
 
@@ -224,7 +225,7 @@ class Operations:
         dy, dy64 = self.draw(*product.shape)
         self.check("BatchMatMulV2", product, inner, x=x, y=y)
         if many[0] != many[1]:
-            return  # the gradients are sums of what is run here
+            return  # the gradients are sums of such products
         self.check("BatchMatMulV2", dy64 @ y64.swapaxes(-1, -2), columns, x=dy, y=y, adj_y=True)
         self.check("BatchMatMulV2", x64.swapaxes(-1, -2) @ dy64, rows, x=x, y=dy, adj_x=True)
 
@@ -237,7 +238,7 @@ class Operations:
         root = np.sqrt(variance + 1e-3)
         unit = (x64 - mean) / root
         nothing = tf.zeros(0)
-        terms = 100 + 4 * int(np.sqrt(n))  # of the mean, whose error all numbers get
+        terms = 100 + 4 * int(np.sqrt(n))  # the error of the mean affects all numbers
         self.check(
             "FusedBatchNormV3", [unit * gamma + beta, mean, variance * n / max(n - 1, 1)], terms,
             x=x, scale=gamma, offset=beta, mean=nothing, variance=nothing, epsilon=1e-3,
@@ -257,7 +258,7 @@ class Operations:
         os.abort()
 
     def planted_overflow(self):
-        """Writes one byte behind its memory: seen only where the heap is checked."""
+        """Writes one byte past the end of its memory, which is detected only with a checked heap."""
         print("run planted_overflow", flush=True)
         python = ctypes.pythonapi
         python.PyMem_RawMalloc.restype = ctypes.c_void_p
@@ -272,7 +273,7 @@ class Operations:
 
 
 def main(threads):
-    """Runs the cases that come in as lines of JSON, and answers each with a line of JSON."""
+    """Reads cases as lines of JSON from stdin, and responds to each with a line of JSON."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Kills exports at random moments and checks that every version that is left can be loaded.
+"""Kills exports at random moments and checks that every remaining version can be loaded.
 
 python tools/soak_export.py [--kills 20]
 """

@@ -1,11 +1,11 @@
-"""Trainings killed by SIGKILL at random steps, beside the same trainings left alone: equal bit for bit?
+"""Kills training runs by SIGKILL at random steps, and compares them bit for bit with uninterrupted ones.
 
     python tools/soak_resume.py [--kills 10] [--tasks rotation exemplar_triplet deep_cluster gan]
 
-One task a family by default. Every training runs in a process of its own, which kills itself after a
-random step and is started again with the same arguments, until it is through. Checkpoints come every
-other step, so that most kills lose one. At the end all variables are compared: weights, labels, centroids,
-the slots of all optimisers.
+Trains six tasks from all families by default. Every run is a process that kills itself after a random step
+and is restarted with the same arguments until it completes. It writes a checkpoint every other step, so that
+about half of the kills lose a step. At the end all variables are compared: weights, labels, centroids, and
+the slots of all optimizers.
 """
 
 import argparse
@@ -25,7 +25,7 @@ STEPS = EPOCHS * IMAGES // BATCH
 
 
 def train(folder, names, kill_at):
-    """Trains the tasks one after the other; SIGKILL after `kill_at` steps of this process."""
+    """Trains the tasks one after the other; sends itself SIGKILL after `kill_at` steps."""
     import keras
 
     import keras_ssl as kssl
@@ -100,7 +100,7 @@ def main():
         for name in options.tasks:
             places = []
             while left[name]:
-                # Steps that are still to be done, by the newest checkpoint.
+                # The newest checkpoint gives the number of steps that remain.
                 saved = sorted((killed / name).glob("step-*.npz"))
                 done = int(saved[-1].stem[5:]) if saved else 0
                 spread = max(1, (STEPS - done) // left[name])

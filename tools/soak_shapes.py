@@ -1,16 +1,16 @@
-"""Runs every convolution, pooling and matrix product of the zoo at many shapes, each against NumPy.
+"""Compares every convolution, pooling and matrix product of the zoo with NumPy at many shapes.
 
     python tools/soak_shapes.py [--minutes 5 | --number 1000 | --grid] [--seed 0] [--beyond]
 
-A kernel of the library below TensorFlow may write outside of its memory at some shapes: then the process
-dies, or computes something else, some steps later and somewhere else. This tool reads from the traced
-graphs of all tasks and encoders which operations, kernel sizes and strides there are, and runs each
-forward and both gradients at random numbers of channels (1 to 64), batch sizes (1 to 17) and map sizes
-(8 to 96), in float32 and bfloat16. Child processes do the work, whose heap is checked where glibc's
-libc_malloc_debug.so is installed; when one dies, the parent finds the shape and goes on with another.
+A kernel of oneDNN may write outside of its memory at some shapes. Then the process crashes or computes
+wrong numbers some steps later and somewhere else. This tool collects the operations, kernel sizes and
+strides in the traced graphs of all tasks and encoders, and runs each forward and both gradients at random
+numbers of channels (1 to 64), batch sizes (1 to 17) and map sizes (8 to 96), in float32 and bfloat16. They
+run in child processes, whose heap is checked if glibc's libc_malloc_debug.so is installed. If one crashes,
+the parent finds the shape and continues with a new child.
 
-It first proves that it can see: planted faults, and the faults known in oneDNN where this CPU has them.
-Exit code 1 if an operation killed its process or gave wrong numbers.
+It first checks that it detects planted faults, and reports which known faults of oneDNN this CPU has.
+Exits with 1 if an operation crashed its process or gave wrong numbers.
 """
 
 import argparse
@@ -30,11 +30,17 @@ from pathlib import Path
 import numpy as np
 import zoo_operations
 
-THREADS = (2, 4, 1, 3, 8)  # of the children in turn: they share a batch in other ways
+THREADS = (
+    2,
+    4,
+    1,
+    3,
+    8,
+)  # of the children in turn, since the number of threads changes how a batch is split
 DTYPES = ("float32", "bfloat16")
-WORK = (1e7, 1e7, 3e7, 4e8)  # most multiplications of a case, drawn at random: NumPy is slow
-PER_CHILD = 400  # cases before the next child
-SECONDS = 120  # for one case, else it hangs
+WORK = (1e7, 1e7, 3e7, 4e8)  # maximum multiplications of a case, drawn at random: NumPy is slow
+PER_CHILD = 400  # cases that one child runs
+SECONDS = 120  # for one case; a longer one is considered hung
 KNOWN = [
     # uxlfoundation/oneDNN#6035, and tensorflow#117700.
     {"op": "Conv2D", "kernel": [1, 1], "stride": 2, "padding": "SAME"},
@@ -43,7 +49,7 @@ KNOWN = [
 
 
 def beyond(random):
-    """A random kind of convolution or pooling, as users' own models may have it."""
+    """Draws a random kind of convolution or pooling, as users' own models may have."""
     op = random.choice(["Conv2D", "Conv2D", "DepthwiseConv2dNative", "MaxPool", "AvgPool"])
     kernel, stride = int(random.choice([1, 1, 2, 3, 5, 7])), int(random.integers(1, 5))
     padding = str(random.choice(["SAME", "VALID"]))
@@ -56,7 +62,7 @@ def beyond(random):
 
 
 def fits(case, work_limit):
-    """Whether a case is not too much work, and its map not smaller than the kernel."""
+    """Returns whether a case is within the limit, and its map at least as large as the kernel."""
     reach = (max(case.get("kernel", [1])) - 1) * case.get("dilation", 1) + 1
     area = case["height"] * case["width"] / case.get("stride", 1) ** 2
     work = case["batch"] * area * case["inputs"] * case["outputs"]
@@ -65,12 +71,12 @@ def fits(case, work_limit):
 
 
 def sample(kinds, seed, most=math.inf):
-    """Random cases without end.
+    """Draws random cases, endlessly.
 
     Args:
-        kinds: dicts as `zoo_operations.kind` makes them; None for such as users' own models may have.
+        kinds: dicts of `zoo_operations.kind`; None for kinds that users' own models may have.
         seed: int.
-        most: float, multiplications of a case.
+        most: float, maximum number of multiplications of a case.
 
     Yields:
         dict, see `shape_ops.Operations`.
@@ -100,7 +106,7 @@ def sample(kinds, seed, most=math.inf):
 
 
 def grid(kinds, seed):
-    """List of all cases on a grid of sizes at and around powers of two, shuffled."""
+    """Returns a shuffled list of all cases on a grid of sizes at and around powers of two."""
     channels, batches = (1, 2, 3, 4, 8, 9, 16, 17, 32, 64), (1, 2, 3, 5, 8, 17)
     sides = (8, 9, 16, 31, 32, 96)
     cases = [
@@ -116,19 +122,19 @@ def grid(kinds, seed):
 
 # Environment of a process whose heap is checked.
 CHECKED_HEAP = {
-    "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored where it is not installed
+    "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored if it is not installed
     "MALLOC_CHECK_": "3",
-    "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # else most memory is never malloc's
+    "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",  # otherwise most memory does not come from malloc
     "CUDA_VISIBLE_DEVICES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
 
 class Child:
-    """A process that runs cases, with a checked heap; may die at any.
+    """A process with a checked heap that runs cases, any of which may crash it.
 
     Args:
-        threads: int, that share the work of one operation.
+        threads: int, threads that run one operation.
     """
 
     def __init__(self, threads):
@@ -142,7 +148,7 @@ class Child:
         """Runs one case.
 
         Returns:
-            list of str, what was wrong; one str, of what it died, if it did.
+            list of str, the errors; a single str, the cause, if the process crashed.
         """
         timer, last = threading.Timer(SECONDS, self.process.kill), "at the start"
         timer.start()
@@ -167,7 +173,7 @@ class Child:
         how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
         if code == -signal.SIGKILL:
             how += f" (out of memory, or still running after {SECONDS} s)"
-        return f"died {last}: {how} {lines[-1][:200]}"
+        return f"crashed {last}: {how} {lines[-1][:200]}"
 
     def close(self):
         with contextlib.suppress(BrokenPipeError):
@@ -178,12 +184,12 @@ class Child:
 
 
 def blame(recent, threads):
-    """Finds which of the latest cases kills a process of its own: (case, what it died of) or None."""
+    """Finds which of the latest cases crashes a fresh process; returns (case, cause) or None."""
     for case in reversed(recent):
         child = Child(threads)
-        said = child.run({**case, "repeat": 20})
-        if isinstance(said, str):
-            return case, said
+        result = child.run({**case, "repeat": 20})
+        if isinstance(result, str):
+            return case, result
         child.close()
     return None
 
@@ -193,29 +199,32 @@ def soak(cases, threads=THREADS, progress=None):
 
     Args:
         cases: iterable of dicts, see `shape_ops.Operations`.
-        threads: ints, of the children in turn.
-        progress: function of the number of cases run and of faults, called after each case.
+        threads: ints, numbers of threads of the children in turn.
+        progress: function of the numbers of cases and of faults so far, called after each case.
 
     Yields:
-        (case, text): each fault.
+        (case, text) for each fault.
     """
     turns, child, recent, faults = itertools.cycle(threads), None, [], 0
     for number, case in enumerate(cases):
         if child is None:
             child, recent = Child(next(turns)), []
         recent = [*recent[-3:], case]
-        said = child.run(case)
-        if isinstance(said, str):
-            # The heap may have been damaged by an earlier one.
+        result = child.run(case)
+        if isinstance(result, str):
+            # An earlier case may have damaged the heap.
             alone = blame(recent, child.threads)
-            said = [f"{child.threads} threads: {said}" + ("" if alone else ", not so when alone")]
+            result = [
+                f"{child.threads} threads: {result}"
+                + ("" if alone else ", but no crash in a fresh process")
+            ]
             case = alone[0] if alone else case
             child = None
         elif number % PER_CHILD == PER_CHILD - 1:
             child.close()
             child = None
-        faults += len(said)
-        yield from ((case, text) for text in said)
+        faults += len(result)
+        yield from ((case, text) for text in result)
         if progress:
             progress(number + 1, faults)
     if child:
@@ -223,14 +232,14 @@ def soak(cases, threads=THREADS, progress=None):
 
 
 def self_check():
-    """Runs planted faults; returns which of them were seen."""
+    """Runs planted faults; returns the names of those that are detected."""
     size = {"batch": 1, "height": 2, "width": 2, "inputs": 1, "outputs": 1, "dtype": "float32"}
     names = ("planted_difference", "planted_abort", "planted_overflow")
     return [case["op"] for case, _ in soak([{"op": name, **size} for name in names], (2,))]
 
 
 def known_faults():
-    """Runs shapes of faults known in oneDNN; returns the first (case, text) of each, or None."""
+    """Runs shapes with known faults of oneDNN; returns the first (case, text) of each, or None."""
     faults = []
     for kind in KNOWN:
         sizes = itertools.product((3, 5), (2, 4, 12), (32, 16))
@@ -254,19 +263,23 @@ def until(cases, number, minutes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--number", type=int, help="of cases; 1000 without --minutes or --grid")
+    parser.add_argument(
+        "--number", type=int, help="number of cases; 1000 without --minutes or --grid"
+    )
     parser.add_argument("--grid", action="store_true", help="all cases of a grid, in random order")
     parser.add_argument("--beyond", action="store_true", help="kinds that the zoo does not have")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     seen = self_check()
-    print("planted faults seen:", ", ".join(seen), flush=True)
+    print("planted faults detected:", ", ".join(seen), flush=True)
     if "planted_overflow" not in seen:
-        print("the heap is not checked (no libc_malloc_debug.so.0): small overflows are not seen")
-    assert {"planted_difference", "planted_abort"} <= set(seen), "the tool is blind"
+        print(
+            "the heap is not checked (no libc_malloc_debug.so.0): small overflows are not detected"
+        )
+    assert {"planted_difference", "planted_abort"} <= set(seen), "planted faults are not detected"
     for kind, fault in zip(KNOWN, known_faults(), strict=True):
-        print("known fault", kind, "here:", fault[1] if fault else "not seen", flush=True)
+        print("known fault", kind, "here:", fault[1] if fault else "not detected", flush=True)
 
     kinds = None
     if not options.beyond:

@@ -1,10 +1,10 @@
-"""Trains every task on odd batches with narrow encoders, each in a process of its own: which die?
+"""Trains every task on odd batches with narrow encoders, each in its own process, to find heap corruption.
 
     python tools/soak_steps.py [--steps 200] [--widths 2 4 8 16] [--tasks rotation gan] [--minutes 60]
 
-A kernel that damages the heap kills its process some steps later, so every task is trained for many
-steps, at batch sizes that threads cannot share evenly, with a checked heap as in `soak_shapes.py`. Exit
-code 1 if a process died or a loss was not finite.
+A kernel that damages the heap crashes its process some steps later, so every task is trained for many
+steps, at batch sizes that cannot be split evenly among threads, with a checked heap as in `soak_shapes.py`.
+Exits with 1 if a process crashed or a loss was not finite.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 
 BATCHES = (5, 3)
 IMAGES = 30
-SECONDS = 300  # for one process, else it hangs, as one with a damaged heap may
+SECONDS = 300  # for one process; a longer one is considered hung, as a damaged heap may cause
 SMALL = {"num_images": IMAGES, "num_clusters": 5, "num_heads": 2, "filters": 4}
 
 
@@ -52,8 +52,9 @@ def train(name, width, steps):
 
 
 def run(name, width, steps):
-    """Trains in a process of its own: (whether it ended well, what it said last)."""
-    from soak_shapes import CHECKED_HEAP  # which imports TensorFlow: not for --help
+    """Trains in a child process; returns whether it succeeded, and the last line of its output."""
+    # Here, since it imports TensorFlow, which --help does not need.
+    from soak_shapes import CHECKED_HEAP
 
     environment = {**os.environ, **CHECKED_HEAP}
     command = [sys.executable, __file__, "--child", name, str(width), "--steps", str(steps)]
@@ -74,7 +75,9 @@ def main():
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--tasks", nargs="+", help="all by default")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="none is started after")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="start no run after this time"
+    )
     parser.add_argument("--child", nargs=2, metavar=("TASK", "WIDTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -83,21 +86,22 @@ def main():
     from keras_ssl.tasks import TASKS
 
     names = options.tasks or [row.name for row in TASKS]
-    start, died, done = time.monotonic(), [], 0
+    start, crashed, done = time.monotonic(), [], 0
     runs = list(itertools.product(names, options.widths))
     for name, width in runs:
         if time.monotonic() - start > 60 * options.minutes:
             break
         began = time.monotonic()
-        well, said = run(name, width, options.steps)
+        succeeded, line = run(name, width, options.steps)
         done += 1
-        died += [] if well else [f"{name} {width}"]
+        crashed += [] if succeeded else [f"{name} {width}"]
         taken = time.monotonic() - began
         print(
-            f"{name:18} {width:3} {'well' if well else 'DIED'} {taken:4.0f} s  {said}", flush=True
+            f"{name:18} {width:3} {'ok' if succeeded else 'CRASHED':7} {taken:4.0f} s  {line}",
+            flush=True,
         )
-    print(f"{done} of {len(runs)} trained, {len(died)} died: {', '.join(died) or 'none'}")
-    return 1 if died else 0
+    print(f"{done} of {len(runs)} trained, {len(crashed)} crashed: {', '.join(crashed) or 'none'}")
+    return 1 if crashed else 0
 
 
 if __name__ == "__main__":

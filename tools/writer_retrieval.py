@@ -1,9 +1,9 @@
 """Writer retrieval: features learned from SIFT clusters versus RootSIFT itself, both encoded by VLAD.
 
-Pages are tiled from Omniglot: the characters of one drawer of one alphabet are divided among four pages of
-five to ten characters, so that no two pages of a writer share one, and enlarged twice. Odd drawers are for
-training, even drawers for testing: the network, the codebook and the whitening have seen no test writer. Or
-give a folder of page images with train/ and test/, each with one folder per writer.
+Pages are tiled from Omniglot: the characters of one drawer of one alphabet are enlarged by 2 and divided
+among four pages of five to ten characters, so that no character is on two pages of a writer. Odd drawers
+are for training, even drawers for testing: the network, the codebook and the whitening have seen no test
+writer. Alternatively, pass a folder of page images with train/ and test/, each with one folder per writer.
 
     python tools/writer_retrieval.py --omniglot omniglot_small1.zip --minutes 10
     python tools/writer_retrieval.py --pages pages/
@@ -84,7 +84,7 @@ def train_network(patches, options):
         f"{number} patches, {(labels >= 0).mean():.0%} kept, {options.clusters} clusters",
         flush=True,
     )
-    data = task.dataset(task.labelled(patches), BATCH)
+    data = task.dataset(task.labeled(patches), BATCH)
     task.compile(sgd_cosine(options.learning_rate, TRIAL_STEPS))
     clock = StepClock()
     task.fit(data, steps_per_epoch=TRIAL_STEPS, callbacks=[relabel, clock], verbose=0)
@@ -92,7 +92,7 @@ def train_network(patches, options):
 
     task = new_task()
     task.labels.assign(labels)
-    training = task.dataset(task.labelled(patches), BATCH, epochs=epochs)
+    training = task.dataset(task.labeled(patches), BATCH, epochs=epochs)
     task.compile(sgd_cosine(options.learning_rate, epochs * training.steps_per_epoch))
     task.fit(training, epochs=epochs, callbacks=[relabel], verbose=2)
     return task, new_task().encoder

@@ -1,4 +1,4 @@
-"""Which operations the networks of the zoo run, read from their traced graphs."""
+"""Lists the operations in the traced graphs of the zoo's networks."""
 
 import collections
 import inspect
@@ -23,7 +23,7 @@ SUSPICIOUS = ("Conv", "Pool", "MatMul", "BatchNorm", "Einsum")
 
 
 def graphs():
-    """Yields the name and graph of every network: what prepares the images, the task, its losses."""
+    """Yields the name and graph of two encoders, and of every task with its losses."""
     shape, known = (32, 32, 3), {"num_images": 21, "num_permutations": 20}
     for stem, first in (("small", None), ("imagenet", kssl.layers.Sobel())):
         encoder = kssl.encoders.resnet(shape, 4, (1, 1), stem, preprocessing=first)
@@ -54,11 +54,11 @@ def graphs():
 
 
 def kind(node, shapes=None):
-    """What of an operation of a graph does not depend on the sizes of its tensors, as a case has it.
+    """Returns the attributes of an operation that do not depend on the sizes of its tensors.
 
     Args:
         node: NodeDef.
-        shapes: of its inputs, for convolutions and batched matrix products.
+        shapes: shapes of its inputs, for convolutions and batched matrix products.
     """
     name, attributes = FAMILIES[node.op], node.attr
     result = {"op": name}
@@ -75,7 +75,7 @@ def kind(node, shapes=None):
 
 
 def zoo():
-    """Dict from every kind of operation in the zoo, as JSON, to the names of the networks with it.
+    """Returns a dict from every kind of operation in the zoo, as JSON, to the names of the networks with it.
 
     Raises:
         ValueError: a network has an operation that this tool does not know.
@@ -86,10 +86,12 @@ def zoo():
         for function in graph.as_graph_def().library.function:
             nodes += [(node, None) for node in function.node_def]
         for node, shapes in nodes:
-            # The shapes inside of a function are not known; these operations do not need them.
+            # The shapes inside a function are unknown; these operations do not need them.
             if node.op in FAMILIES and (shapes or node.op in ("MatMul", "MaxPool", "AvgPool")):
                 key = json.dumps(kind(node, shapes))
                 kinds[key] += [name] if name not in kinds[key] else []
             elif any(word in node.op for word in SUSPICIOUS):
-                raise ValueError(f"teach tools/zoo_operations.py {node.op}, which {name} has")
+                raise ValueError(
+                    f"{name} has the unknown operation {node.op}: add it to tools/zoo_operations.py"
+                )
     return dict(kinds)

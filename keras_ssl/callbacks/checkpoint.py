@@ -15,7 +15,7 @@ from keras_ssl.training import distribute
 class Checkpoint(keras.callbacks.Callback):
     """Saves the whole training state; `fit` resumes from it.
 
-    Give it to `PretextModel.fit` with a dataset made by `PretextModel.dataset`. If the directory has a
+    Pass it to `PretextModel.fit` with a dataset of `PretextModel.dataset`. If the directory has a
     checkpoint, training resumes from the newest one, also in the middle of an epoch, and ends with the
     weights of an uninterrupted run, bit for bit on a CPU. The state consists of the weights, the
     pseudo-labels and centroids, the slots of all optimizers, and the states of random generators and
@@ -23,7 +23,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     A checkpoint is one file, `step-<number>.npz`, which appears only when it is complete. A damaged one is
     skipped with a warning, in favor of the one before. With several workers only the chief writes, and it
-    sends the others what it has read.
+    sends the others what it reads.
 
     Args:
         directory: folder; created if it does not exist.
@@ -59,14 +59,14 @@ class Checkpoint(keras.callbacks.Callback):
 
         Args:
             task: PretextModel, compiled.
-            dataset: the one that it will be trained on, made by `task.dataset`.
+            dataset: the training data, from `task.dataset`.
 
         Returns:
             int, number of steps done; 0 without a checkpoint.
 
         Raises:
             ValueError: the checkpoint belongs to another task, encoder, optimizer or number of steps per
-                epoch, or its step is no multiple of `steps_per_execution`.
+                epoch, or its step is not a multiple of `steps_per_execution`.
         """
         strategy = task.distribute_strategy
         with strategy.scope():
@@ -80,7 +80,7 @@ class Checkpoint(keras.callbacks.Callback):
             step, path, arrays, meta = found
             problem = _mismatch(task, dataset, variables, path, meta)
             self.latest = (step, path)
-        # All workers resume together, or stop together.
+        # Either all workers resume, or all stop.
         state = np.array([step if found else 0, bool(problem)], np.int64)
         step, refused = distribute.from_chief(strategy, [state])[0]
         if refused:
@@ -216,8 +216,8 @@ def _described(variables):
 class Resumed(keras.callbacks.CallbackList):
     """Callbacks of a training run that is resumed in the middle of an epoch.
 
-    Keras always counts the steps of an epoch from 0. Those done before are not run again, and the callbacks
-    are not called for them.
+    Keras always counts the steps of an epoch from 0. The steps before the checkpoint are not run again, and
+    the callbacks are not called for them.
     """
 
     def __init__(self, task, callbacks, step, epochs, steps, verbose):

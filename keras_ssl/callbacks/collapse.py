@@ -8,7 +8,9 @@ import numpy as np
 
 from keras_ssl.callbacks.sample import Sample
 
-MIN_FEATURE_STD = 0.01  # collapsed, whatever it was before; healthy features have 0.09 and more
+MIN_FEATURE_STD = (
+    0.01  # collapsed, regardless of the initial value; healthy features have at least 0.09
+)
 
 
 class Collapse(keras.callbacks.Callback):
@@ -16,7 +18,7 @@ class Collapse(keras.callbacks.Callback):
 
     The loss does not reveal it: of two networks with the same loss, one may distinguish all images and the
     other none. After an epoch the features of a fixed sample of images are extracted. Two metrics,
-    `feature_std` and `effective_rank`, as computed by the functions of these names, are added to the logs
+    `feature_std` and `effective_rank`, computed by the functions of the same names, are added to the logs
     of the epoch, and so to History and to the callbacks after this one.
 
     Args:
@@ -30,7 +32,7 @@ class Collapse(keras.callbacks.Callback):
 
     Raises:
         ValueError: `number` is below 2 or `every` below 1; `min_std` or `min_rank` is not in [0, 1]; in
-            `fit`, `images` is no such dataset.
+            `fit`, `images` is not such a dataset.
 
     Warns:
         UserWarning: the features have collapsed; at most once per training run for each of the two metrics.
@@ -135,7 +137,7 @@ def effective_rank(features):
 
 
 def _normalized(features):
-    """Scales features to a mean squared norm of 1, in float64; zeros if that is impossible."""
+    """Scales features to a mean squared norm of 1, in float64; returns zeros if that is impossible."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features must be a (N, D) array, got shape {features.shape}")

@@ -13,14 +13,14 @@ BAR_WIDTH = 20  # characters of Keras' bar; less if the line would not fit
 class Progress(keras.callbacks.ProgbarLogger):
     """Adds images/s and the remaining time of the whole training run to Keras' progress bar.
 
-    Replaces the bar that `fit` adds by itself; `fit(verbose=...)` keeps its meaning. The two numbers are
+    Replaces the default bar of `fit`; `fit(verbose=...)` keeps its meaning. The two numbers are
     displayed but not added to the logs. Put this callback last, so that it shows what the others add to
     the logs.
 
     The throughput is measured from the first step of an epoch to the last, without relabeling and
     checkpoints between epochs; the remaining time includes them. Both exclude the first step of the run,
-    in which TensorFlow traces the network. On a terminal too narrow for everything, images/s appears only
-    at the end of the epoch: a bar that wraps would fill the screen.
+    in which TensorFlow traces the network. On a narrow terminal, images/s appears only at the end of the
+    epoch, since a bar that wraps would fill the screen.
 
     Args:
         images_per_epoch: int, images in the data set.
@@ -87,7 +87,7 @@ class Progress(keras.callbacks.ProgbarLogger):
         self.progbar.unit_name = "step" + "".join(parts)
 
     def _measurements(self):
-        """Formats throughput and remaining time, each of them only if it is known: list of str."""
+        """Returns throughput and remaining time as a list of str, each of them only if it is known."""
         parts = []
         steps, seconds = (b - a for a, b in zip(self.start, self.latest, strict=True))
         if steps > 0 and seconds > 0:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_ssl.callbacks.sample import Sample
 
 THUMBNAIL_SIZE = 64  # pixels of the longer side
-MAX_SPRITE_SIZE = 8192  # pixels of a side, beyond which browsers may not show it
+MAX_SPRITE_SIZE = 8192  # maximum side in pixels that all browsers show
 
 
 class Projector(keras.callbacks.Callback):
@@ -27,7 +27,7 @@ class Projector(keras.callbacks.Callback):
             access. All images if there are fewer.
 
     Raises:
-        ValueError: `number` is below 1; in `fit`, `images` is no such dataset.
+        ValueError: `number` is below 1; in `fit`, `images` is not such a dataset.
 
     Example:
         >>> projector = Projector("logs", images=[])                            # doctest: +SKIP
@@ -63,7 +63,8 @@ class Projector(keras.callbacks.Callback):
         # Nine digits represent a float32 exactly.
         rows = ("\t".join(f"{value:.9g}" for value in row) for row in self.sample.features())
         self._write("features.tsv", "\n".join(rows) + "\n")
-        self._write("projector_config.pbtxt", self.config)  # last: it refers to the other files
+        # Last, since it refers to the other files.
+        self._write("projector_config.pbtxt", self.config)
 
     def _write(self, name, content):
         # TensorBoard may read at any time. files.complete cannot write to a bucket, as log_dir may be.
@@ -87,7 +88,7 @@ def sprite(images):
     """Arranges thumbnails of all images row by row in one square image.
 
     Args:
-        images: (N, H, W, C) array in 0..255; of more than three channels the first three are shown.
+        images: (N, H, W, C) array in 0..255; only the first three channels are shown.
 
     Returns:
         ((height, width, C) uint8 array, (width, height) of a thumbnail in pixels).

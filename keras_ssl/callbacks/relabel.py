@@ -21,8 +21,8 @@ class Relabel(keras.callbacks.Callback):
     Args:
         images: tf.data.Dataset of dicts with `image` and `id`, the one that the task is trained on.
         when: int, at the start of every `when`-th epoch; "once", only if there are no labels yet;
-            ("linear", n) or ("quadratic", n), n times during the whole training, evenly or more often at
-            the beginning: in step `steps * (i / n) ** 2` (SeLa's schedule).
+            ("linear", n) or ("quadratic", n), n times during the whole training run, evenly or more often
+            at the beginning: in step `steps * (i / n) ** 2` (SeLa's schedule).
         teacher: functional keras.Model, an encoder whose features are clustered instead of the task's
             own. With `when="once"` that is knowledge transfer: the clusters of features that another task
             has learned become the labels of a fresh encoder, which may be smaller (Noroozi et al.,
@@ -31,7 +31,7 @@ class Relabel(keras.callbacks.Callback):
         verbose: 1 shows the progress of the extraction, 0 does not, "auto" does if `fit` shows its own.
 
     Raises:
-        ValueError: `when` is unknown; `teacher` is no encoder of images, or the task does not cluster
+        ValueError: `when` is unknown; `teacher` is not an encoder of images, or the task does not cluster
             features; the ids of `images` are not 0 to task.num_images - 1.
 
     Example:
@@ -82,7 +82,7 @@ class Relabel(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         step = self.epoch * self.steps + batch
-        if self.resumed:  # what was due before the last execution has been done
+        if self.resumed:  # relabelings due before the last execution are done
             self.due = [due for due in self.due if due > step - self.model.steps_per_execution]
             self.resumed = False
         if not self.due or self.due[0] > step:
@@ -124,11 +124,11 @@ class Relabel(keras.callbacks.Callback):
 
 
 def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
-    """Extracts what a clustering task clusters, for every image, in the order of the ids.
+    """Extracts the features or descriptors that a task clusters, for all images in the order of the ids.
 
     Args:
         task: clustering task. Its features are extracted or, if it has a method `descriptors(batch)`, the
-            (B, D) array that this computes from a batch.
+            (B, D) array that it computes from a batch.
         images: tf.data.Dataset of dicts with `image` and `id`.
         batch_size: int, images at a time.
         verbose: 1 shows progress, 0 does not.
@@ -164,7 +164,7 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
 
 
 def _descriptors(task, teacher):
-    """The function from a batch to what is clustered."""
+    """Returns the function from a batch to the features or descriptors to cluster."""
     if isinstance(task, Describes):
         if teacher is not None:
             raise ValueError(

@@ -6,11 +6,11 @@ import tensorflow as tf
 from keras_ssl.data import subset
 from keras_ssl.evaluation.extract import map_batches
 
-BATCH_SIZE = 64  # the feature maps of more would not fit into memory during training
+BATCH_SIZE = 64  # larger batches of feature maps may not fit into memory during training
 
 
 class Sample:
-    """Some images of a dataset, always the same ones, and their features at any time.
+    """A fixed sample of the images of a dataset, whose features can be extracted at any time.
 
     With random access the images are evenly spaced, since folders are sorted by class; otherwise they are
     the first ones.
@@ -21,7 +21,7 @@ class Sample:
         number: int, images in the sample; all images if there are fewer.
 
     Raises:
-        ValueError: `images` yields anything else, or nothing.
+        ValueError: `images` does not yield such dicts, or yields nothing.
     """
 
     def __init__(self, task, images, number):

@@ -1,4 +1,4 @@
-"""The keras-ssl command. A subcommand imports TensorFlow only once it needs it."""
+"""The keras-ssl command, whose subcommands import TensorFlow only when they need it."""
 
 import sys
 import warnings
@@ -40,7 +40,7 @@ for _command in (
 
 
 def main():
-    """Runs the command; an error that a user can cause is one line and exit code 2."""
+    """Runs the command; prints errors of the user in one line and exits with code 2."""
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", module="keras_ssl")
     warnings.showwarning = lambda message, *_: click.echo(
@@ -61,7 +61,7 @@ def main():
 
 
 def _tensorflow_errors():
-    """TensorFlow's errors, if anything has imported TensorFlow."""
+    """Returns the exception classes of TensorFlow, if it has been imported."""
     tf = sys.modules.get("tensorflow")
     return (tf.errors.OpError,) if tf else ()
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: options, checks, tasks and models by name."""
+"""Common parts of the subcommands: options, checks, tasks and models by name."""
 
 import argparse
 import ast
@@ -16,7 +16,7 @@ DATA_HELP = "A folder of images or TFRecords, or digits, or cifar10 (downloaded 
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """The argparse.ArgumentParser of a subcommand, whose errors are one line like all others."""
+    """Creates the argparse.ArgumentParser of a subcommand, which prints errors in one line."""
 
     def error(self, message):
         subcommand = self.prog.split()[1]
@@ -35,11 +35,11 @@ def options(*decorators):
 
 
 def data_option(more_help=""):
-    """The option `--data`."""
+    """Returns the decorator for the option `--data`."""
     return click.option("--data", default="digits", show_default=True, help=DATA_HELP + more_help)
 
 
-# Shared by preview and pretrain.
+# Options of preview and pretrain.
 task_options = options(
     click.option("--size", type=click.IntRange(1), help="Height and width in pixels; default 32."),
     click.option(
@@ -52,13 +52,13 @@ task_options = options(
 def import_tensorflow():
     """Imports the public names of keras_ssl, and with them TensorFlow without its log.
 
-    Checks that do not need TensorFlow come before, `import keras` after it.
+    Call it after the checks that do not need TensorFlow, and before `import keras`.
     """
     importlib.import_module("keras_ssl._public")
 
 
 def find_row(name):
-    """The row of TASKS with that name."""
+    """Returns the row of TASKS with that name."""
     for row in TASKS:
         if row.name == name:
             return row
@@ -67,7 +67,7 @@ def find_row(name):
 
 
 def make_task(name, encoder, settings, images):
-    """Makes the task of that name, with `--set name=value` as further arguments."""
+    """Creates the task of that name, with `--set name=value` as further arguments."""
     task = find_row(name).task
     known = [p for p in inspect.signature(task).parameters if p not in (*task.networks, "kwargs")]
     arguments = {}
@@ -98,13 +98,13 @@ def check_data(name):
 
 
 def check_parent(option, path):
-    """Raises ValueError where the folder of a file to write does not exist."""
+    """Raises ValueError if the folder of a file to write does not exist."""
     if not Path(path).resolve().parent.is_dir():
         raise ValueError(f"{option}: there is no folder {str(Path(path).parent)!r}")
 
 
 def check_model(path):
-    """Raises ValueError where there is neither a file nor a folder to load a model from."""
+    """Raises ValueError if there is neither a file nor a folder to load a model from."""
     if not Path(path).exists():
         raise ValueError(
             f"there is no file or folder {path!r}: give a .keras file that keras-ssl pretrain wrote, or an "
@@ -116,7 +116,7 @@ def load_model(path):
     """Loads a .keras file or an export.
 
     Returns:
-        (model, encoder): the encoder of a task; of anything else the model itself.
+        (model, encoder): the encoder of a task; for any other model both are that model.
     """
     import keras
 
@@ -125,7 +125,7 @@ def load_model(path):
 
 
 def free_port():
-    """A port that is free at this moment."""
+    """Returns a port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -9,19 +9,19 @@ import click
 
 from keras_ssl.cli import common
 
-WORKER_TIMEOUT = 5  # seconds without a heartbeat until a worker is asked for no more batches
+WORKER_TIMEOUT = 5  # seconds without a heartbeat until a worker gets no more requests
 UNUSED_JOB = 20  # seconds until the workers drop the data of a training run that has ended
 
 
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def data_service(arguments):
-    """Runs a tf.data service that makes batches for training."""
+    """Runs a tf.data service that computes batches for training."""
     main(list(arguments))
 
 
 def parser():
-    """The argparse.ArgumentParser of the subcommand."""
+    """Creates the argparse.ArgumentParser of the subcommand."""
     p = common.ArgumentParser(
         prog="keras-ssl data-service",
         description="TensorFlow's tf.data service: one dispatcher and any number of workers, which make "
@@ -52,7 +52,7 @@ def main(arguments):
         arguments: list of str, the command line.
 
     Raises:
-        ValueError: flags that make no sense, a dispatcher that does not answer, a port that is taken.
+        ValueError: invalid flags, a dispatcher that does not respond, or a port that is in use.
     """
     args = parser().parse_args(arguments)
     _check_port(args.port)
@@ -66,8 +66,8 @@ def main(arguments):
         signal.signal(number, lambda *_: stopped.set())
     print(f"{message}; Ctrl-C stops", flush=True)
     stopped.wait()
-    # Without server.stop(), which takes an hour for a worker whose dispatcher is gone. The training process
-    # makes again what a worker was making, and the dispatcher's journal is written before it answers.
+    # Without server.stop(), which takes an hour for a worker whose dispatcher exited. The training process
+    # recomputes the batches of a worker, and the dispatcher writes its journal before it responds.
     os._exit(0)
 
 
@@ -86,7 +86,7 @@ def _check_port(port):
 
 
 def _reachable_address(args):
-    """The worker's (address, port): of this machine as the dispatcher sees it, unless given."""
+    """Returns the worker's (address, port), by default the address that the dispatcher sees."""
     host, colon, port = args.dispatcher.rpartition(":")
     if not colon or not host or not port.isdigit():
         raise ValueError(f"data-service: --dispatcher must be HOST:PORT, got {args.dispatcher!r}")

@@ -1,4 +1,4 @@
-"""`keras-ssl evaluate`: measures how good the features of a model are."""
+"""`keras-ssl evaluate`: evaluates the features of a model."""
 
 import sys
 
@@ -17,7 +17,7 @@ from keras_ssl.protocols import Reconstructs
     "--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbors of kNN."
 )
 def evaluate(model, data, k):
-    """Measures features by kNN and a linear probe, by stage.
+    """Evaluates features by kNN and a linear probe, by stage.
 
     MODEL is a .keras file or an export.
     """

@@ -26,7 +26,7 @@ from keras_ssl.cli import common
 def extract(folder, out, model, server, batch_size, retries, ca, certificate, key):
     """Computes the features of a folder of images.
 
-    Writes them to an .npz. With --server, the same command resumes what was stopped.
+    Writes them to an .npz. With --server, the same command resumes an interrupted extraction.
     """
     if not model:
         raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")

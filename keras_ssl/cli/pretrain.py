@@ -93,13 +93,13 @@ def pretrain(**options):
 
 
 def check(options):
-    """Checks what can be checked without TensorFlow.
+    """Checks the options that can be checked without TensorFlow.
 
     Args:
         options: types.SimpleNamespace of the command line.
 
     Raises:
-        ValueError: an option that makes no sense, or an output file of an earlier run.
+        ValueError: an option is invalid, or the output file of an earlier run exists.
     """
     common.find_row(options.task)
     path = output_path(options)
@@ -117,12 +117,12 @@ def check(options):
 
 
 def output_path(options):
-    """pathlib.Path of the file to write."""
+    """Returns the pathlib.Path of the file to write."""
     return Path(options.out or f"{options.task}_{Path(options.data).resolve().name}.keras")
 
 
 def blocks_per_stage(options):
-    """Tuple of ints, of the option `--blocks`."""
+    """Parses the option `--blocks` to a tuple of ints."""
     try:
         return tuple(int(number) for number in options.blocks.split(","))
     except ValueError:
@@ -132,10 +132,10 @@ def blocks_per_stage(options):
 
 
 def may_replace(options):
-    """Whether the output file can be written without losing that of another run.
+    """Returns whether the output file can be written without losing that of another run.
 
-    A run may replace the file that its checkpoint folder names: a job that is restarted after its end
-    succeeds again.
+    A run may replace the file that is named in its checkpoint folder, so that a job that is restarted after
+    its end succeeds again.
     """
     if options.overwrite or not output_path(options).exists():
         return True
@@ -148,7 +148,7 @@ def may_replace(options):
 
 
 def is_chief(strategy):
-    """Whether this process is the one of all workers that writes, as far as the environment says.
+    """Returns whether this process is the worker that writes files, according to the environment.
 
     Args:
         strategy: str, the option `--strategy`.
@@ -163,7 +163,7 @@ def is_chief(strategy):
         kind, index = config["task"]["type"], int(config["task"]["index"])
         return index == 0 and kind == ("chief" if config["cluster"].get("chief") else "worker")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return True  # `distribute.strategy` says what is wrong with it
+        return True  # `distribute.strategy` raises the error
 
 
 def run(options):
@@ -192,7 +192,7 @@ def run(options):
 
 
 def read(options):
-    """The training images."""
+    """Returns the training images."""
     from keras_ssl.data.named import load_dataset
 
     task = common.find_row(options.task).task
@@ -203,7 +203,7 @@ def read(options):
 
 
 def build(options, devices, images):
-    """Makes the task, compiled, and its training data."""
+    """Creates the compiled task and its training data."""
     size = options.size or 32
     encoder = kssl.encoders.resnet(
         (size, size, 3),
@@ -231,7 +231,7 @@ def build(options, devices, images):
 
 
 def announce(options, devices, task, images, training):
-    """Prints what is about to be trained, on what, and where it resumes."""
+    """Prints the task, its data and devices, and the folder of the checkpoints."""
     import tensorflow as tf
 
     worker, workers = kssl.distribute.worker(devices)
@@ -253,7 +253,7 @@ def announce(options, devices, task, images, training):
 
 
 def callbacks(options, task, images, chief):
-    """The callbacks of this worker; only the chief's write files."""
+    """Returns the callbacks of this worker; only those of the chief write files."""
     import keras
 
     watching = task.default_callbacks(images)
@@ -273,7 +273,7 @@ def callbacks(options, task, images, chief):
 
 
 def save(task, options):
-    """Writes the task; where another run has written the file meanwhile, under a numbered name.
+    """Writes the task, under a numbered name if another run has written the file in the meantime.
 
     Returns:
         pathlib.Path.
@@ -291,5 +291,5 @@ def save(task, options):
 
 
 def relative(path, folder):
-    """The path as seen from a folder: both may move together."""
+    """Returns the path relative to a folder, so that both can be moved together."""
     return os.path.relpath(Path(path).resolve(), Path(folder).resolve())

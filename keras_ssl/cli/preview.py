@@ -18,7 +18,7 @@ from keras_ssl.cli import common
 )
 @common.task_options
 def preview(task, data, out, number, size, settings, seed):
-    """Draws what the network sees, and its labels.
+    """Draws the inputs of the network and their labels.
 
     TASK is a name, or a .keras file of a trained task: then its predictions are drawn too.
     """
@@ -47,7 +47,7 @@ def _check_trained(path, size, settings):
 
 
 def _trained(path, data, number, seed):
-    """The rows to draw of a trained task, with its predictions."""
+    """Computes the rows to draw for a trained task, with its predictions."""
     from keras_ssl.data.named import load_dataset
 
     task, encoder = common.load_model(path)
@@ -59,7 +59,7 @@ def _trained(path, data, number, seed):
 
 
 def _untrained(name, data, number, size, settings, seed):
-    """The rows to draw of a task by name."""
+    """Computes the rows to draw for a task that is given by name."""
     from keras_ssl.data.named import load_dataset
 
     images, _ = load_dataset(data, size, reader=common.find_row(name).task.reader)

@@ -1,4 +1,4 @@
-"""`keras-ssl quickstart`: the whole path once, on scikit-learn's handwritten digits, offline."""
+"""`keras-ssl quickstart`: the whole workflow on scikit-learn's handwritten digits, offline."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from keras_ssl import plotting
 from keras_ssl.cli import common
 
 EPOCHS = 15
-LABELS = 0.1  # the fraction of labels that fine-tuning gets
+LABELS = 0.1  # fraction of the labels for fine-tuning
 SEEDS = 3  # fine-tuning on few labels is noisy: the medians of this many runs are compared
 
 
@@ -19,7 +19,7 @@ SEEDS = 3  # fine-tuning on few labels is noisy: the medians of this many runs a
     "--out", default=".", show_default=True, help="Folder for saved_models/ and quickstart.png."
 )
 def quickstart(out):
-    """Runs the whole path once, on handwritten digits.
+    """Runs the whole workflow on handwritten digits.
 
     Pretrains, evaluates, exports, serves, queries and fine-tunes, in a few minutes and offline.
     """
@@ -72,7 +72,7 @@ def _heading(text):
 
 
 def _pretrain(train):
-    """The trained task, its encoder before training, and the History of `fit`."""
+    """Returns the trained task, its encoder before training, and the History of `fit`."""
     import keras
 
     _heading("pretrain: rotation prediction, without labels")
@@ -87,7 +87,7 @@ def _pretrain(train):
 
 
 def _evaluate(encoder, untrained, train, test):
-    """The accuracies of the best stage: dict of floats."""
+    """Returns the accuracies of the best stage, a dict of floats."""
     _heading("evaluate: weighted kNN and linear probe, versus the untrained encoder")
     results = kssl.evaluation.compare(encoder, untrained, train, test)
     plotting.print_table(kssl.evaluation.table(results))
@@ -98,7 +98,7 @@ def _evaluate(encoder, untrained, train, test):
 
 
 def _export(task, folder, best):
-    """pathlib.Path of the exported version."""
+    """Exports the task and returns the pathlib.Path of the version."""
     _heading("export: a SavedModel, checked in a graph Session")
     card = {
         "data": "scikit-learn digits, 1437 images enlarged to 32x32",
@@ -112,7 +112,7 @@ def _export(task, folder, best):
 
 
 def _query(folder, task, test):
-    """The features of the test images by a server, and their largest difference from Keras."""
+    """Requests the features of the test images; returns them and their largest difference from Keras."""
     from keras_ssl.serving import Server
 
     _heading("serve and query: features over gRPC, compared with Keras")
@@ -127,7 +127,7 @@ def _query(folder, task, test):
 
 
 def _fine_tune(path, train, test):
-    """Median test accuracies of fine-tuning the export and of the same network from scratch."""
+    """Fine-tunes the export and the same network from scratch; returns their median test accuracies."""
     import keras
     import numpy as np
 
@@ -146,7 +146,7 @@ def _fine_tune(path, train, test):
 
 
 def _accuracy(encoder, images, labels, test):
-    """The test accuracy of the encoder with a classifier on top, trained on these images."""
+    """Trains the encoder with a classifier on these images; returns the test accuracy."""
     import keras
 
     model = keras.Sequential([encoder, keras.layers.Dense(10)])
@@ -185,7 +185,7 @@ def _draw(path, task, train, test, history, served):
 
 
 def _neighbors(test, served):
-    """Rows of a query and its nearest neighbors, for every other digit."""
+    """Returns rows of a query and its nearest neighbors, for every other digit."""
     import numpy as np
 
     arrays = kssl.data.to_arrays(test)

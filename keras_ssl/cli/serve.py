@@ -1,4 +1,4 @@
-"""`keras-ssl serve`: the flags of tensorflow_model_server, and a folder as the short form."""
+"""`keras-ssl serve`: serves a folder of models, with the flags of tensorflow_model_server."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ import click
 
 from keras_ssl.cli import common
 
-# Flags of tensorflow_model_server that change nothing a client could tell.
+# Flags of tensorflow_model_server without an effect that a client could observe.
 WITHOUT_EFFECT = (
     "num_load_threads", "num_unload_threads", "max_num_load_retries", "load_retry_interval_micros",
     "flush_filesystem_caches", "enable_model_warmup", "num_request_iterations_for_warmup",
@@ -39,7 +39,7 @@ def _switch(text):
 
 
 def parser():
-    """The argparse.ArgumentParser of the subcommand."""
+    """Creates the argparse.ArgumentParser of the subcommand."""
     p = common.ArgumentParser(
         prog="keras-ssl serve",
         description="Serves the newest version of every model in DIRECTORY, or what the flags of "
@@ -82,7 +82,7 @@ def main(arguments):
         arguments: list of str, the command line.
 
     Raises:
-        ValueError: flags that make no sense, no model that loads, a port that cannot be bound.
+        ValueError: invalid flags, no model that can be loaded, or a port that cannot be bound.
     """
     args = parser().parse_args(arguments)
     given = {name for name in vars(args) if getattr(args, name) != parser().get_default(name)}
@@ -106,9 +106,7 @@ def main(arguments):
     _announce(server, host)
     stopped.wait()
     if not server.stop():
-        os._exit(
-            0
-        )  # a request that does not end must not keep the process: its client has been told
+        os._exit(0)  # a hanging request must not keep the process: its client has got a response
 
 
 def _check(args):
@@ -151,7 +149,7 @@ def _log_requests():
 
 
 def _server(args, host):
-    """The embedded server of these flags, listening."""
+    """Starts the embedded server with these flags and returns it."""
     from keras_ssl.serving.server import configs
     from keras_ssl.serving.server.embedded import Server
 
@@ -179,7 +177,7 @@ def _server(args, host):
 
 
 def _model_config(args):
-    """What names the models where DIRECTORY does not: a ModelServerConfig, the path of one, or None."""
+    """Returns the ModelServerConfig of the flags, or its path; None if DIRECTORY is given."""
     from keras_ssl.serving.server import configs
 
     if args.model_config_file:
@@ -216,7 +214,7 @@ def _session_config(args):
 
 
 def _channel_arguments(text):
-    """Dict of "a=1,b=x": numbers as int, as gRPC wants them."""
+    """Parses "a=1,b=x" to a dict, with numbers as int, which gRPC needs."""
     arguments = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")

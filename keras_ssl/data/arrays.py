@@ -92,7 +92,7 @@ def digits(split="train"):
         split: "train" (1,437 images) or "test" (the other 360), fixed and stratified by digit.
 
     Returns:
-        tf.data.Dataset as of `from_array`, labeled 0 to 9.
+        tf.data.Dataset like that of `from_array`, labeled 0 to 9.
 
     Raises:
         ValueError: unknown `split`.
@@ -121,7 +121,7 @@ def cifar10(path=None, split="train"):
         split: "train" or "test".
 
     Returns:
-        tf.data.Dataset as of `from_array`, with the attribute `class_names`; the labels are in the
+        tf.data.Dataset like that of `from_array`, with the attribute `class_names`; the labels are in the
         alphabetical order of the classes, which is also the original one.
 
     Raises:
@@ -134,7 +134,7 @@ def cifar10(path=None, split="train"):
     if path is None:
         try:
             train, test = keras.datasets.cifar10.load_data()
-        except Exception as error:  # Keras raises nothing narrower if it cannot download
+        except Exception as error:  # Keras raises no more specific exception if a download fails
             raise ConnectionError(
                 f"CIFAR-10 could not be downloaded ({error}): give a folder with train/<class>/ and "
                 "test/<class>/ as path"

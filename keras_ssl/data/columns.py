@@ -7,16 +7,16 @@ import tensorflow as tf
 def random_access(columns, load=None):
     """Creates a dataset with random access from columns in memory.
 
-    The columns hold the images themselves, or what is needed to load them, such as paths.
+    The columns contain the images themselves, or the data to load them, such as paths.
     `PretextModel.dataset` shuffles the row indices of such a dataset instead of its images. So an epoch is
     a permutation of all images without a shuffle buffer, each worker loads its own images only, and
-    training resumes in the middle of an epoch without reading what came before.
+    training resumes in the middle of an epoch without reading the previous images.
 
     `take`, `map` and other methods of tf.data.Dataset return datasets without random access:
-    `keras_ssl.data.subset` selects rows and keeps it.
+    `keras_ssl.data.subset` selects rows and keeps random access.
 
     Args:
-        columns: dict of arrays with the image on axis 0, among them `id` (int64).
+        columns: dict of arrays with the image on axis 0, including `id` (int64).
         load: function, in TensorFlow, from one row (a dict of tensors) to an element of the dataset; None
             if the rows are the elements.
 
@@ -39,11 +39,11 @@ def random_access(columns, load=None):
 
 
 def subset(dataset, rows):
-    """Selects rows of a dataset; random access, if there is any, is kept.
+    """Selects rows of a dataset, and keeps its random access if it has any.
 
     Args:
-        dataset: tf.data.Dataset of known length. With random access, as almost all readers provide it, the
-            other rows are not loaded.
+        dataset: tf.data.Dataset of known length. With random access, which almost all readers
+            provide, the other rows are not loaded.
         rows: (n,) int array, increasing indices of the rows.
 
     Returns:

@@ -18,8 +18,8 @@ def from_folder(path, size, check=True):
 
     Every file is decoded once at the start, in parallel; unreadable ones are skipped. With
     `check=False` the files are only listed and a hundred of them decoded: training on a million images
-    starts at once, and skips what it cannot read. From then on files are read, decoded and resized in
-    parallel as they are needed. Images are resized so that the shorter side fits, and cropped in the
+    starts at once, and skips unreadable ones. During training files are read, decoded and resized in
+    parallel. Images are resized so that the shorter side fits, and cropped in the
     center.
 
     Args:
@@ -116,7 +116,7 @@ def image_files(path):
 
 
 def _readable(paths):
-    """Decodes files and returns one bool for each: whether that succeeded."""
+    """Decodes files and returns for each whether that succeeded, as a list of bool."""
 
     def shape_of(path, index):
         # The shape is returned too: tf.data removes a decoding whose result is not used.

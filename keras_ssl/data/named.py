@@ -20,8 +20,8 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True):
         name: str, "digits", "cifar10" or a folder. A folder of TFRecord files is read by `from_tfrecord`,
             any other by `reader`. Folders `train` and `test` in it are the two parts.
         size: int or (height, width).
-        split: bool, return training and test images. Without parts of its own, every fifth image of a
-            folder is a test image.
+        split: bool, return training and test images. If a folder has no such parts, every fifth image
+            is a test image.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
 
@@ -29,8 +29,8 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True):
         (train, test): tf.data.Datasets; without `split` the training part, or all images, and None.
 
     Raises:
-        ValueError: a size that a built-in data set does not have, parts with different classes, too few
-            images, or what the reader raises.
+        ValueError: a built-in data set does not have this size, the parts have different classes, there are
+            too few images, or the reader raises it.
 
     Example:
         >>> train, test = load_dataset("digits", 32, split=True)

@@ -85,7 +85,7 @@ def from_pages(path, size=PATCH_SIZE):
 
 
 def _writer(page):
-    """Name of the writer of a page, from its path relative to the folder of all pages."""
+    """Returns the writer of a page, given its path relative to the folder of all pages."""
     return page.parts[0] if len(page.parts) > 1 else page.stem.replace("-", "_").split("_")[0]
 
 
@@ -94,7 +94,7 @@ def keypoints(page, height=PATCH_SIZE, width=PATCH_SIZE):
 
     Args:
         page: (H, W, 3) uint8 array, dark ink on bright paper.
-        height, width: int, of the patches in pixels.
+        height, width: int, size of the patches in pixels.
 
     Returns:
         (patches, descriptors): (n, height, width, 3) uint8 and (n, 128) float32 arrays.

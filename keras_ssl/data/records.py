@@ -1,4 +1,4 @@
-"""Random access to TFRecord files: an index of their records, and reading a single one."""
+"""Random access to TFRecord files: indexes their records, and reads single ones."""
 
 import os
 import re
@@ -15,7 +15,7 @@ HEADERS_AT_ONCE = 4096  # verifying many checksums together is much faster than 
 
 
 def record_files(path):
-    """Lists the TFRecord files in a folder, recognized by their names, sorted: list of str."""
+    """Returns the sorted list of TFRecord files in a folder, which it recognizes by their names."""
     names = os.listdir(path) if os.path.isdir(path) else []
     return sorted(os.path.join(path, name) for name in names if FILE_NAMES.fullmatch(name))
 
@@ -28,7 +28,7 @@ def scan(file):
 
     Returns:
         (offsets, lengths, damaged): (N,) int64 arrays, the byte at which the header of each record begins and
-        the number of bytes of its data; a list of (start, end) of bytes that belong to no whole record.
+        the number of bytes of its data; a list of (start, end) of bytes outside complete records.
     """
     offsets, lengths, damaged = [], [], []
     position, size = 0, os.path.getsize(file)
@@ -53,12 +53,12 @@ def scan(file):
 def _read_headers(file, position, size):
     """Reads the headers of successive records, without verifying them.
 
-    A record is its length (uint64), the masked CRC32C of the length, the data, and their masked CRC32C. Since
-    a wrong length misleads to wrong positions, only some thousands are read before they are verified.
+    A record is its length (uint64), the masked CRC32C of the length, the data, and their masked CRC32C. A
+    wrong length gives wrong positions, so the headers are verified after every few thousand.
 
     Returns:
         (starts, headers, end): (n,) int64 positions, (n, 12) uint8 headers, and the position after the last
-        record, at which no whole record follows if n is less than HEADERS_AT_ONCE.
+        record, at which no complete record follows if n is less than HEADERS_AT_ONCE.
     """
     starts, headers = [], []
     while position + 16 <= size and len(starts) < HEADERS_AT_ONCE:
@@ -100,13 +100,13 @@ CRC_TABLES, CRC_OF_ZEROS = _tables()
 
 
 def _next_header(file, start, size):
-    """Finds the next position at which a whole record can begin; `size` if there is none."""
+    """Finds the next position at which a complete record can begin; `size` if there is none."""
     while start + 16 <= size:
         file.seek(start)
         block = np.frombuffer(file.read(2**20), np.uint8)
         windows = np.lib.stride_tricks.sliding_window_view(block, 12)
-        # No file has 2**48 bytes, so the upper bytes of a length are zero. Long runs of zeros, as a crash of
-        # the machine leaves them, are no headers: the checksum of a zero length is not zero.
+        # No file has 2**48 bytes, so the upper bytes of a length are zero. Long runs of zeros, which
+        # a crash of the machine can leave, are not headers: the checksum of a zero length is not zero.
         checksum = block[8:-3] | block[9:-2] | block[10:-1] | block[11:]
         places = np.flatnonzero((block[6:-5] == 0) & (block[7:-4] == 0) & (checksum != 0))
         places = places[_valid(windows[places])]
@@ -126,11 +126,11 @@ def index(path, files):
         files: list of str, as `record_files` returns them.
 
     Returns:
-        dict of (N,) arrays, one row for each whole record: `file` (int32, index in `files`), `offset` and
+        dict of (N,) arrays, one row for each complete record: `file` (int32, index in `files`), `offset` and
         `length` as of `scan`, and `id` (int64, the index of the row).
 
     Raises:
-        ValueError: no file holds a whole record.
+        ValueError: no file contains a complete record.
 
     Warns:
         UserWarning: which parts of which files are damaged.

@@ -10,7 +10,7 @@ LISTS = {"int64": "int64_list", "float32": "float_list", "string": "bytes_list"}
 
 
 def read_manifest(folder):
-    """Reads what `to_tfrecord` wrote about a folder.
+    """Reads the manifest that `to_tfrecord` wrote to a folder.
 
     Returns:
         dict with `pictures` (number of images), `shards`, `columns` (name: [dtype, shape]) and
@@ -32,12 +32,12 @@ def read_manifest(folder):
 
 
 def shard_names(shards):
-    """Names of the files of a data set."""
+    """Returns the names of the files of a data set."""
     return [f"pictures-{shard:05}-of-{shards:05}.tfrecord" for shard in range(shards)]
 
 
 def is_png(name, dtype, shape):
-    """Whether a column is stored as PNG files: RGB images of uint8."""
+    """Returns whether a column is stored as PNG files, as RGB images of uint8 are."""
     return name == "image" and dtype == "uint8" and len(shape) == 3 and shape[-1] == 3
 
 

@@ -2,8 +2,8 @@
 
 The workers (`keras-ssl data-service`) get the graph that computes the batches, with all data in memory:
 images of `from_array` are sent to each worker once per training run, so data sets of more than some
-hundred megabytes should be files. Of files only the paths are sent: the workers read them, under the
-same paths. What a worker cannot read is read by this process.
+hundred megabytes should be files. For files only the paths are sent: the workers read them, under the
+same paths. This process reads the files that a worker cannot read.
 """
 
 import threading
@@ -13,9 +13,9 @@ import warnings
 import grpc
 import tensorflow as tf
 
-MAX_AHEAD = 64  # batches that may arrive before one that is missing
-WAIT_SECONDS = 10.0  # for a batch, before it is computed by this process
-TICK_SECONDS = 0.1  # between two looks at the clock
+MAX_AHEAD = 64  # maximum number of batches that arrive before a missing one
+WAIT_SECONDS = 10.0  # seconds to wait for a batch before this process computes it
+TICK_SECONDS = 0.1  # seconds between two checks of the time
 
 
 def check(address, images):
@@ -23,10 +23,10 @@ def check(address, images):
 
     Args:
         address: str, "grpc://host:port" of the dispatcher.
-        images: tf.data.Dataset whose images the service shall load.
+        images: tf.data.Dataset whose images the service is to load.
 
     Raises:
-        ValueError: `address` is malformed, no dispatcher answers there, or `images` has no random access.
+        ValueError: `address` is malformed, no dispatcher responds there, or `images` has no random access.
     """
     protocol, _, target = str(address).partition("://")
     host, _, port = target.rpartition(":")
@@ -37,7 +37,7 @@ def check(address, images):
             "service needs images with random access, as the readers of keras_ssl.data make them; take, map "
             "and the like lose it, keras_ssl.data.subset does not"
         )
-    # TensorFlow itself retries for hours if nobody, or another server, answers.
+    # TensorFlow itself retries for hours if no server or another one responds.
     with grpc.insecure_channel(target) as channel:
         try:
             channel.unary_unary("/tensorflow.data.DispatcherService/GetVersion")(b"", timeout=10)
@@ -51,9 +51,9 @@ def check(address, images):
 def served(one_step, first, last, address):
     """Creates a dataset of the batches that the workers of a tf.data service compute, in order.
 
-    The service assigns the steps to its workers on demand and delivers each batch once: what a worker was
-    working on when it was killed is lost. This process computes what does not arrive in time. So the
-    batches are those that it would have computed alone, whatever happens to workers and dispatcher.
+    The service assigns the steps to its workers on demand and delivers each batch once, so the batches of a
+    killed worker are lost. This process computes those that do not arrive in time. So the batches are the
+    same as without the service, even if workers or the dispatcher fail.
 
     Args:
         one_step: function from an int64 scalar, the step, to a tf.data.Dataset of its single batch, a tuple
@@ -114,7 +114,7 @@ def _in_order(arriving, compute, first, last, address):
                 if patience and not arrived and not warned:
                     warned = True
                     _warn(f"{address} has delivered nothing for {WAIT_SECONDS:g} s", "meanwhile")
-                patience = 0  # until it delivers something
+                patience = 0  # until it delivers a batch
             while step < last and (step in arrived or len(arrived) >= MAX_AHEAD or late):
                 yield tuple(arrived.pop(step, None) or compute(step))
                 step, waiting_since = step + 1, time.monotonic()
@@ -124,7 +124,7 @@ def _in_order(arriving, compute, first, last, address):
         for rest in range(step, last):
             yield tuple(arrived.pop(rest, None) or compute(rest))
     finally:
-        # The iterator signs off at the dispatcher, which may hang.
+        # The iterator disconnects from the dispatcher, which may hang.
         threading.Thread(target=source.clear, daemon=True).start()
 
 

@@ -7,7 +7,7 @@ from keras_ssl.ops import decode, images
 
 
 def from_tfds(name, split="train", *, size, data_dir=None):
-    """Creates a dataset from tensorflow-datasets, downloaded only if it is not there yet.
+    """Creates a dataset from tensorflow-datasets, which downloads a data set only if it is missing.
 
     Args:
         name: str, such as "oxford_flowers102" or "imagenet_resized/32x32:0.1.0".
@@ -86,6 +86,6 @@ def _download(builder, name):
         return
     try:
         builder.download_and_prepare()
-    except Exception as error:  # each data set fails to download in its own way
+    except Exception as error:  # each data set raises its own exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConnectionError(f"{name!r} could not be downloaded: {reason}") from None

@@ -16,20 +16,20 @@ from keras_ssl.files import complete
 from keras_ssl.ops import decode
 from keras_ssl.ops import images as pixels
 
-SHARD_BYTES = 100e6  # of pixels per file; PNG makes them somewhat smaller
+SHARD_BYTES = 100e6  # of pixels per file, before PNG compression
 
 
 def to_tfrecord(images, path, shards=None, verbose=1):
     """Writes a data set as TFRecord files, from which `from_tfrecord` reads it losslessly.
 
-    If a run is killed, the same call resumes it: complete files stay, and the result is that of an
+    If a run is killed, the same call resumes it: complete files are kept, and the result is that of an
     uninterrupted run. Images of uint8 become PNG, which any reader of tf.train.Example can decode;
     columns of int64, float32 and strings become its lists, and all others serialized tensors. The file
     `pictures.json` in the same folder describes the columns and lists the class names.
 
     Args:
-        images: tf.data.Dataset of dicts of tensors of fixed shapes, among them `image` (H, W, C), of known
-            length and the same order in every iteration, as the readers in `keras_ssl.data` make it.
+        images: tf.data.Dataset of dicts of tensors of fixed shapes, including `image` (H, W, C), of known
+            length and the same order in every iteration, as returned by the readers in `keras_ssl.data`.
         path: folder to write to; created if it does not exist.
         shards: int, number of files; by default about 100 MB of pixels in each.
         verbose: 1 shows progress, 0 does not.
@@ -38,8 +38,8 @@ def to_tfrecord(images, path, shards=None, verbose=1):
         list of str, the files `pictures-00000-of-00016.tfrecord` and so on.
 
     Raises:
-        ValueError: `images` is no such dataset or holds an image that cannot be read, `shards` is not in
-            1..number of images, or `path` is a file or holds other TFRecord files.
+        ValueError: `images` is not such a dataset or contains an unreadable image, `shards` is not in
+            1..number of images, or `path` is a file or contains other TFRecord files.
 
     Example:
         >>> import os, tempfile, keras_ssl as kssl
@@ -111,7 +111,7 @@ def _manifest_of(images, shards):
 
 
 def _check_same_dataset(images, manifest, shards, path, first_file):
-    """Validates that a folder which holds a part of a data set holds a part of this one."""
+    """Checks that the files of an incomplete folder belong to this data set."""
     for key, value in _manifest_of(images, shards).items():
         if manifest[key] != value:
             raise ValueError(
@@ -128,7 +128,7 @@ def _check_same_dataset(images, manifest, shards, path, first_file):
 
 
 def _write(images, ranges, verbose):
-    """Writes the files {path: range of rows}, each of them completely or not at all."""
+    """Writes the files {path: range of rows}, each atomically."""
     number = int(images.cardinality())
     indices = np.concatenate([*ranges.values(), np.empty(0)]).astype(np.int64)
     rows = images if len(indices) == number else subset(images, indices)
@@ -154,8 +154,8 @@ def _write(images, ranges, verbose):
 def from_tfrecord(path, size=None, image="image", label="label"):
     """Creates a dataset from a folder of TFRecord files, those of `to_tfrecord` or any others.
 
-    At the start only the 12 bytes before each record are read, which hold its length. So every record can
-    be loaded by its index, however many files there are. If such a header is damaged, reading continues
+    At the start only the 12 bytes before each record are read, which contain its length. So every record can
+    be loaded by its index, also in many files. If such a header is damaged, reading continues
     at the next valid one; a record whose data are damaged fails when it is loaded.
 
     Args:
@@ -164,8 +164,8 @@ def from_tfrecord(path, size=None, image="image", label="label"):
         size: int, height and width in pixels, or (height, width), to which images are resized and cropped
             in the center; None keeps the size that they have. Without `pictures.json` that is the size of
             the first readable image, and images of another size fail when they are loaded.
-        image: str, the feature that holds an image: JPEG, PNG, BMP or GIF, such as "image/encoded".
-        label: str, the feature that holds the class, one int64, such as "image/class/label"; None for none.
+        image: str, the feature that contains an image: JPEG, PNG, BMP or GIF, such as "image/encoded".
+        label: str, the feature that contains the class, one int64, such as "image/class/label"; or None.
 
     Returns:
         tf.data.Dataset of dicts with `image` (height, width, 3) uint8, `id` (int64, as stored, otherwise the
@@ -233,7 +233,7 @@ def _decoded(encoded, height, width, resized):
 
 
 def _files(path, manifest):
-    """The TFRecord files of a folder, all of which must be there if `to_tfrecord` wrote them."""
+    """Returns the TFRecord files of a folder; raises ValueError if files of `to_tfrecord` are missing."""
     files = record_files(path)
     if not files:
         raise ValueError(f"path must be a folder of TFRecord files, there is none in {str(path)!r}")
@@ -264,7 +264,7 @@ def _check_resizable(path, columns, image, size):
 
 
 def _columns(path, files, rows, image, label):
-    """Columns of the first readable record of foreign files, in the form of the manifest."""
+    """Returns the columns of the first readable record of other files, in the format of the manifest."""
     for file, offset, length, _ in zip(*rows.values(), strict=True):
         try:
             record = read(files[file], offset, length).numpy()

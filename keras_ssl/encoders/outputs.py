@@ -102,7 +102,7 @@ def on_patches(encoder, patches, training=False):
 
 
 def check_patches(encoder, height, width):
-    """Checks that an encoder can take patches of another size than its input.
+    """Checks that an encoder accepts patches whose size differs from that of its input.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).

@@ -8,7 +8,7 @@ from keras_ssl.layers import strided
 
 
 def from_keras(model, stages=None, preprocessing=None):
-    """Makes an encoder from a functional Keras model: adds preprocessing, pooling and names of stages.
+    """Builds an encoder from a functional Keras model: adds preprocessing, pooling and stage names.
 
     The weights are copied; `model` is not changed. Strided 1x1 convolutions of few channels, whose
     gradients oneDNN miscomputes, are replaced by subsampling and a convolution without strides, which
@@ -19,7 +19,7 @@ def from_keras(model, stages=None, preprocessing=None):
             `keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3))`.
             The features are its output, averaged over the image if it is a feature map.
         stages: names of the layers that end a stage, first to last. By default the last layer before
-            each drop of the resolution; pass the names if the model has parallel branches.
+            each reduction of the resolution; pass the names if the model has parallel branches.
         preprocessing: keras layer that converts pixels in 0..255 to the input that `model` expects; by
             default a `keras.layers.Rescaling` to -1..1.
 
@@ -80,7 +80,7 @@ def from_keras(model, stages=None, preprocessing=None):
 
 
 def _ends_of_stages(model):
-    """Returns the names of the last layers before each drop of the resolution, first to last."""
+    """Returns the names of the last layers before each reduction of the resolution, first to last."""
     maps = [
         (layer, layer.output.shape[1])
         for layer in model.layers

@@ -11,7 +11,7 @@ def extract(encoder, images, batch_size=256, verbose=0):
     """Extracts the features of a dataset at every stage of an encoder.
 
     Args:
-        encoder: functional keras.Model with named stages, as `keras_ssl.encoders` makes them.
+        encoder: functional keras.Model with named stages, as created by `keras_ssl.encoders`.
         images: tf.data.Dataset of dicts with `image`, `id` and perhaps `label`.
         batch_size: int, images at a time.
         verbose: 1 shows a progress bar, 0 does not.
@@ -28,7 +28,7 @@ def extract(encoder, images, batch_size=256, verbose=0):
         ((360, 8), (360,))
     """
     model = encoders.stages(encoder)
-    # Columns in pixels, such as frames, would fill the memory.
+    # Columns of pixels, such as frames, could exceed the memory.
     kept = [k for k, spec in images.element_spec.items() if k != "image" and spec.shape.rank <= 1]
 
     batches = images.batch(batch_size).prefetch(2)
@@ -48,13 +48,13 @@ def map_batches(function, batches, steps=None, verbose=0):
     """Applies a function to every batch and concatenates the results.
 
     Args:
-        function: from a batch to an array, or a structure of arrays, with the image on axis 0.
+        function: maps a batch to an array, or to a nested structure of arrays, with the image on axis 0.
         batches: tf.data.Dataset of batches, or another sized iterable.
-        steps: int, number of batches that the progress bar counts to; by default that of `batches`.
+        steps: int, number of batches for the progress bar; by default the length of `batches`.
         verbose: 1 shows a progress bar, 0 does not.
 
     Returns:
-        numpy array, or the structure of them.
+        numpy array, or the same structure of numpy arrays.
 
     Example:
         >>> map_batches(lambda x: 10 * x, [np.array([1, 2]), np.array([3])]).tolist()

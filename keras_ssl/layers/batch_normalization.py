@@ -6,7 +6,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Computes Keras' batch normalization with TensorFlow's fused kernel, where that kernel applies.
+    """Computes Keras' batch normalization with TensorFlow's fused kernel, if the kernel supports the input.
 
     Weights, configuration and results (to 1e-5) are those of `keras.layers.BatchNormalization`; only the
     speed differs. Keras 3 computes the layer by seven separate operations, which take a third of a

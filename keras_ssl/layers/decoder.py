@@ -21,7 +21,7 @@ class Decoder(keras.layers.Layer):
         skips: shapes (h, w, c) of feature maps for skip connections, such as those of the encoder's other
             stages. Each is concatenated with the map of the same size, for details that the deepest map
             has lost.
-        least: int, the smallest number of channels, below which they are not halved.
+        least: int, minimum number of channels.
         **kwargs: passed to keras.layers.Layer.
 
     Call arguments:

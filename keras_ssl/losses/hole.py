@@ -1,4 +1,4 @@
-"""Reconstruction loss of context encoders."""
+"""Reconstruction loss of context encoders (inpainting)."""
 
 import keras
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Random changes of images, one seed per image."""
+"""Random augmentation of images, with one seed per image."""
 
 import tensorflow as tf
 
@@ -6,23 +6,23 @@ from keras_ssl.ops import filters, images
 from keras_ssl.ops.jitter import color_jitter
 from keras_ssl.ops.random import uniform
 
-ATTEMPTS = 10  # crops drawn per image until one fits
-# Random numbers of a view: the crop, the colors, and gray, blur and solarize. Their places are the same
-# in all recipes, so that two recipes that differ in the colors crop alike.
+ATTEMPTS = 10  # candidate crops per image, of which the first that fits is used
+# Random numbers of a view: for the crop, for the colors, and for gray, blur and solarize. Their positions
+# are the same in all recipes, so that recipes with different colors give the same crops.
 CROP_NUMBERS, COLOR_NUMBERS, OTHER_NUMBERS = 2 * ATTEMPTS + 3, 6, 4
 
 
 def view(image, seed, recipe):
-    """Makes a random view of each image: crop, flip, color jitter, gray, blur, solarize.
+    """Computes a random view of each image: crop, flip, color jitter, grayscale, blur, solarize.
 
-    Every image gets its own random numbers and its own order of the color operations, whatever batch
-    it is in. Clips to 0..255 after each color operation, as the sources of the recipes do.
+    Every image gets its own random numbers and its own order of the color operations, independent of
+    its batch. Pixels are clipped to 0..255 after each color operation, as in the code of the recipes.
 
-    The crop follows torchvision's `RandomResizedCrop`: area fraction uniform, aspect ratio uniform on a
-    logarithmic scale, the first of ten draws that fits into the image, else the largest crop in the
-    middle whose aspect ratio is allowed. The ten are drawn at once instead of one after another. Corners
-    are not rounded to whole pixels. An area of (1, 1) is no crop, whatever the aspect ratio. The size
-    stays, so a crop is only ever enlarged and needs no antialiasing.
+    The crop is that of torchvision's `RandomResizedCrop`: the area is uniform, the logarithm of the
+    aspect ratio too, and the first of ten candidates that fits into the image is used. If none fits, it
+    is the largest central crop with an allowed aspect ratio. Unlike torchvision's, the corners are not
+    rounded to whole pixels. An area of (1, 1) means no crop, for any aspect ratio. The output has the
+    size of the input, so crops are only enlarged and need no antialiasing.
 
     Args:
         image: (B, H, W, 3) tensor in 0..255, uint8 or float32.
@@ -73,7 +73,7 @@ def view(image, seed, recipe):
         changed,
         lambda x: filters.solarize(x, recipe.threshold),
     )
-    # Rounding in a saturation or hue can leave the range by some 1e-5.
+    # Rounding errors of saturation and hue can exceed the range by about 1e-5.
     changed = tf.raw_ops.ClipByValue(t=changed, clip_value_min=0.0, clip_value_max=255.0)
     return tf.ensure_shape(changed, image.shape)
 
@@ -84,13 +84,13 @@ def crop_boxes(random, size, recipe):
     Args:
         random: (B, 23) float32 tensor in [0, 1).
         size: (2,) int32 tensor, height and width in pixels.
-        recipe: Recipe; area, aspect and flip count.
+        recipe: Recipe, of which area, aspect and flip are used.
 
     Returns:
         (B, 4) float32 tensor: top, left, bottom, right, where 0 is the center of the first pixel and 1
-        that of the last one. Left and right are swapped where the image is mirrored.
+        that of the last one. Left and right are swapped if the image is mirrored.
     """
-    # In float64, as an exponential's last digit depends on the place in the batch (see random.normal).
+    # In float64: the last digit of an exponential depends on the position in the batch (see random.normal).
     random = tf.cast(random, tf.float64)
     ratio = tf.cast(size[1] / size[0], tf.float64)  # of the image
     (least, most), (narrow, wide) = recipe.area, recipe.aspect
@@ -104,7 +104,7 @@ def crop_boxes(random, size, recipe):
     allowed = tf.clip_by_value(ratio, narrow, wide) / ratio
     largest = tf.minimum(tf.stack([1 / allowed, allowed]), 1)
     sides = tf.where(tf.reduce_any(fits, axis=1)[:, None], first, largest)
-    # Where nothing fits, in the middle.
+    # In the center if no candidate fits.
     place = tf.where(
         tf.reduce_any(fits, axis=1)[:, None], random[:, 2 * ATTEMPTS : 2 * ATTEMPTS + 2], 0.5
     )
@@ -116,7 +116,7 @@ def crop_boxes(random, size, recipe):
 
 
 def _where(drawn, probability, image, function, *values):
-    """Applies a function to the drawn images only, with what belongs to them of each of the values."""
+    """Applies a function to the selected images only, and to their rows of each of the values."""
     if not probability:
         return image
     if probability == 1:
@@ -127,13 +127,13 @@ def _where(drawn, probability, image, function, *values):
 
 
 def random_shift(image, seed, fraction, flip):
-    """Moves each picture by a random number of whole pixels, mirrored at the border.
+    """Shifts each image by a random number of whole pixels, mirrored at the border.
 
     Args:
         image: (B, H, W, C) tensor.
         seed: (B, 2) int64 tensor, one seed per image.
         fraction: float in 0..1, the largest shift as a fraction of height and width.
-        flip: bool, mirror every second picture, left to right.
+        flip: bool, whether to mirror each image horizontally with probability 0.5.
 
     Returns:
         (B, H, W, C) tensor of the same dtype.
@@ -157,13 +157,13 @@ def random_shift(image, seed, fraction, flip):
 
 
 def random_crop(image, seed, smallest, flip=True):
-    """Cuts a random part out of each picture and enlarges it to the size of the whole (bilinear).
+    """Crops a random region of each image and resizes it bilinearly to the size of the image.
 
     Args:
         image: (B, H, W, C) tensor.
         seed: (B, 2) int64 tensor, one seed per image.
-        smallest: float in 0..1, the smallest share of the area; the aspect ratio changes by up to 4:3.
-        flip: bool, mirror every second picture, left to right.
+        smallest: float in 0..1, the smallest fraction of the area; the aspect ratio changes by up to 4:3.
+        flip: bool, whether to mirror each image horizontally with probability 0.5.
 
     Returns:
         (B, H, W, C) float32 tensor.
@@ -190,26 +190,26 @@ def random_crop(image, seed, smallest, flip=True):
 
 
 def check_crop(crop):
-    """Refuses shares of the area that cannot be.
+    """Validates `crop`, the smallest fraction of the area that a random crop keeps.
 
     Args:
         crop: float.
 
     Raises:
-        ValueError: `crop` is not in 0..1, or 0.
+        ValueError: `crop` is not in (0, 1].
     """
     if not 0 < crop <= 1:
-        raise ValueError(f"crop must be in 0..1 and not 0, got {crop!r}")
+        raise ValueError(f"crop must be in (0, 1], got {crop!r}")
 
 
 def random_colors(image, seed, strength=0.4, gray=0.2):
-    """Changes brightness, contrast and saturation of each picture at random; some become gray.
+    """Changes brightness, contrast and saturation of each image at random, and converts some to grayscale.
 
     Args:
         image: (B, H, W, 3) tensor in 0..255.
         seed: (B, 2) int64 tensor, one seed per image.
         strength: float in 0..1, each factor is drawn from 1 - strength to 1 + strength.
-        gray: float in 0..1, the share of the pictures that become gray.
+        gray: float in 0..1, the fraction of images that are converted to grayscale.
 
     Returns:
         (B, H, W, 3) float32 tensor in 0..255.

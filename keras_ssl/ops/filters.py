@@ -1,4 +1,4 @@
-"""Gray, blur and solarize: the operations of views that are no color jitter."""
+"""Grayscale, Gaussian blur and solarization of images."""
 
 import tensorflow as tf
 
@@ -22,12 +22,12 @@ def to_gray(image):
 
 
 def blur(image, sigma, kernel):
-    """Blurs each image with a Gaussian of its own width; mirrors the image at its border.
+    """Blurs each image with a Gaussian of its own standard deviation, mirrored at the border.
 
     Args:
         image: (B, H, W, 3) float32 tensor.
         sigma: (B,) float32 tensor, standard deviations in pixels.
-        kernel: float in (0, 1], width of the kernel as a fraction of H; 3 pixels at least.
+        kernel: float in (0, 1], width of the kernel as a fraction of H; at least 3 pixels.
 
     Returns:
         (B, H, W, 3) float32 tensor.
@@ -48,7 +48,7 @@ def blur(image, sigma, kernel):
 
 
 def _blur_matrix(sigma, radius, length):
-    """(B, length, length) float32 matrices that blur a column of pixels, mirrored at both ends."""
+    """Returns (B, length, length) float32 matrices that blur a column of pixels, mirrored at both ends."""
     steps = tf.range(radius + 1)
     # float64: as in crop_boxes.
     exponent = (tf.cast(steps, tf.float64) / tf.cast(sigma, tf.float64)[:, None]) ** 2
@@ -58,8 +58,8 @@ def _blur_matrix(sigma, radius, length):
     index = tf.range(length)
     row, column = index[:, None], index[None]
     last = length - 1
-    # A pixel counts directly, as its mirror image before the first pixel, and after the last one; the
-    # first and the last pixel are no mirror images of themselves.
+    # A pixel contributes directly, as its mirror image before the first pixel, and after the last one; the
+    # first and the last pixel are not mirrored.
     before = tf.where(column > 0, row + column, length)
     after = tf.where(column < last, 2 * last - row - column, length)
     distances = [tf.minimum(d, radius + 1) for d in (tf.abs(row - column), before, after)]
@@ -67,7 +67,7 @@ def _blur_matrix(sigma, radius, length):
 
 
 def solarize(image, threshold):
-    """Inverts the pixels from a threshold on.
+    """Inverts all pixels at or above a threshold.
 
     Args:
         image: (B, H, W, 3) float32 tensor in 0..255.

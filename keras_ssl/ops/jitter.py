@@ -1,31 +1,31 @@
 """Brightness, contrast, saturation and hue, with one amount and one order per image.
 
-All functions but the first take and give color planes: a list of three (B, P) float32 tensors, red, green and
-blue, of P pixels in 0..255. On planes each step is one vectorized operation; on (B, P, 3) tensors the
-steps that mix channels run several times slower. They give what `tf.image` and torchvision give for one
-image, without rounding to 8 bits.
+All functions but the first take and return color planes: a list of three (B, P) float32 tensors, red, green
+and blue, of P pixels in 0..255. On planes each step is one vectorized operation; on (B, P, 3) tensors the
+steps that mix channels are several times slower. For each image the results are those of `tf.image` and
+torchvision, without rounding to 8 bits.
 """
 
 import itertools
 
 import tensorflow as tf
 
-WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in the luminance (ITU-R BT.601)
-TINY = 1e-6  # of 255, keeps the quotients of gray pixels finite
-BLOCK = 2**17  # pixels that are jittered at a time: what fits into a processor's cache
+WEIGHTS = (0.299, 0.587, 0.114)  # weights of red, green and blue in the luminance (ITU-R BT.601)
+TINY = 1e-6  # as a fraction of 255; keeps quotients finite for gray pixels
+BLOCK = 2**17  # pixels per block, which fit into a processor's cache
 
 
 def color_jitter(image, random, recipe):
-    """Changes the colors of the drawn images, by amounts and in an order drawn for each.
+    """Applies color jitter to a random subset of the images, with amounts and order drawn per image.
 
-    In each round the images are grouped by the operation that is next in their order, so that every
-    operation runs once on each image that gets it, and on no other. Large batches go through in blocks,
-    which is 1.4 times as fast at 96x96 with 256 images, since a block stays in the cache.
+    In each round the images are grouped by the next operation in their order, so that every operation
+    runs once per image. Large batches are processed in blocks, which fit into the cache: 1.4 times as
+    fast for 256 images of 96x96.
 
     Args:
         image: (B, H, W, 3) float32 tensor in 0..255.
-        random: (B, 6) float32 tensor in [0, 1): whether, which order, and the amounts.
-        recipe: Recipe; jitter, brightness, contrast, saturation, hue, additive and colors count.
+        random: (B, 6) float32 tensor in [0, 1): whether to jitter, the order, and the amounts.
+        recipe: Recipe, of which jitter, brightness, contrast, saturation, hue, additive and colors are used.
 
     Returns:
         (B, H, W, 3) float32 tensor in 0..255.
@@ -78,8 +78,8 @@ def operations(recipe):
         recipe: Recipe.
 
     Returns:
-        List of (function, low, high): function (planes, amount) to planes, and the range that its
-        amount is drawn from.
+        List of (function, low, high): a function from (planes, amount) to planes, and the range of its
+        amount.
 
     Example:
         >>> from keras_ssl.ops import recipes
@@ -184,7 +184,7 @@ def blend_saturation(planes, factor):
 
 
 def shift_hue(planes, amount):
-    """Moves the hue in HSV, like `tf.image.adjust_hue` and torchvision's `adjust_hue`.
+    """Shifts the hue in HSV, like `tf.image.adjust_hue` and torchvision's `adjust_hue`.
 
     Args:
         planes: list of three (B, P) float32 tensors in 0..255.
@@ -198,7 +198,7 @@ def shift_hue(planes, amount):
     sixfold = 6 * chroma
     # Where green >= blue the hue runs from red (0) by yellow, green to cyan (1/2), and one formula holds
     # for all three sextants: 1/6 + (green + blue - red - least) / (6 chroma), since in each of them one
-    # channel moves and the others are at the least or the largest. Where blue > green it is mirrored.
+    # channel varies and the others are the least and the largest. If blue > green it is mirrored.
     least = value - chroma
     hue = (green + blue - red - least) / tf.maximum(sixfold, TINY) + 1 / 6
     hue = tf.where(green >= blue, hue, -hue) + amount
@@ -219,7 +219,7 @@ def shift_hue(planes, amount):
 
 
 def luminance(planes):
-    """Computes the brightness of each pixel as the eye weighs the colors.
+    """Computes the luminance of each pixel (ITU-R BT.601).
 
     Args:
         planes: list of three tensors of one shape, red, green and blue.

@@ -8,7 +8,7 @@ HIDDEN = 0.25  # the fraction of the image that is hidden, as in Pathak et al.
 
 
 def center(seed, height, width):
-    """Makes masks that hide the central rectangle, half the height and half the width of the image.
+    """Creates masks that hide the central rectangle, half the height and half the width of the image.
 
     Args:
         seed: (B, 2) int64 tensor; only its length is used.
@@ -31,7 +31,7 @@ def center(seed, height, width):
 
 
 def blocks(seed, height, width):
-    """Makes masks that hide four random rectangles, which may overlap: up to a quarter of the image.
+    """Creates masks that hide four random rectangles, which may overlap: up to a quarter of the image.
 
     If the hole is always in the center, the network learns low-level features of its fixed boundary
     (section 3.3 of the paper).
@@ -65,7 +65,7 @@ def blocks(seed, height, width):
 
 
 def irregular(seed, height, width):
-    """Makes masks that hide a quarter of the image, in regions of arbitrary shape.
+    """Creates masks that hide a quarter of the image, in regions of arbitrary shape.
 
     The network could learn the straight edges of rectangles as low-level features. The paper uses the
     shapes of segmented objects; here the regions are where smooth noise exceeds its upper quartile.

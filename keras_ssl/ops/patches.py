@@ -142,7 +142,7 @@ def tiles(image, seed, grid, size, jitter):
         seed: (B, 2) int64 tensor, one seed per image.
         grid: int, cells per row and per column.
         size: int, side of a tile in pixels.
-        jitter: int, pixels by which each channel of a tile is shifted at most, independently. Tiles stay
+        jitter: int, the largest shift of each channel of a tile in pixels. Tiles stay
             inside their cell: size + 2 * jitter must not exceed the side of a cell.
 
     Returns:

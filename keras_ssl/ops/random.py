@@ -1,12 +1,12 @@
-"""Random numbers per image: each follows from the image's own seed, whatever batch the image is in.
+"""Random numbers per image: each follows from the image's own seed, independent of its batch.
 
 TensorFlow's stateless generators take one seed per call; one call per image (`tf.map_fn`) costs more
-than most augmentations. Here the counter-based generator Threefry-2x64 encrypts (place, purpose) with
-the image's seed as the key, in integer additions, shifts and exclusive ors. All of these have kernels on
-CPU and GPU and under XLA, and wrap alike, so the bits are the same everywhere.
+than most augmentations. Here the counter-based generator Threefry-2x64 encrypts (index, purpose) with
+the image's seed as the key, by integer additions, shifts and exclusive ors. These have kernels on CPU and
+GPU and under XLA with the same overflow, so the bits are the same everywhere.
 
 Numbers drawn for different purposes (`split`, `uniform`, `normal`, `integer`) from one seed are
-independent. Two draws of one kind from one seed are the same numbers: split the seed first.
+independent. Two draws by the same function from one seed give the same numbers, so split the seed first.
 
 Reference: Salmon, Moraes, Dror & Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
@@ -84,8 +84,8 @@ def normal(seed, number):
     """
     pairs = (_positive("number", number) + 1) // 2
     pair = tf.reshape(_uniform(seed, 2 * pairs, NORMAL), [-1, pairs, 2])
-    # In float64, as TensorFlow rounds the last digit of a logarithm or cosine differently at the end
-    # of a vector (so with the batch) and on each device; after rounding to float32 it is gone.
+    # In float64, since TensorFlow rounds the last digit of a logarithm or cosine differently at the end
+    # of a vector (so with the batch) and on each device; rounding to float32 removes the difference.
     pair = tf.cast(pair, tf.float64)
     radius = tf.sqrt(-2 * tf.math.log(1 - pair[..., 0]))  # 1 - u is never 0
     angle = 2 * math.pi * pair[..., 1]
@@ -102,8 +102,8 @@ def integer(seed, n):
             lengths; 1 to 2^31 - 1. A tensor's values are not checked.
 
     Returns:
-        (B,) int32 tensor, bit for bit the same on every device. No value is more likely than another
-        by more than n / 2^32 of its probability.
+        (B,) int32 tensor, bit for bit the same on every device. The probabilities of two values differ by
+        at most a fraction of n / 2^32.
 
     Raises:
         ValueError: `seed` is not (B, 2) or not integer, or n is an int outside 1..2^31 - 1.
@@ -123,13 +123,13 @@ def _uniform(seed, number, purpose):
     first, second = _words(seed, -(-number // 4), purpose)
     mask = tf.constant(2**24 - 1, tf.uint64)
     bits = [part for word in (first, second) for part in (_right(word, 40), _right(word, 8) & mask)]
-    # By way of int32, whose conversion is fast; 24 bits are exact in float32.
+    # Via int32, whose conversion is fast; 24 bits are exact in float32.
     values = tf.cast(tf.cast(tf.stack(bits, axis=-1), tf.int32), tf.float32) * 2.0**-24
     return tf.reshape(values, [-1, values.shape[1] * 4])[:, :number]
 
 
 def _words(seed, blocks, purpose):
-    """Two (B, blocks) uint64 tensors: the ciphertext of the counters (0..blocks-1, purpose)."""
+    """Encrypts the counters (0..blocks-1, purpose): two (B, blocks) uint64 tensors."""
     seed = tf.convert_to_tensor(seed)
     if not seed.dtype.is_integer or not seed.shape.is_compatible_with([None, 2]):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Published augmentation recipes, one constant each, for `keras_ssl.ops.augment.view`.
 
-The numbers were read in the code named beside each constant. What all of them do differently there:
-SimCLR, BYOL and AMDIM resize with bicubic interpolation, here it is bilinear; some code rounds to 8 bits
-after each operation, here pixels stay float32.
+The values are those of the code that is named above each constant. Two differences apply to all: SimCLR,
+BYOL and AMDIM resize bicubically, here it is bilinear; and some code rounds to 8 bits after each operation,
+here pixels stay float32.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ RANGES = ("area", "aspect", "sigma")
 @keras.saving.register_keras_serializable(package="keras_ssl")
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Describes the random changes that make a view of an image; the defaults change nothing.
+    """Describes the augmentation of a view; with the defaults a view equals its image.
 
     Args:
-        area: pair of floats in (0, 1], range of the crop's fraction of the area; (1, 1) is no crop.
+        area: pair of floats in (0, 1], range of the fraction of the area that is kept; (1, 1) for no crop.
         aspect: pair of positive floats, range of the crop's width / height in pixels.
         flip: float in [0, 1], probability of mirroring left to right.
         jitter: float in [0, 1], probability of changing brightness, contrast, saturation and hue, in
@@ -29,21 +29,21 @@ class Recipe:
             from -255 b to 255 b.
         contrast: float in [0, 1], c: the distance from the mean is multiplied by 1 - c to 1 + c.
         saturation: float in [0, 1], s: the distance from gray is multiplied by 1 - s to 1 + s.
-        hue: float in [0, 0.5], h: the hue moves by -h to h of the color circle.
+        hue: float in [0, 0.5], h: the hue is shifted by -h to h of the color circle.
         additive: bool, whether brightness is added instead of multiplied.
         colors: "tensorflow" or "torchvision", whose definition of contrast and saturation:
             "tensorflow" keeps the mean of each channel and changes saturation in HSV (value stays);
             "torchvision" keeps the mean of the gray image and changes the distance from the pixel's
             gray (luminance stays).
-        gray: float in [0, 1], probability of turning gray.
+        gray: float in [0, 1], probability of conversion to grayscale.
         blur: float in [0, 1], probability of a Gaussian blur.
         sigma: pair of positive floats, range of its standard deviation in pixels.
         kernel: float in (0, 1], width of its kernel as a fraction of the image's height.
         solarize: float in [0, 1], probability of inverting the pixels above a threshold.
-        threshold: float in [0, 255], of solarizing.
+        threshold: float in [0, 255], threshold of solarization.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
 
     Example:
         >>> crop_only = Recipe(area=(0.2, 1.0), aspect=(3 / 4, 4 / 3))
@@ -94,7 +94,7 @@ class Recipe:
 
     @classmethod
     def from_config(cls, config):
-        """Makes a recipe from `get_config`."""
+        """Creates a recipe from the dict of `get_config`."""
         return cls(**config)
 
 
@@ -142,7 +142,7 @@ BYOL_1 = Recipe(
 BYOL_2 = dataclasses.replace(BYOL_1, blur=0.1, solarize=0.2)
 
 # He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020;
-# facebookresearch/moco main_moco.py, which turns images gray before the jitter, here after it.
+# facebookresearch/moco main_moco.py, which converts to grayscale before the jitter, here after it.
 MOCO_V1 = Recipe(**_LARGER_CROP, jitter=1.0, **_strengths(0.4, 0.4, 0.4, 0.4), gray=0.2)
 # Chen, Fan, Girshick & He, "Improved Baselines with Momentum Contrastive Learning", 2020; the same file
 # with --aug-plus. Its blur is Pillow's, which approximates a Gaussian by box filters.

@@ -1,4 +1,4 @@
-"""k-means, PCA whitening and nearest centroids: what the clustering tasks have in common."""
+"""k-means, PCA whitening and nearest centroids."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ def whiten(features, dimensions=256, reference=None):
 
     Args:
         features: (N, D) float array.
-        dimensions: int, of the result; fewer if the reference spans fewer.
+        dimensions: int, maximum number of dimensions; the result has fewer if the reference spans fewer.
         reference: (M, D) float array from which the mean and the principal directions are computed,
             such as the features of the training set; by default the features themselves.
 
@@ -103,7 +103,7 @@ def nearest(features, centroids, number):
 
 
 def fill_empty(features, labels, centroids, seed=0):
-    """Gives every empty cluster half of another one, the last step of `kmeans`.
+    """Splits another cluster for every empty one, the last step of `kmeans`.
 
     Args:
         features: (N, D) float array.

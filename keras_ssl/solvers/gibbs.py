@@ -9,16 +9,16 @@ MAX_POTENTIAL_SHIFT = 20.0  # before the kernel is recomputed; float32 underflow
 
 
 class Kernel:
-    """exp(lam * scores + base), each row divided by its largest entry.
+    """Holds exp(lam * scores + base), each row divided by its largest entry.
 
     Potentials near `base` only scale the columns. Once they have moved by more than
-    `MAX_POTENTIAL_SHIFT`, the kernel is recomputed around them: what had underflowed until then was
-    far below float32's last digit.
+    `MAX_POTENTIAL_SHIFT`, the kernel is recomputed around them. Entries that had underflowed until
+    then were far below the precision of float32.
 
     Args:
         scores: (N, K) float array, or a function that returns an iterable of blocks of its rows.
         lam: float, inverse temperature.
-        dtype: str, of the blocks in memory.
+        dtype: str, dtype of the blocks in memory.
         sample: bool, start with every eighth block, if there are at least 57 blocks.
 
     Raises:
@@ -66,7 +66,7 @@ class Kernel:
         return potentials - (shift.min() / 2 + shift.max() / 2)
 
     def use_all_rows(self):
-        """Reads all blocks from now on."""
+        """Switches from the sample to all blocks."""
         self.every, self.blocks, self.shards = 1, None, None
 
     def column_sums(self, potentials):
@@ -87,7 +87,7 @@ class Kernel:
         return _column_sums(self.shards, scale, self.blocks[0].dtype) / self.fraction
 
     def column_scale(self, potentials):
-        """Factors of the kernel's columns that apply these potentials: (1, K) tensor."""
+        """Computes the factors of the kernel's columns for these potentials: (1, K) tensor."""
         return tf.constant(np.exp(potentials - self.base)[None], self.wide)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from keras_ssl.solvers import gibbs
 
-SAMPLED_ITERATIONS = 15  # the first ones, at most, which read a sample of the blocks
-SAMPLE_ERROR = 0.1  # at which all blocks are read from then on
-HISTORY = 10  # residuals that the Anderson acceleration combines
+SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
+SAMPLE_ERROR = 0.1  # error below which all blocks are read
+HISTORY = 10  # number of residuals that Anderson acceleration combines
 
 
 class Transport(NamedTuple):
@@ -138,7 +138,7 @@ def sinkhorn(
 
 
 def _transport(kernel, potentials, lam, iterations, error, converged):
-    """The result, which holds on to the kernel's blocks but not to the copies on the replicas."""
+    """Builds the result, which references the kernel's blocks but not the copies on the replicas."""
     blocks, row_blocks, scale = kernel.blocks, kernel.row_blocks, kernel.column_scale(potentials)
 
     def plan():
@@ -152,10 +152,10 @@ def _transport(kernel, potentials, lam, iterations, error, converged):
 class _Anderson:
     """Anderson acceleration of v <- v + residual, with a safeguard.
 
-    A combined step that made the error larger is replaced by the plain one, which never does.
+    A combined step that increased the error is replaced by the plain one, which never does.
 
     Args:
-        weight: (K,) array, of the residual's entries.
+        weight: (K,) array, weights of the residual's entries.
     """
 
     def __init__(self, weight):
@@ -163,11 +163,11 @@ class _Anderson:
         self.restart()
 
     def restart(self):
-        """Forgets the steps so far."""
+        """Discards the previous steps."""
         self.steps, self.residuals, self.error, self.plain = [], [], np.inf, None
 
     def step(self, potentials, residual, error):
-        """The next potentials: those whose residual, were it linear, would be smallest."""
+        """Returns the next potentials, which minimize the residual if it is linear."""
         if error > self.error:
             plain = self.plain
             self.restart()
@@ -179,7 +179,7 @@ class _Anderson:
             return self.plain
         by_step, by_residual = np.diff(self.steps, axis=0), np.diff(self.residuals, axis=0)
         weighted = by_residual * self.weight
-        # Of the few unknowns only: least squares on the K equations takes longer than a sweep.
+        # Normal equations of the few unknowns: least squares on K equations would take longer than a sweep.
         normal, target = weighted @ weighted.T, weighted @ (residual * self.weight)
         mix = np.linalg.lstsq(normal, target, rcond=1e-12)[0]
         return self.plain - mix @ (by_step + by_residual)

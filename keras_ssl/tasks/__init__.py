@@ -15,7 +15,7 @@ class Row(NamedTuple):
 
     @property
     def task(self):
-        """The class of the task, whose module, and with it TensorFlow, is imported at the first use."""
+        """Returns the class of the task; imports its module, and so TensorFlow, at the first use."""
         module = importlib.import_module(f"{__name__}.{self.family}.{self.name}")
         return getattr(module, self.class_name)
 

@@ -112,7 +112,7 @@ class AdversarialModel(PretextModel):
         """Returns the real and the fake examples for the discriminator.
 
         Args:
-            x, y: a batch as `pretext` made it.
+            x, y: a batch of `pretext`.
             y_pred: the prediction for `x`.
 
         Returns:
@@ -126,7 +126,7 @@ class AdversarialModel(PretextModel):
         """Compiles as `PretextModel.compile` does, with a second optimizer.
 
         Args:
-            optimizer: as in Keras, for all networks but the discriminator.
+            optimizer: as in Keras, for all networks except the discriminator.
             *args, **kwargs: passed to `PretextModel.compile`.
             discriminator_optimizer: as in Keras; "auto" for a copy of `optimizer`. If that one scales its
                 loss (with `mixed_float16`), this one does too.

@@ -10,7 +10,7 @@ def arguments_of(task):
     """Collects the arguments of a task's constructor from its attributes.
 
     Args:
-        task: PretextModel, which keeps each argument under its own name.
+        task: PretextModel, which keeps each argument in an attribute of its name.
 
     Returns:
         dict for `get_config`; networks, layers and augmentation recipes are serialized.

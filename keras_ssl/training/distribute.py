@@ -52,7 +52,7 @@ class MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
 
 
 def strategy(name="auto"):
-    """Creates a strategy, in whose scope encoder and task are made: `with strategy().scope(): ...`.
+    """Creates a strategy, in whose scope encoder and task are created: `with strategy().scope(): ...`.
 
     Create it before TensorFlow executes any operation.
 
@@ -150,7 +150,7 @@ def per_worker(strategy, dataset):
 
     Args:
         strategy: tf.distribute.Strategy.
-        dataset: tf.data.Dataset of this worker's batches, as `PretextModel.dataset` makes it.
+        dataset: tf.data.Dataset of this worker's batches, as returned by `PretextModel.dataset`.
 
     Returns:
         tf.distribute.DistributedDataset; `dataset` itself if there is only one worker.

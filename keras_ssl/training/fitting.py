@@ -35,7 +35,7 @@ def complete_callbacks(task, callbacks):
 
 
 def check_epochs(dataset, epochs, initial_epoch, steps_per_execution):
-    """Validates that a dataset made by `PretextModel.dataset` fits the arguments of `fit`.
+    """Validates that a dataset of `PretextModel.dataset` fits the arguments of `fit`.
 
     Args:
         dataset: tf.data.Dataset with the attribute `steps_per_epoch`.
@@ -64,7 +64,7 @@ def resume(task, dataset, callbacks, checkpoint, epochs, initial_epoch, verbose)
 
     Args:
         task: PretextModel, compiled.
-        dataset: tf.data.Dataset made by `PretextModel.dataset`.
+        dataset: tf.data.Dataset of `PretextModel.dataset`.
         callbacks: list of keras.callbacks.Callback.
         checkpoint: callbacks.Checkpoint.
         epochs, initial_epoch, verbose: as in Keras.

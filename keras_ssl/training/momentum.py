@@ -9,7 +9,7 @@ def twin(network):
 
     The variables of the copy are not trainable, but its layers stay in training mode: its batch
     normalization uses the statistics of the batch and keeps its own moving averages. `layer.trainable =
-    False` would disable that too.
+    False` would disable both.
 
     Args:
         network: functional or Sequential keras.Model, built.
@@ -39,13 +39,13 @@ def twin(network):
 
 
 def follow(copy, network, momentum):
-    """Updates a twin by its network: copy = momentum * copy + (1 - momentum) * network.
+    """Updates a twin from its network: copy = momentum * copy + (1 - momentum) * network.
 
     Only trainable weights are averaged; the twin keeps its own moving statistics of batch normalization.
     Call it in the task's `call(training=True)`, before the twin runs.
 
     Args:
-        copy: keras.Model made by `twin(network)`.
+        copy: keras.Model returned by `twin(network)`.
         network: keras.Model that is trained.
         momentum: float or scalar tensor in [0, 1]; 0.999 in MoCo, rising to 1 in BYOL.
 

@@ -9,11 +9,13 @@ from keras_ssl.data import service
 from keras_ssl.training import distribute
 
 SHUFFLE_BYTES = 2**30  # shuffle buffer for data sets without random access
-ROUNDS = 24  # of the cipher in `order`; with TensorFlow's 4 the orders of two epochs are correlated
+ROUNDS = (
+    24  # rounds of the cipher in `order`; with TensorFlow's default of 4 two epochs are correlated
+)
 
 
 def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address=None):
-    """Makes all batches of a training run from `first_step` on, as this worker gets them.
+    """Creates the batches of a training run from `first_step` on, or this worker's part of them.
 
     Every random number is derived from (seed, epoch, id), and the order of the images from (seed, epoch).
     So the batches do not depend on where a run is resumed, or on the number of workers: together they get
@@ -30,7 +32,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
         first_step: int, the step to start with, counted from epoch 0.
         shuffle: bool, a new order every epoch.
         seed: int.
-        address: str, of a tf.data service that makes the batches, or None.
+        address: str, of a tf.data service that computes the batches, or None.
 
     Returns:
         tf.data.Dataset of (x, y), of undeclared length, since Keras also counts the steps before
@@ -40,7 +42,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     steps = -(-number // batch_size)
     first_epoch, first = divmod(first_step, steps)
     # Image k of a step goes to worker k % workers. If the task mixes the images of a batch, every worker
-    # makes the labels of the whole batch and keeps its part.
+    # computes the labels of the whole batch and keeps its part.
     worker, whole = distribute.worker(task.distribute_strategy), task.whole_batches
     index, workers = (0, 1) if whole else worker
 
@@ -82,7 +84,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-# The readers that have a column, for the error message.
+# Readers that provide a column, for the error message.
 READERS = {
     "label": "from_folder with one folder per class, or from_array(..., labels)",
     "image": "the readers in keras_ssl.data",
@@ -90,7 +92,7 @@ READERS = {
 
 
 def check(images, task, batch_size, epochs, first_epoch, address):
-    """Validates the arguments of `PretextModel.dataset`, as its docstring says.
+    """Validates the arguments of `PretextModel.dataset`.
 
     Args:
         images: tf.data.Dataset.
@@ -159,7 +161,7 @@ def derive_seed(seed, epoch, shape):
 
 
 def order(positions, number, seed, shuffle):
-    """Computes which rows are at some positions of an epoch, by a permutation that needs no memory.
+    """Computes the rows at given positions of an epoch, by a permutation that needs no memory.
 
     Args:
         positions: (n,) int64, in 0..number-1.
@@ -187,7 +189,7 @@ def order(positions, number, seed, shuffle):
 
 
 def _buffered_batches(images, number, seed, shuffle, skipped, parts):
-    """Makes the batches of an epoch without random access, by a shuffle buffer."""
+    """Creates the batches of an epoch without random access, by a shuffle buffer."""
     index, workers, size = parts
     # Sets the seed of this function's graph, so that the order does not depend on the global seed.
     tf.compat.v1.set_random_seed(1)
@@ -202,7 +204,7 @@ def _buffered_batches(images, number, seed, shuffle, skipped, parts):
 
 
 def _random_access_batches(images, number, seed, shuffle, skipped, parts):
-    """Makes the batches of an epoch with random access, which loads only this worker's images."""
+    """Creates the batches of an epoch with random access, which loads only this worker's images."""
     index, workers, size = parts
     own = len(range(index, number, workers))  # images of this worker per epoch
 
@@ -258,7 +260,7 @@ def _take_rows(images, rows):
 
 
 def _load_batch(images, rows):
-    """Makes a dataset of one batch with the given rows, without those that cannot be loaded."""
+    """Creates a dataset of one batch with the given rows, without those that cannot be loaded."""
     if images.load_row is None:
         return tf.data.Dataset.from_tensors(_take_rows(images, rows))
     rows = tf.data.Dataset.from_tensor_slices(_take_rows(images, rows))

@@ -1,4 +1,4 @@
-"""Training resumes from checkpoints bit for bit, whatever is killed or damaged."""
+"""Training resumes from checkpoints bit for bit, even after kills and damaged files."""
 
 import importlib.util
 import shutil
@@ -81,7 +81,7 @@ def interrupted(images, tmp_path_factory):
 def test_resumes_in_the_middle_of_an_epoch(after, images, whole, interrupted, tmp_path):
     interrupted(tmp_path, after)
     task, seen = make(), []
-    keras.utils.set_random_seed(7)  # must not matter
+    keras.utils.set_random_seed(7)  # must have no effect
     note = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda batch, logs: seen.append(batch),
         on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]),

@@ -14,7 +14,7 @@ from keras_ssl.callbacks import Collapse, CSVLog, effective_rank, feature_std
 
 
 def directions(k, dimensions=12, sizes=None):
-    """Points at +- sizes[i] along k orthonormal directions that are no axes."""
+    """Points at +- sizes[i] along k orthonormal directions, none of which is an axis."""
     rng = np.random.default_rng(k)
     basis = np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0][:k]
     points = basis * (np.ones(k) if sizes is None else np.asarray(sizes))[:, None]
@@ -83,7 +83,7 @@ def test_invalid_features():
 
 
 def test_a_collapse_is_reported_once_and_logged(images, tmp_path, linear_task):
-    """After some steps the features of all images are the target."""
+    """After some steps the features of all images equal the target."""
     linear_task.compile(keras.optimizers.SGD(0.3))
     pixels = kssl.data.to_arrays(images)["image"][:16]
     monitor, log = Collapse(images, number=16, every=2), CSVLog(tmp_path / "a.csv")
@@ -119,7 +119,7 @@ def test_a_loss_of_rank_is_reported(images, linear_task):
         monitor.on_train_begin()
         monitor.on_epoch_end(0, {})
     kernel, bias = linear_task.encoder.layers[-1].get_weights()
-    # All four features are the same: one direction, in which images do differ.
+    # All four features are equal, so images differ, but in one direction only.
     linear_task.encoder.layers[-1].set_weights([np.tile(kernel[:, :1], 4), bias])
     rank = monitor.before[1]
     monitor.min_std, monitor.min_rank = 0, 1.01 / rank

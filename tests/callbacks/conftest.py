@@ -1,4 +1,4 @@
-"""Twenty digits, and a task with a linear encoder, so that training can be followed on paper."""
+"""Twenty digits, and a task with a linear encoder, so that its training can be computed by hand."""
 
 import keras
 import pytest
@@ -42,7 +42,7 @@ def _linear_task():
 
 @pytest.fixture
 def make_linear_task():
-    """The function that makes such a task."""
+    """Returns a function that creates such a task."""
     return _linear_task
 
 

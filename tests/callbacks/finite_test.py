@@ -8,7 +8,7 @@ import keras_ssl as kssl
 
 
 def test_a_non_finite_loss_names_the_step(images):
-    """Pixels become infinite in the second epoch, on their way to the network."""
+    """The inputs of the network become infinite in the second epoch."""
     encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
     task = kssl.tasks.Rotation(encoder)
     task.compile("sgd")

@@ -1,4 +1,4 @@
-"""Throughput and remaining time, driven by a fake clock."""
+"""Throughput and remaining time, measured with a fake clock."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from keras_ssl.callbacks import Progress
 
 
 class Training:
-    """Drives a callback as `fit` does, by a fake clock."""
+    """Calls a callback as `fit` does, with a fake clock."""
 
     def __init__(self, callback, monkeypatch, steps, epochs, verbose):
         self.now, self.callback, self.steps = 1000.0, callback, steps

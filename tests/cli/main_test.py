@@ -99,7 +99,7 @@ def test_tasks_prints_the_table(command):
 
 
 def test_from_images_to_features(command, photos, tmp_path):
-    """preview, pretrain, evaluate, export and extract, each from what the one before wrote."""
+    """preview, pretrain, evaluate, export and extract, each on the output of the previous one."""
     assert command("preview", "rotation", "--data", photos, "--size", 16)[0] == 0
     assert Image.open("preview.png").size[0] > 300
 

@@ -119,7 +119,7 @@ def test_a_run_that_is_restarted_after_its_end_replaces_its_own_file(command, ph
 
     assert command(*arguments, "--epochs", 2, "--out", "a.keras")[0] == 0  # the same run, longer
     assert keras.models.load_model("a.keras").optimizer.iterations == 4
-    assert command(*one_epoch)[0] == 2  # the checkpoints are of a.keras
+    assert command(*one_epoch)[0] == 2  # the checkpoints belong to a.keras
     assert Path("rotation_photos.keras").read_text() == "hours of work"
 
 
@@ -157,7 +157,7 @@ def test_only_the_chief_refuses(command, checked, monkeypatch, environment, chie
         monkeypatch.setenv(name, value)
     Path("rotation_digits.keras").touch()
     assert command("pretrain", "rotation")[0] == (2 if chief else 0)
-    # By itself, whatever the environment says of other workers.
+    # Alone, even if the environment describes other workers.
     assert command("pretrain", "rotation", "--strategy", "mirrored")[0] == 2
 
 

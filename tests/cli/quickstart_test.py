@@ -1,4 +1,4 @@
-"""The quickstart fails when a step does; .ci/run checks that it succeeds."""
+"""The quickstart fails if one of its steps fails; .ci/run checks that it succeeds."""
 
 import numpy as np
 import pytest

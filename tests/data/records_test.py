@@ -51,6 +51,6 @@ def test_a_run_of_zeros_among_many_records(tmp_path):
     data[offsets[5000] + 3 : offsets[8000] + 5] = bytes(offsets[8000] - offsets[5000] + 2)
     file.write_bytes(data)
     left, _, damaged = scan(file)
-    # The first header begins with zeros by itself, but its checksum is gone.
+    # The first header begins with zeros anyway, but its checksum is overwritten.
     assert left.tolist() == [*offsets[:5000], *offsets[8001:]]
     assert damaged == [(offsets[5000], offsets[8001])]

@@ -1,4 +1,4 @@
-"""Batches from real worker processes: the same ones in the same order, whatever is killed."""
+"""Batches from real worker processes: the same ones in the same order, no matter which process is killed."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ import keras_ssl as kssl
 from keras_ssl.cli import data_service as service_command
 from keras_ssl.data import service
 
-# As the console script does it, so that TensorFlow's log is silent.
+# Like the console script, which silences TensorFlow's log.
 COMMAND = (
     "import sys; sys.argv[0] = 'keras-ssl'; from keras_ssl.cli import main;"
     "sys.argv[1:1] = ['data-service']; main()"
@@ -58,7 +58,7 @@ class Cluster:
         return found
 
     def stop(self):
-        """Their exit codes; the workers first."""
+        """Returns their exit codes, those of the workers first."""
         for process in reversed(self.processes):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
@@ -113,7 +113,7 @@ def same(expected, got):
 
 
 def disturbed(task, images, address, acts):
-    """All 80 batches of 2 images of 4 epochs, `acts[n]` called after n of them, and the warnings."""
+    """Returns all 80 batches of 2 images of 4 epochs, and the warnings; calls `acts[n]` after n batches."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batches = []
@@ -129,7 +129,9 @@ def test_same_batches_as_without_a_service(cluster, task, images, recwarn):
     expected = list(task.dataset(images, 12, epochs=2, seed=3))
     got = list(served)
     same(expected, got)
-    assert not [w for w in recwarn if "tf.data service" in str(w.message)]  # it delivered them
+    assert not [
+        w for w in recwarn if "tf.data service" in str(w.message)
+    ]  # the worker computed them
     with pytest.raises(AssertionError):
         same(expected, got[::-1])  # the batches do differ
     same(expected[3:], list(served.from_step(3)))
@@ -149,7 +151,7 @@ def test_files_are_read_by_the_workers(name, more, cluster, photos):
 
 
 class Clips(kssl.tasks.Rotation):
-    """Passes on frames and depth."""
+    """Returns frames and depth unchanged."""
 
     needs = ("frames", "depth")
 
@@ -278,5 +280,5 @@ def test_a_dispatcher_that_hangs_and_dies(cluster, task, images, monkeypatch):
     got, _ = disturbed(task, images, cluster.address, {10: cluster.dispatcher.kill})
     same(expected, got)
     codes = cluster.stop()
-    # The last worker stops regularly although its dispatcher is gone.
+    # The last worker exits normally although its dispatcher was killed.
     assert (codes[0], codes[-1]) == (-signal.SIGKILL, 0)

@@ -122,7 +122,7 @@ def test_only_damaged_records_are_lost(written):
         assert readable(dataset) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
 
     bad = bytearray(good)
-    bad[offsets[2] + 12 + lengths[2] // 2] ^= 1  # the data: seen by their checksum
+    bad[offsets[2] + 12 + lengths[2] // 2] ^= 1  # the data, detected by their checksum
     written[1].write_bytes(bad)
     dataset = from_tfrecord(folder)
     assert int(dataset.cardinality()) == 11

@@ -24,7 +24,7 @@ def repeated(image, number):
 
 
 def ramps(height, width):
-    """Row, column and their sum: what a crop shows of them tells where it lies."""
+    """Row, column and their sum: the pixels of a crop determine its position."""
     y, x = np.mgrid[:height, :width].astype("float32")
     return np.stack([y, x, y + x], -1)
 
@@ -118,7 +118,7 @@ def test_crops_are_distributed_as_by_the_rejection_loop(recipe, height, width):
     expected = rejection_loop(recipe, height, width, 3000)
     for function in (lambda s: s.prod(1), lambda s: s[:, 1] / s[:, 0], lambda s: s[:, 0]):
         assert stats.ks_2samp(function(sides), function(expected)).pvalue > 1e-3
-    # The place is uniform in what the size leaves.
+    # The position is uniform in the range that the size leaves.
     free = (sides < 0.95).all(1)
     place = start[free] / (1 - sides[free])
     for axis in (0, 1):
@@ -180,7 +180,7 @@ def test_blur_equals_scipy(seed, height, width, kernel):
 
 
 def test_blur_has_the_kernel_of_the_sources():
-    """10 % of the height, as SimCLR's and BYOL's code has it: 23 pixels of 224."""
+    """10 % of the height, as in the code of SimCLR and BYOL: 23 pixels of 224."""
     impulse = np.zeros((1, 224, 224, 3), np.float32)
     impulse[0, 100, 100] = 255 * 100
     blurred = filters.blur(impulse, tf.constant([50.0]), 0.1)[0, ..., 0].numpy()

@@ -1,4 +1,4 @@
-"""Decoding matches Pillow, and what is damaged or declares too much is refused."""
+"""Decoding matches Pillow, and damaged files and excessive declared sizes are refused."""
 
 import io
 import struct

@@ -10,8 +10,8 @@ from scipy import stats
 from keras_ssl.ops import random
 
 WORD = st.integers(0, 2**64 - 1)
-# All that is random here follows from fixed seeds: a test that passes once passes always.
-LIKELY = 1e-4  # least p-value
+# All random numbers follow from fixed seeds, so that a test that passes once always passes.
+LIKELY = 1e-4  # smallest p-value
 
 
 def seeds(number, epoch=3):
@@ -21,7 +21,7 @@ def seeds(number, epoch=3):
 
 
 def assert_uniform(values, bins=64):
-    """Chi-square test, both tails: too even is as suspect as uneven."""
+    """Chi-square test with both tails, since frequencies that are too equal are suspicious too."""
     counts, _ = np.histogram(np.ravel(values), bins, (0, 1))
     assert LIKELY < stats.chisquare(counts).pvalue < 1 - LIKELY
 

@@ -15,7 +15,7 @@ def test_whitened_features_have_equal_variances():
     np.testing.assert_allclose(np.linalg.norm(whitened, axis=1), 1, rtol=1e-5)
     covariance = whitened.T @ whitened / 500
     np.testing.assert_allclose(covariance, np.eye(4) / 4, atol=0.05)
-    # A reference of its own: the queries do not change how they are whitened.
+    # With a separate reference, the queries do not change the whitening.
     alone = clustering.whiten(mixed[:1], 4, reference=mixed)
     np.testing.assert_allclose(alone, whitened[:1], atol=1e-5)
 
@@ -47,14 +47,14 @@ def test_kmeans_is_deterministic_given_the_seed():
 def test_empty_clusters_get_half_of_another():
     random = np.random.default_rng(0)
     features = random.normal(size=(40, 3))
-    labels = np.array([0] * 39 + [2])  # 1, 3 and 4 are empty, 0 is swollen
+    labels = np.array([0] * 39 + [2])  # 1, 3 and 4 are empty, 0 is large
     centroids = np.stack([features[:39].mean(0), *[np.zeros(3)] * 4])
     filled, moved = clustering.fill_empty(features, labels, centroids)
     assert (np.bincount(filled, minlength=5) > 0).all()
     assert filled[39] == 2
     # The new centroid is a perturbed copy of the one whose members were divided.
     assert min(np.abs(moved[1] - moved[c]).max() for c in (0, 3, 4)) < 0.01
-    assert (labels[:39] == 0).all()  # what was given is left as it was
+    assert (labels[:39] == 0).all()  # the arguments are unchanged
 
 
 def test_equal_features_leave_clusters_empty():

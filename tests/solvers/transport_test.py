@@ -22,7 +22,7 @@ def problem(n, k, seed=0):
 
 
 def test_two_warehouses_and_two_shops():
-    # Kilometres from warehouses A and B (rows) to shops 1 and 2: 25 laptops each.
+    # Kilometers from warehouses A and B (rows) to shops 1 and 2: 25 laptops each.
     distance = np.array([[1.0, 3.0], [2.0, 1.0]])
     found = sinkhorn(-distance, rows=[25, 25], columns=[25, 25])
     np.testing.assert_allclose(found.plan(), [[25, 0], [0, 25]], atol=1e-6)

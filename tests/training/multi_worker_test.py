@@ -28,7 +28,7 @@ TASKS = {
 
 @pytest.fixture
 def workers(tmp_path, held_ports, program):
-    """Starts both workers of a training run, which end with the test or its process."""
+    """Starts both workers of a training run, which are stopped at the end of the test or of its process."""
     started = []
 
     def start(*arguments):
@@ -114,7 +114,7 @@ def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, pr
         deadline = time.monotonic() + 60
         while b"prctl" not in Path(f"/proc/{worker}/cmdline").read_bytes():
             assert time.monotonic() < deadline
-        time.sleep(2)  # until it has requested its own end with the parent
+        time.sleep(2)  # until it has asked the kernel to kill it with its parent
         os.kill(worker, 0)
         process.kill()
     while os.path.exists(f"/proc/{worker}") and "Z" not in state(worker):

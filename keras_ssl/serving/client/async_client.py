@@ -97,7 +97,7 @@ class AsyncFeatureClient(ClientBase):
 
         At most `window` + 1 requests are read ahead. If the caller stops early, the requests in
         flight are cancelled when the generator is closed: immediately with `contextlib.aclosing`,
-        otherwise soon after the last reference to the generator is gone.
+        otherwise soon after the last reference to the generator is dropped.
 
         Args:
             images: iterable or async iterable as for `features`, for example a generator; it may be

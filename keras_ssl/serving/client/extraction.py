@@ -162,7 +162,7 @@ def _checked_features(response, partial):
 class _PartialFile:
     """Rows on disk after a JSON header that identifies the extraction they belong to.
 
-    Every row is written at its own offset, which overwrites what an interrupted write left there.
+    Every row is written at its own offset, which overwrites the remains of an interrupted write.
 
     Args:
         path: str. If there is such a file, it is continued.
@@ -170,7 +170,7 @@ class _PartialFile:
         paths: list of str, the files to extract.
 
     Raises:
-        ValueError: the file at `path` belongs to something else.
+        ValueError: the file at `path` belongs to another extraction.
 
     Attributes:
         rows: int, the number of complete rows.

@@ -80,8 +80,8 @@ class FeatureClient(ClientBase):
 
         Raises:
             ValueError: `images` is empty or contains something that is not an image, or the server
-                rejects a request (unknown model, wrong size, unreadable image). The message includes
-                that of the server.
+                rejects a request (unknown model, wrong size, unreadable image). The error includes
+                the server's message.
             ConnectionError: no server is available at `address`, even after the retries.
             TimeoutError: no response within `timeout` seconds.
             RuntimeError: the server is overloaded or fails.

@@ -1,4 +1,4 @@
-"""What both clients share: settings, the channel, requests, responses and exceptions."""
+"""Base class of both clients: settings, the channel, requests, responses and exceptions."""
 
 import collections
 import math

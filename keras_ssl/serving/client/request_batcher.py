@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_BYTES = 3 * 2**20  # of images in one request: gRPC's default limit for a message is 4 MiB
+MAX_BYTES = 3 * 2**20  # of images in one request, since gRPC's default limit for a message is 4 MiB
 
 
 class RequestBatcher:
@@ -23,7 +23,7 @@ class RequestBatcher:
         self._contents, self._bytes = [], 0
 
     def add(self, image):
-        """Adds an image and yields the requests, at most two, that are full now."""
+        """Adds an image and yields the requests that are full now, at most two."""
         if self._signature is None:
             self._signature = "encoded" if _is_file(image) else "serving_default"
         if self._signature == "encoded":
@@ -40,7 +40,7 @@ class RequestBatcher:
             yield from self.flush()
 
     def flush(self):
-        """Yields the request for the images that are left, if there are any."""
+        """Yields the request for the remaining images, if there are any."""
         if self._contents:
             contents, self._contents, self._bytes = self._contents, [], 0
             yield self._client._build_request(self._signature, contents)

@@ -100,7 +100,8 @@ class Batcher:
 
         Args:
             key: hashable; only requests with the same key share a batch.
-            run: function from a dict of arrays to a dict of arrays, the same for all requests of a key.
+            run: function from a dict of arrays to a dict of arrays; those of requests with the
+                same key are interchangeable.
             inputs: dict of arrays, all with the same length on axis 0.
             is_active: function that returns whether the client still waits; if not, nothing is run.
 

@@ -42,7 +42,7 @@ class Server:
         socket_path: path of a UNIX socket for gRPC in addition to `port`; or None.
         config: ModelServerConfig proto, or the path of a file with one.
         config_poll_seconds: float, interval between two readings of the file `config`; 0 for never.
-        poll_seconds: float, interval between two looks for new versions; 0 for never.
+        poll_seconds: float, interval between two checks for new versions; 0 for never.
         batching: BatchingParameters proto to batch concurrent requests; or None.
         monitoring: MonitoringConfig proto; None for no metrics page.
         tls: SSLConfig proto, which contains the PEM texts themselves; or None.

@@ -10,11 +10,11 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class StatusError(Exception):
-    """A request that is answered with an error status.
+    """An error that is sent to the client as the status of the response.
 
     Args:
         code: grpc.StatusCode.
-        message: str, what the client reads.
+        message: str, for the client.
     """
 
     def __init__(self, code, message):

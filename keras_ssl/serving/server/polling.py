@@ -13,7 +13,7 @@ log = logging.getLogger("keras_ssl.serving")
 
 
 class ConfigSource:
-    """Where the ModelServerConfig comes from: a folder of models, a file or a proto.
+    """Source of the ModelServerConfig: a folder of models, a file or a proto.
 
     Args:
         directory: a folder of models or the folder of one model; or None.
@@ -24,7 +24,7 @@ class ConfigSource:
         self._directory, self._config = directory, config
 
     def read(self):
-        """Returns the ModelServerConfig as the folder or the file has it now.
+        """Returns the current ModelServerConfig of the folder or the file.
 
         Raises:
             ValueError: the folder has no models, or the file cannot be parsed.
@@ -43,7 +43,7 @@ class Poller:
         models: Models.
         source: ConfigSource.
         config: ModelServerConfig proto that `models` serves now.
-        poll_seconds: float, interval between two looks for new versions; 0 for never.
+        poll_seconds: float, interval between two checks for new versions; 0 for never.
         config_poll_seconds: float, interval between two readings of the config; 0 for never.
     """
 
@@ -80,7 +80,7 @@ class Poller:
                     self._models.update()
             except (ValueError, StatusError, OSError) as error:
                 log.error("the models could not be updated: %s", error)
-            except Exception:  # whatever it was, the loaded models continue to serve
+            except Exception:  # after any error, the loaded models continue to serve
                 log.exception("polling for new versions failed")
 
     def _reload(self):

@@ -1,6 +1,6 @@
 """Parses PredictRequests and checks them against the model's signature.
 
-The messages are those of TensorFlow Serving wherever it has one for the case.
+The messages are those of TensorFlow Serving, if it has one for the case.
 """
 
 import math
@@ -117,9 +117,10 @@ def inputs_of(request, declared):
 def check_shape(alias, sizes, spec):
     """Raises INVALID_ARGUMENT if a tensor of images does not have the declared shape.
 
-    A wrong rank would abort the process in oneDNN's convolutions. Inputs that are declared with fewer
-    than three axes are not checked, just as TensorFlow Serving checks none: it accepts a vector for a
-    column (None, 1), and old models declare () for tensors of any shape.
+    A wrong rank would abort the process in oneDNN's convolutions. TensorFlow Serving does not check
+    shapes, and some clients rely on that: they send a vector for a column (None, 1), and old models
+    declare () for tensors of any shape. So inputs that are declared with fewer than three axes are not
+    checked here either.
     """
     declared = spec.sizes
     if declared is None or len(declared) < 3:

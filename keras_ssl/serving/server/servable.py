@@ -25,7 +25,7 @@ class Servable:
 
     Attributes:
         signatures: dict of tensorflow SignatureDef protos by name.
-        inputs: dict by signature of its declared inputs, each a dict of InputSpec by name.
+        inputs: dict from the name of a signature to a dict of its inputs (InputSpec by name).
 
     Raises:
         ValueError: `path` has no SavedModel that can be loaded, or its files are not those that

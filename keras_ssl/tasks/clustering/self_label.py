@@ -21,7 +21,7 @@ class SelfLabel(PretextModel):
 
     DeepCluster alternates between two objectives, k-means and classification, and needs remedies against
     empty and against large clusters. Here a single cross-entropy is minimized alternately over the network
-    and over the labels. Without a constraint, the best labels would be trivial: one label for all images.
+    and over the labels. Without a constraint, the best labels would be degenerate: one label for all images.
     With the constraint that each label is used equally often (equipartition), finding them is an optimal
     transport problem from N images to K labels, which Sinkhorn's algorithm solves for the whole data set
     at once (section 3.2).

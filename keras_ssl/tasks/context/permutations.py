@@ -16,7 +16,7 @@ def permutations(number, tiles=9, distance="high", seed=0):
     distinguished by a few tiles.
 
     Args:
-        number: int N.
+        number: int N, permutations to choose.
         tiles: int, 2 to 9.
         distance: criterion for the next permutation. "high": the largest distance to the nearest chosen
             one and, among equals, the largest average distance; "low": the smallest average distance;
@@ -73,7 +73,7 @@ def _greedy(number, tiles, distance, seed):
 
 
 def describe(permutations):
-    """Computes the Hamming distances of a set of permutations, to judge it before it is used.
+    """Computes statistics of the Hamming distances of a set of permutations.
 
     Args:
         permutations: (N, tiles) integer array with N > 0.

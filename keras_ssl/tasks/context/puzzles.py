@@ -1,4 +1,4 @@
-"""Jigsaw puzzles: checks and previews that the jigsaw tasks share."""
+"""Jigsaw puzzles: checks and previews for the jigsaw tasks."""
 
 import math
 

@@ -10,7 +10,7 @@ from keras_ssl.training import optimizers
 
 DOWNSAMPLING = 4  # colors are predicted at a quarter of the resolution, as in the paper
 REBALANCING, TEMPERATURE = 0.5, 0.38  # lambda of section 2.2, T of section 2.3
-MEASURED_IMAGES = 5_000  # at most, for the frequencies of the colors
+MEASURED_IMAGES = 5_000  # maximum number of images for the frequencies of the colors
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -140,7 +140,7 @@ class Colorization(PretextModel):
         return y, tf.gather(weight, tf.argmin(lab.distances(y), axis=-1))
 
     def dataset(self, images, *args, **kwargs):
-        """Makes the training data as `PretextModel.dataset` does; the first call measures the colors."""
+        """Creates the training data as `PretextModel.dataset` does; the first call measures the colors."""
         data = super().dataset(images, *args, **kwargs)
         if not self.is_measured.numpy():
             self.measure(images)

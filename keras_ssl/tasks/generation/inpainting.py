@@ -10,7 +10,7 @@ from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
 
 MASKS = {"center": masks.center, "blocks": masks.blocks, "irregular": masks.irregular}
-LARGEST_SIDE = 8  # of the feature map that the channel-wise fully connected layer gets
+LARGEST_SIDE = 8  # maximum side of the feature map for the channel-wise fully connected layer
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -31,7 +31,7 @@ class Inpainting(adversary.AdversarialModel):
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.
-        mask: "center", "blocks" or "irregular", which hide a quarter of the image ("blocks": up to).
+        mask: "center" or "irregular", which hide a quarter of the image, or "blocks", at most a quarter.
         adversarial: float in 0..1, weight of the adversarial loss; the reconstruction loss has
             1 - adversarial. 0 for no discriminator.
         overlap: int, width of the band around the hole in pixels, or None for 4/128 of the height.

@@ -1,4 +1,4 @@
-"""A fake server that answers with the numbers of images, and helpers to send it images."""
+"""A fake server that responds with the numbers of images, and helpers to send it images."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Extraction: resuming, what a partial file belongs to, unreadable files, memory."""
+"""Extraction: resuming, partial files of other runs, unreadable files, memory."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Images of all formats, bytes that are no image, and requests that claim more than they carry."""
+"""Images of all formats, bytes that are not an image, and requests whose declared sizes exceed their data."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The server as a process of its own: load, version swaps, overload and SIGTERM in one life."""
+"""The server in its own process: load, version swaps, overload and SIGTERM."""
 
 import shutil
 import signal

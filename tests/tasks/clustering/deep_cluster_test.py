@@ -1,4 +1,4 @@
-"""DeepCluster: labels, weights, reset of the classifier, and trivial solutions."""
+"""DeepCluster: labels, weights, reset of the classifier, and degenerate solutions."""
 
 import keras
 import numpy as np
@@ -100,7 +100,7 @@ def test_images_without_labels_have_zero_weight(images):
         ({"num_clusters": 61}, "num_clusters must be in 2..60"),
         ({"num_images": 1, "num_clusters": None}, "num_images must be at least 2"),
         ({"num_clusters": 1}, "num_clusters must be in 2..60"),
-        ({"crop": 0}, "crop must be in 0..1 and not 0"),
+        ({"crop": 0}, r"crop must be in \(0, 1\]"),
     ],
 )
 def test_refuses(arguments, message):

@@ -1,4 +1,4 @@
-"""Puzzles of tiles: sizes, checks and how people are shown them."""
+"""Puzzles of tiles: sizes, checks and previews."""
 
 import numpy as np
 import pytest

@@ -41,7 +41,7 @@ def test_probability_of_a_patch_is_proportional_to_squared_gradients():
 
 
 def test_window_sums_for_all_sizes():
-    """One patch has all the energy, so it is always sampled, wherever it is."""
+    """One patch has all squared gradients, so it is always sampled, at any position."""
     for size, (row, column) in ((5, (0, 0)), (5, (7, 11)), (12, (0, 4)), (1, (3, 9))):
         image = np.zeros((20, 12, 16, 3), np.float32)
         image[:, row + size // 2, column + size // 2] = 250.0
