@@ -46,7 +46,7 @@ class JigsawPlus(PretextModel):
         normalize: bool, whether to normalize each channel of each tile.
         gray: float in 0..1, the fraction of images that are converted to grayscale.
         crop: float in (0, 1], the smallest fraction of the area that a random crop keeps; 1 for no crop.
-        permutations: (N, grid * grid) integer array, which tile goes to which position, instead of
+        permutations: (N, grid * grid) integer array, the tile at each position, instead of
             `num_permutations` with large distances.
         hidden: int, units of the layer that combines the tiles.
         **kwargs: passed to keras.Model.
