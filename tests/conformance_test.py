@@ -22,7 +22,8 @@ from keras_ssl.tasks import TASKS
 BATCH = 8
 
 
-@pytest.fixture(params=TASKS, ids=[row.name for row in TASKS])
+# All tests of a task run in one process (tests/conftest.py), where they share one that is compiled.
+@pytest.fixture(scope="module", params=TASKS, ids=[row.name for row in TASKS])
 def row(request):
     return request.param
 
@@ -62,9 +63,31 @@ def _float32():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images(row):
     return sample(row.task.needs)
+
+
+@pytest.fixture(scope="module")
+def shared(row, images):
+    """A task that is compiled and traced once, its data, and its state after one step."""
+    keras.utils.set_random_seed(0)
+    task = make(row, images)
+    data = task.dataset(images, BATCH, shuffle=False)
+    run(task, data, steps=1)
+    return task, data, [(v, v.numpy()) for v in task.state()]
+
+
+@pytest.fixture
+def task(shared):
+    for variable, value in shared[2]:
+        variable.assign(value)
+    return shared[0]
+
+
+@pytest.fixture
+def data(shared):
+    return shared[1]
 
 
 def required(row):
@@ -74,7 +97,7 @@ def required(row):
 
 def make(row, images, **arguments):
     # Synchronized, since plain batch statistics differ from replica to replica.
-    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1), synchronized=True)
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,), synchronized=True)
     task = row.task(encoder, **required(row), **arguments)
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
@@ -83,14 +106,13 @@ def make(row, images, **arguments):
     return task
 
 
-def run(task, images, steps, batch_size=BATCH):
+def run(task, data, steps):
     losses = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda _, logs: seen.append(logs["loss"])
     )
     seen = []
-    dataset = task.dataset(images, batch_size, shuffle=False)
     callbacks = [losses, *task.default_callbacks(sample(task.needs))]  # all images are clustered
-    task.fit(dataset, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
+    task.fit(data, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
     return np.array(seen)
 
 
@@ -98,10 +120,9 @@ def arrays(structure):
     return [np.asarray(a) for a in tf.nest.flatten(structure)]
 
 
-def test_fits_saves_and_loads(row, images, tmp_path):
-    task = make(row, images)
+def test_fits_saves_and_loads(row, task, data, tmp_path):
     before = [w.copy() for w in task.encoder.get_weights()]
-    assert np.isfinite(run(task, images, steps=2)).all()
+    assert np.isfinite(run(task, data, steps=2)).all()
     assert all((a != b).any() for a, b in zip(before, task.encoder.get_weights(), strict=True))
 
     task.save(tmp_path / "task.keras")
@@ -109,30 +130,26 @@ def test_fits_saves_and_loads(row, images, tmp_path):
     assert type(copy) is row.task
     for a, b in zip(task.weights, copy.weights, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
-    assert copy.optimizer.iterations == 2
+    assert copy.optimizer.iterations == 3
     for a, b in zip(task.optimizer.variables, copy.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
     # Two more steps give the same result, so the checkpoint contains the whole state.
-    np.testing.assert_allclose(run(copy, images, steps=2), run(task, images, steps=2), rtol=1e-6)
+    np.testing.assert_allclose(run(copy, data, steps=2), run(task, data, steps=2), rtol=1e-6)
     lines = []
     task.summary(print_fn=lambda line, **_: lines.append(line))
     assert "encoder" in "\n".join(lines) or task.encoder.name in "\n".join(lines)
 
 
-def test_last_partial_batch(row, images):
-    task = make(row, images)
-    sizes = [len(arrays(x)[0]) for x, _ in task.dataset(images, BATCH)]
-    assert sizes == [8, 8, 5]
-    assert len(run(task, images, steps=None)) == 3
-    assert np.isfinite(task.evaluate(task.dataset(images, BATCH), verbose=0)).all()
+def test_last_partial_batch(task, data):
+    assert [len(arrays(x)[0]) for x, _ in data] == [8, 8, 5]
+    assert len(run(task, data, steps=None)) == 3
+    assert np.isfinite(task.evaluate(data, verbose=0)).all()
 
 
-def test_export_serves_the_features_of_keras(row, images, tmp_path):
-    task = make(row, images)
-    run(task, images, steps=2)
+def test_export_serves_the_features_of_keras(row, task, images, tmp_path):
     pixels = kssl.data.to_arrays(images)["image"]
     expected = task.features(pixels).numpy()
-    assert expected.shape == (21, 8)
+    assert expected.shape == (21, 4)
     assert expected.dtype == np.float32
     path = kssl.export(task, tmp_path / row.name)
     written = tf.train.load_checkpoint(f"{path}/variables/variables")
@@ -145,29 +162,24 @@ def test_export_serves_the_features_of_keras(row, images, tmp_path):
     np.testing.assert_allclose(kssl.load(path)(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_replicas_give_what_one_gives(row, images, two_replicas):
-    even = kssl.data.subset(
-        images, range(18)
-    )  # Keras averages over replicas: halves must be of one size
-    keras.utils.set_random_seed(1)
-    one = make(row, images)
-    initial = one.get_weights()
-    expected = run(one, even, 3, batch_size=6)
+def test_two_replicas_give_what_one_gives(row, task, images, two_replicas):
+    # Keras averages over replicas: halves must be of one size.
+    even = task.dataset(kssl.data.subset(images, range(18)), 6, shuffle=False)
     with two_replicas.scope():
         two = make(row, images)
-    two.set_weights(initial)
-    np.testing.assert_allclose(run(two, even, 3, batch_size=6), expected, rtol=1e-4, atol=1e-4)
-    for a, b in zip(two.weights, one.weights, strict=True):
+    two.set_weights(task.get_weights())
+    expected = run(task, even, 3)
+    np.testing.assert_allclose(run(two, even, 3), expected, rtol=1e-4, atol=1e-4)
+    for a, b in zip(two.weights, task.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
     # A last batch of 5: one replica gets 3 images, the other 2. With 1, one replica would get none.
-    assert len(run(two, images, steps=None)) == 3
+    assert len(run(two, two.dataset(images, BATCH), steps=None)) == 3
     with pytest.raises(ValueError, match="batch_size 8 cannot split 17 images among 2 replicas"):
         two.dataset(kssl.data.subset(images, range(17)), BATCH)
     assert all(np.isfinite(w).all() for w in two.get_weights())
 
 
-def test_pretext_gives_the_same_eagerly_and_in_tf_data(row, images):
-    task = make(row, images)
+def test_pretext_gives_the_same_eagerly_and_in_tf_data(task, images):
     batch = next(iter(images.batch(BATCH)))
     seed = tf.stack([tf.fill((BATCH,), tf.constant(7, tf.int64)), batch["id"]], 1)
     eager = task.pretext(batch, seed)
@@ -177,17 +189,15 @@ def test_pretext_gives_the_same_eagerly_and_in_tf_data(row, images):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-4)  # pixels in 0..255
 
 
-def test_resumed_dataset_continues_the_uninterrupted_one(row, images):
-    task = make(row, images)
+def test_resumed_dataset_continues_the_uninterrupted_one(task, images):
     whole = list(task.dataset(images, BATCH, epochs=2, seed=5))[3:]
     rest = list(task.dataset(images, BATCH, epochs=2, first_epoch=1, seed=5))
     for a, b in zip(arrays(whole), arrays(rest), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_preview_can_be_drawn(row, images):
-    task = make(row, images)
-    x, y = next(task.dataset(images, 3).as_numpy_iterator())
+def test_preview_can_be_drawn(task, data, images):
+    x, y = tf.nest.map_structure(lambda part: part[:3], next(data.as_numpy_iterator()))
     rows = task.preview(x, y)
     assert len(rows) == 3
     assert all(caption for line in rows for _, caption in line)
@@ -246,9 +256,9 @@ def test_arguments_survive_saving(row):
                 np.testing.assert_array_equal(getattr(copy, q.name), getattr(task, q.name), q.name)
 
 
-def test_no_random_stream_is_drawn_twice(row, images, monkeypatch):
+def test_no_random_stream_is_drawn_twice(task, images, monkeypatch):
     """Two draws from one seed would be the same numbers."""
-    task, drawn, words = make(row, images), [], random._words
+    drawn, words = [], random._words
 
     def recorded(seed, blocks, purpose):
         drawn.append((*np.asarray(seed)[0].tolist(), purpose))
@@ -261,9 +271,8 @@ def test_no_random_stream_is_drawn_twice(row, images, monkeypatch):
     assert len(set(drawn)) == len(drawn)
 
 
-def test_reads_the_columns_that_it_needs_and_no_other(row, images):
-    task = make(row, images)
-    x, y = next(iter(task.dataset(images, BATCH, shuffle=False)))
+def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
+    x, y = next(iter(data))
     others = {name: column for name, column in images.columns.items() if name not in row.task.needs}
     wrong = {name: tf.zeros_like(column) for name, column in others.items() if name != "id"}
     again = random_access({**images.columns, **wrong})
@@ -279,7 +288,7 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, images):
 
 def outcome(row, images, data=None, weights=None, **compiled):
     """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
-    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1))
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
     task = row.task(encoder, **required(row))
     task.compile(keras.optimizers.SGD(0.02), **compiled)
     data = data or task.dataset(images, 7, shuffle=False).cache()

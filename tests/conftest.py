@@ -1,5 +1,6 @@
-"""Two logical CPUs for tf.distribute, and small models that all tests share."""
+"""Process of each test, two logical CPUs for tf.distribute, and small shared models, made once."""
 
+import re
 import socket
 import sys
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from xdist.scheduler import LoadScopeScheduling
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -15,6 +17,22 @@ tf.config.set_logical_device_configuration(
 
 import keras_ssl as kssl  # noqa: E402
 from keras_ssl import cli  # noqa: E402
+
+
+class Shared(LoadScopeScheduling):
+    """Gives all tests that share a fixture to one process: those of a file, or of a task or page in it."""
+
+    def _split_scope(self, nodeid):
+        file, _, test = nodeid.partition("::")
+        case = re.search(r"\[(\w+|[\w/]+\.md)[-\]]", test) if file in SPLIT else None
+        return f"{file} {case[1]}" if case else file
+
+
+SPLIT = ("tests/conformance_test.py", "tests/docs_test.py")  # the longest files
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Shared(config, log)
 
 
 @pytest.fixture(autouse=True)
