@@ -312,10 +312,11 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
     """XLA is the default on GPUs; its CPU backend stands in."""
     keras.config.set_dtype_policy(policy)
     # Noise, since a rounding error flips the ReLUs of all equal pixels of a uniform background at once.
-    noise = np.random.default_rng(0).integers(0, 128, images.columns["image"].shape, np.uint8)
-    images = random_access(
-        {**images.columns, "image": np.asarray(images.columns["image"]) // 2 + noise}
-    )
+    rng, columns = np.random.default_rng(0), dict(images.columns)
+    for name in {"image", "frames"} & set(columns):
+        pixels = np.asarray(columns[name])
+        columns[name] = pixels // 2 + rng.integers(0, 128, pixels.shape, np.uint8)
+    images = random_access(columns)
     logs, predicted, trained, data, weights = outcome(row, images, run_eagerly=True)
     half = policy == "mixed_float16"
     # Several steps in one execution would relabel at other steps.

@@ -206,7 +206,10 @@ def _check(best, tuned, scratch, served_like_keras):
         for good, sentence in (
             (served_like_keras, "served features differ"),
             (best["knn"] > best["knn_untrained"], "kNN does not beat the untrained encoder"),
-            (best["linear"] > best["linear_untrained"], "the linear probe does not either"),
+            (
+                best["linear"] > best["linear_untrained"],
+                "the linear probe does not beat the untrained encoder",
+            ),
             (tuned > scratch, "fine-tuning does not beat training from scratch"),
         )
         if not good

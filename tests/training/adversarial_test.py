@@ -17,7 +17,7 @@ RATE = 0.05
 
 def make(task, optimizer=None, **arguments):
     keras.utils.set_random_seed(3)
-    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
     task = task(encoder, filters=4, **arguments)
     task.compile(optimizer or keras.optimizers.SGD(RATE))
     return task
@@ -286,7 +286,7 @@ def constant_images(value):
 def test_training_is_finite_or_the_error_names_the_step(kind):
     """Learning rates ten times too large, and constant images."""
     keras.utils.set_random_seed(0)
-    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
     arguments = {} if kind is kssl.tasks.Colorization else {"filters": 4}
     if kind is SuperResolution:
         arguments["adversarial"] = 0.5

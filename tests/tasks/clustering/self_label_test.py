@@ -108,7 +108,7 @@ def test_late_labels_have_one_column_per_head():
         ({"lam": -1}, "lam must be positive"),
         ({"tolerance": 0}, "tolerance must be positive"),
         ({"relabelings": 0}, "relabelings must be positive"),
-        ({"crop": 2}, "crop must be in 0..1"),
+        ({"crop": 2}, r"crop must be in \(0, 1\]"),
     ],
 )
 def test_refuses(arguments, message):
