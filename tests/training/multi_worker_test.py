@@ -111,15 +111,16 @@ data = lambda: task.dataset(images, 4, shuffle=False)
 logs = task.fit(data(), validation_data=data(), verbose=0).history
 evaluated = task.evaluate(data(), return_dict=True, verbose=0)
 np.savez(sys.argv[1] + str(kssl.distribute.worker(strategy)[0]), predicted=task.predict(data(), verbose=0),
-         logs=[logs["val_loss"][0], logs["val_accuracy"][0], evaluated["loss"], evaluated["accuracy"]])
+         logs=[logs["val_loss"][0], evaluated["loss"]])
 """
 
 
 def test_two_workers_validate_and_predict_on_all_images(workers, tmp_path):
     subprocess.run([sys.executable, "-c", VALIDATES, "one"], cwd=tmp_path, check=True)
     both = workers("two", program=VALIDATES)
-    output = [(tmp_path / f"worker{index}.txt") for index in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0], output[0].read_text()
+    codes = [process.wait(120) for process in both]
+    output = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
+    assert codes == [0, 0], output
     one = np.load(tmp_path / "one0.npz")
     assert one["predicted"].shape == (14, 4, 4)
     for index in range(2):
