@@ -18,8 +18,9 @@ def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, ser
         task: PretextModel.
 
     Returns:
-        tf.data.Dataset of (x, y), of known length, with the attributes `steps_per_epoch`, `number` and
-        `batch_size`, and the function `from_step` that creates the batches from a step on.
+        tf.data.Dataset of (x, y), of known length, with the attributes `steps_per_epoch`, `number`,
+        `batch_size`, `shuffle` and `seed`, and the function `from_step` that creates the batches from a
+        step on.
     """
 
     def from_step(step):
@@ -33,6 +34,7 @@ def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, ser
     batches = from_step(first_epoch * steps).apply(length)
     batches.steps_per_epoch, batches.from_step = steps, from_step
     batches.number, batches.batch_size = number, batch_size
+    batches.shuffle, batches.seed = shuffle, seed
     return batches
 
 
