@@ -174,15 +174,9 @@ class PretextModel(keras.Model):
             UserWarning: `images` has no random access, since `.take()`, `.map()` and the like drop it.
         """
         pipeline.check(images, self, batch_size, epochs, first_epoch, service)
-
-        def from_step(step):
-            return pipeline.batches(images, self, batch_size, epochs, step, shuffle, seed, service)
-
-        steps = -(-int(images.cardinality()) // batch_size)
-        length = tf.data.experimental.assert_cardinality(steps * (epochs - first_epoch))
-        batches = from_step(first_epoch * steps).apply(length)
-        batches.steps_per_epoch, batches.from_step = steps, from_step
-        return batches
+        return fitting.all_epochs(
+            images, self, batch_size, epochs, first_epoch, shuffle, seed, service
+        )
 
     def compile(self, optimizer="adam", loss="auto", metrics="auto", jit_compile="auto", **kwargs):
         """Compiles as Keras does; "auto" takes the task's own loss and metrics.
@@ -198,15 +192,8 @@ class PretextModel(keras.Model):
         Raises:
             ValueError: `jit_compile` is True under a strategy with several replicas.
         """
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if jit_compile is True and replicas > 1:
-            raise ValueError(
-                f"jit_compile=True does not work on {replicas} replicas, since XLA cannot reach another "
-                'device\'s variables: use jit_compile="auto" or False, or a single device'
-            )
         self._jit_compile_argument = jit_compile
-        if jit_compile == "auto" and not tf.config.list_physical_devices("GPU"):
-            jit_compile = False
+        jit_compile = fitting.resolve_jit_compile(self, jit_compile)
         if self.dtype_policy.name == "mixed_float16" and kwargs.get("auto_scale_loss", True):
             optimizer = optimizers.with_loss_scale(optimizer)
         super().compile(
@@ -218,8 +205,9 @@ class PretextModel(keras.Model):
         )
 
     def fit(
-        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args,
-        initial_epoch=0, steps_per_epoch=None, **kwargs,
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
+        validation_split=0.0, validation_data=None, *args, initial_epoch=0, steps_per_epoch=None,
+        **kwargs,
     ):  # fmt: skip
         """Trains as Keras' fit does; the number of steps per epoch is that of `dataset`.
 
@@ -245,17 +233,24 @@ class PretextModel(keras.Model):
                 )
                 if initial_epoch == epochs:
                     return keras.callbacks.History()
-            x = distribute.per_worker(self.distribute_strategy, x)
+        x = fitting.per_worker(self, x)
         kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
         with distribute.lost_worker(self.distribute_strategy, checkpoint):
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split,
+                fitting.per_worker(self, validation_data), *args, **kwargs,
+            )  # fmt: skip
 
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates as Keras does; a dataset made by `dataset` is split among several workers."""
-        if hasattr(x, "from_step"):
-            x = distribute.per_worker(self.distribute_strategy, x)
         with distribute.lost_worker(self.distribute_strategy):
-            return super().evaluate(x, *args, **kwargs)
+            return super().evaluate(fitting.per_worker(self, x), *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """Predicts as Keras does; several workers return all rows in the order of the dataset."""
+        with distribute.lost_worker(self.distribute_strategy):
+            y = super().predict(fitting.per_worker(self, x), *args, **kwargs)
+        return fitting.in_order(self, x, y)
 
     def state(self):
         """Returns the list of all keras.Variable that training changes, except those of metrics."""

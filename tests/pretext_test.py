@@ -192,6 +192,27 @@ def test_a_recipe_is_saved_with_its_task(tmp_path):
     assert keras.models.load_model(tmp_path / "task.keras").recipe == recipe
 
 
+@keras.saving.register_keras_serializable(package="pretext_test")
+class Nested(Brightness):
+    def __init__(self, encoder, views=(), by_name=None, **kwargs):
+        super().__init__(encoder, **kwargs)
+        self.views, self.by_name = views, by_name
+
+
+def test_objects_in_containers_are_saved_with_their_task(tmp_path):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    views = (recipes.BYOL_1, [recipes.BYOL_2, 3])
+    task = Nested(encoder, views, {"first": recipes.AMDIM, "sizes": (1, 2)})
+    task(np.zeros((1, 32, 32, 3)))
+    task.save(tmp_path / "task.keras")
+    copy = keras.models.load_model(tmp_path / "task.keras")
+    # JSON has no tuples.
+    assert list(copy.views) == [recipes.BYOL_1, [recipes.BYOL_2, 3]]
+    assert copy.by_name == {"first": recipes.AMDIM, "sizes": [1, 2]}
+    same = Nested.from_config(task.get_config())
+    assert (tuple(same.views), same.by_name["sizes"]) == (views, (1, 2))
+
+
 @pytest.mark.parametrize("jit_compile", ["auto", False])
 def test_a_saved_task_keeps_how_it_was_compiled(brightness, jit_compile):
     """A saved task does not keep what "auto" meant on the machine that saved it."""

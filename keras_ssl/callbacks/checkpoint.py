@@ -1,5 +1,6 @@
 """Checkpoint and resume training."""
 
+import hashlib
 import json
 import warnings
 import zipfile
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_ssl.files import complete
-from keras_ssl.training import distribute
+from keras_ssl.training import configuration, distribute
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -33,7 +34,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     Raises:
         ValueError: a number is below 1, or `directory` is a file. In `fit`: the checkpoint belongs to
-            another task, encoder, optimizer or number of steps per epoch.
+            another task, or one with other arguments, encoder or optimizer, or to another number of images,
+            batch size, shuffling or seed.
         FloatingPointError: in `fit`, the weights are no longer finite; they are not saved.
 
     Example:
@@ -53,6 +55,7 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(f"directory must be a folder, {str(directory)!r} is a file")
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.latest = None  # the newest valid checkpoint: (step, path)
+        self.run = {}  # what a resumed run must have in common with this one
 
     def restore(self, task, dataset):
         """Restores a task from the newest valid checkpoint.
@@ -65,20 +68,21 @@ class Checkpoint(keras.callbacks.Callback):
             int, number of steps done; 0 without a checkpoint.
 
         Raises:
-            ValueError: the checkpoint belongs to another task, encoder, optimizer or number of steps per
-                epoch, or its step is not a multiple of `steps_per_execution`.
+            ValueError: the checkpoint belongs to another training run, or its step is not a multiple of
+                `steps_per_execution`.
         """
         strategy = task.distribute_strategy
         with strategy.scope():
             # Creates all variables, also those of the metrics, which the first step would create.
             task._symbolic_build(data_batch=next(iter(dataset)))
+        self.run = _described_run(task, dataset)
         chief = distribute.worker(strategy)[0] == 0
         variables = [*task.state(), *task.metrics_variables]
         found = self._newest() if chief else None
         problem = ""
         if found:
             step, path, arrays, meta = found
-            problem = _mismatch(task, dataset, variables, path, meta)
+            problem = _mismatch(task, self.run, variables, path, meta)
             self.latest = (step, path)
         # Either all workers resume, or all stop.
         state = np.array([step if found else 0, bool(problem)], np.int64)
@@ -173,6 +177,7 @@ class Checkpoint(keras.callbacks.Callback):
             "step": step,
             "steps_per_epoch": self.params["steps"],
             "task": type(self.model).__name__,
+            **self.run,
             "variables": _described(variables),
         }
         path = self.directory / f"step-{step:09d}.npz"
@@ -188,19 +193,62 @@ class Checkpoint(keras.callbacks.Callback):
         return f"; the last good checkpoint is {self.latest[1]}" if self.latest else ""
 
 
-def _mismatch(task, dataset, variables, path, meta):
-    """Returns why a checkpoint does not fit a task and its dataset, or an empty string."""
-    steps_per_epoch = dataset.steps_per_epoch
+def _described_run(task, dataset):
+    """Returns what a resumed run must have in common with the one before, as JSON keeps it."""
+    arguments = {
+        name: hashlib.sha256(
+            json.dumps(_without_names(keras.saving.serialize_keras_object(value))).encode()
+        ).hexdigest()
+        for name, value in configuration.arguments_of(task).items()
+        if name
+        not in task.networks  # their weights are compared, since their layers have other names
+    }
+    return {
+        "steps_per_epoch": dataset.steps_per_epoch,
+        "arguments": arguments,
+        "number of images": dataset.number,
+        "batch_size": dataset.batch_size,
+        "shuffle": bool(dataset.shuffle),
+        "seed": int(dataset.seed),
+    }
+
+
+def _without_names(config):
+    """Removes what differs between two equal layers of one process."""
+    if isinstance(config, dict):
+        kept = {k: v for k, v in config.items() if k not in ("name", "shared_object_id")}
+        return {key: _without_names(value) for key, value in kept.items()}
+    return list(map(_without_names, config)) if isinstance(config, list | tuple) else config
+
+
+def _mismatch(task, run, variables, path, meta):
+    """Returns why a checkpoint does not fit a training run, or an empty string."""
+    name, steps_per_epoch = type(task).__name__, run["steps_per_epoch"]
+    if meta["task"] != name:
+        return f"{path} belongs to a training run of {meta['task']}, not of {name}: give another directory"
+    saved = meta.get("arguments", run["arguments"])  # older checkpoints have none
+    other = [key for key, digest in run["arguments"].items() if saved.get(key, digest) != digest]
+    if other:
+        return (
+            f"{path} belongs to a {name} with another value of {', '.join(other)}: give the arguments of "
+            "that training run, or another directory"
+        )
     if meta["variables"] != _described(variables):
         return (
-            f"{path} belongs to another {meta['task']}, encoder or optimizer than this "
-            f"{type(task).__name__}: give the arguments of that training run, or another directory"
+            f"{path} belongs to a {name} with another encoder or optimizer: give those of that training run, "
+            "or another directory"
         )
     if meta["steps_per_epoch"] != steps_per_epoch:
         return (
             f"{path} belongs to a training run with {meta['steps_per_epoch']} steps per epoch, this one has "
             f"{steps_per_epoch}: give the same images and batch size, or another directory"
         )
+    for key in ("number of images", "batch_size", "shuffle", "seed"):
+        if meta.get(key, run[key]) != run[key]:
+            return (
+                f"{path} belongs to a training run with {key} {meta[key]}, this one has {run[key]}: give the "
+                "same images and arguments of dataset, or another directory"
+            )
     if meta["step"] % steps_per_epoch % task.steps_per_execution:
         return (
             f"{path} cannot be resumed with steps_per_execution {task.steps_per_execution}: give that of the "

@@ -37,17 +37,20 @@ def arguments_of(task):
 
 
 def restored(config):
-    """Restores what `arguments_of` serialized.
+    """Restores what Keras serialized, also inside of lists, tuples and dicts.
 
     Args:
-        config: dict.
+        config: dict, as saved from `arguments_of`.
 
     Returns:
         dict of arguments for the constructor.
     """
-    return {
-        name: keras.saving.deserialize_keras_object(value)
-        if isinstance(value, dict) and "class_name" in value
-        else value
-        for name, value in config.items()
-    }
+    return {name: _restored(value) for name, value in config.items()}
+
+
+def _restored(value):
+    if isinstance(value, dict):
+        if "class_name" in value:
+            return keras.saving.deserialize_keras_object(value)
+        return restored(value)
+    return type(value)(map(_restored, value)) if type(value) in (list, tuple) else value

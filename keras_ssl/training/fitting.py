@@ -1,10 +1,95 @@
-"""Preparation of `PretextModel.fit`: checks its arguments, completes callbacks, resumes checkpoints."""
+"""What `PretextModel` does before and after Keras' fit and predict: datasets, checks, callbacks, resuming."""
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from keras_ssl.callbacks import Checkpoint, Finite, Relabel
 from keras_ssl.callbacks.checkpoint import Resumed
 from keras_ssl.protocols import Relabels
+from keras_ssl.training import distribute, pipeline
+
+
+def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, service):
+    """Creates the dataset of all epochs that `PretextModel.dataset` returns.
+
+    Args:
+        images, batch_size, epochs, first_epoch, shuffle, seed, service: as of `PretextModel.dataset`.
+        task: PretextModel.
+
+    Returns:
+        tf.data.Dataset of (x, y), of known length, with the attributes `steps_per_epoch`, `number`,
+        `batch_size`, `shuffle` and `seed`, and the function `from_step` that creates the batches from a
+        step on.
+    """
+
+    def from_step(step):
+        data = pipeline.batches(images, task, batch_size, epochs, step, shuffle, seed, service)
+        data.from_step = from_step
+        return data
+
+    number = int(images.cardinality())
+    steps = -(-number // batch_size)
+    length = tf.data.experimental.assert_cardinality(steps * (epochs - first_epoch))
+    batches = from_step(first_epoch * steps).apply(length)
+    batches.steps_per_epoch, batches.from_step = steps, from_step
+    batches.number, batches.batch_size = number, batch_size
+    batches.shuffle, batches.seed = shuffle, seed
+    return batches
+
+
+def resolve_jit_compile(task, jit_compile):
+    """Returns the argument `jit_compile` for Keras, in which "auto" means no XLA on a CPU.
+
+    Raises:
+        ValueError: `jit_compile` is True under a strategy with several replicas.
+    """
+    replicas = task.distribute_strategy.num_replicas_in_sync
+    if jit_compile is True and replicas > 1:
+        raise ValueError(
+            f"jit_compile=True does not work on {replicas} replicas, since XLA cannot reach another "
+            'device\'s variables: use jit_compile="auto" or False, or a single device'
+        )
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    return False if jit_compile == "auto" and on_cpu else jit_compile
+
+
+def per_worker(task, data):
+    """Wraps a dataset of `PretextModel.dataset`, which is this worker's part: Keras would shard it again.
+
+    Args:
+        task: PretextModel.
+        data: what Keras' `fit`, `evaluate` or `predict` get.
+
+    Returns:
+        tf.distribute.DistributedDataset if there are several workers; other data are returned as they are.
+    """
+    if not hasattr(data, "from_step"):
+        return data
+    return distribute.per_worker(task.distribute_strategy, data)
+
+
+def in_order(task, data, predicted):
+    """Sorts predictions for a dataset of `PretextModel.dataset` into its order.
+
+    Keras concatenates the replicas of each step, and replica k of n has the images k, k + n, ... of it.
+
+    Args:
+        task: PretextModel.
+        data: what Keras' `predict` got.
+        predicted: structure of numpy arrays with the image on axis 0.
+
+    Returns:
+        The structure with sorted arrays; unchanged for one worker or other data.
+    """
+    if distribute.worker(task.distribute_strategy)[1] == 1 or not hasattr(data, "from_step"):
+        return predicted
+    rows = np.arange(len(tf.nest.flatten(predicted)[0]))
+    epoch, image = np.divmod(rows, data.number)
+    step, place = np.divmod(image, data.batch_size)
+    replicas = task.distribute_strategy.num_replicas_in_sync
+    order = np.argsort(np.lexsort((place, place % replicas, step, epoch)))
+    return tf.nest.map_structure(lambda array: array[order], predicted)
 
 
 def complete_callbacks(task, callbacks):

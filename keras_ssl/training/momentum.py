@@ -2,6 +2,7 @@
 
 import keras
 import tensorflow as tf
+from keras.src.backend import AutocastScope
 
 
 def twin(network):
@@ -58,6 +59,8 @@ def follow(copy, network, momentum):
     """
     if not tf.is_tensor(momentum) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
-    for mine, theirs in zip(copy.variables, network.variables, strict=True):
-        if theirs.trainable:
-            mine.assign(mine + (1 - momentum) * (tf.convert_to_tensor(theirs) - mine))
+    # In mixed precision `call` reads variables in 16 bits, in which a step of 1 - momentum is rounded away.
+    with AutocastScope(None):
+        for mine, theirs in zip(copy.variables, network.variables, strict=True):
+            if theirs.trainable:
+                mine.assign(mine + (1 - momentum) * (tf.convert_to_tensor(theirs) - mine))

@@ -55,25 +55,24 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
         return x, y
 
     def one_epoch(epoch):
-        epoch_seed = derive_seed(seed, epoch, ())
+        epoch_seed, order_seed = derive_seeds(seed, epoch)
         skipped = tf.where(epoch == first_epoch, tf.constant(first, tf.int64), 0)
         parts = (index, workers, batch_size // workers)
         if hasattr(images, "columns"):
-            order_seed = derive_seed(seed, epoch, (3,))
             data = _random_access_batches(images, number, order_seed, shuffle, skipped, parts)
         else:
-            data = _buffered_batches(images, number, epoch_seed, shuffle, skipped, parts)
+            data = _buffered_batches(images, number, order_seed[0], shuffle, skipped, parts)
         return data.map(lambda batch: labeled(batch, epoch_seed), tf.data.AUTOTUNE)
 
     def one_step(step):
         epoch = step // steps
         positions = step % steps * batch_size + tf.range(index, batch_size, workers, tf.int64)
-        order_seed = derive_seed(seed, epoch, (3,))
+        epoch_seed, order_seed = derive_seeds(seed, epoch)
         rows = order(positions[positions < number], number, order_seed, shuffle)
         return _load_batch(images, rows).map(
             lambda batch: (
                 tf.size(batch["id"]) == tf.size(rows),
-                *labeled(batch, derive_seed(seed, epoch, ())),
+                *labeled(batch, epoch_seed),
             )
         )
 
@@ -154,10 +153,19 @@ def _check_columns(images, task):
             )
 
 
-def derive_seed(seed, epoch, shape):
-    """Derives int64 random numbers of the given shape from (seed, epoch)."""
+def derive_seeds(seed, epoch):
+    """Derives independent seeds of an epoch from (seed, epoch).
+
+    Args:
+        seed, epoch: int or int64 scalar tensor.
+
+    Returns:
+        (epoch_seed, order_seed): int64 tensors, a scalar for the labels and (3,) for the order.
+    """
     pair = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    return tf.random.stateless_uniform(shape, pair, None, None, tf.int64)
+    # A single draw: two draws of different shapes from one seed begin with the same numbers.
+    numbers = tf.random.stateless_uniform((4,), pair, None, None, tf.int64)
+    return numbers[0], numbers[1:]
 
 
 def order(positions, number, seed, shuffle):
@@ -176,7 +184,7 @@ def order(positions, number, seed, shuffle):
     of TensorFlow's RandomIndexShuffle).
 
     Example:
-        >>> seed = derive_seed(0, 0, (3,))
+        >>> _, seed = derive_seeds(0, 0)
         >>> sorted(order(tf.range(5, dtype=tf.int64), 5, seed, shuffle=True).numpy().tolist())
         [0, 1, 2, 3, 4]
     """

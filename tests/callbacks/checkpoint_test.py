@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import keras
@@ -42,8 +43,8 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def fit(task, images, *callbacks, batch=8):
-    data = task.dataset(images, batch, epochs=EPOCHS, seed=1)
+def fit(task, images, *callbacks, batch=8, **arguments):
+    data = task.dataset(images, batch, epochs=EPOCHS, **{"seed": 1, **arguments})
     return task.fit(data, epochs=EPOCHS, callbacks=list(callbacks), verbose=0).history
 
 
@@ -119,7 +120,9 @@ def test_a_damaged_newest_checkpoint_is_skipped(damage, images, whole, interrupt
     if damage == "truncated":
         data = data[: len(data) // 2]
     elif damage == "flipped":
-        data[len(data) // 3] ^= 1
+        with zipfile.ZipFile(newest) as file:
+            largest = max(file.infolist(), key=lambda member: member.file_size)
+        data[largest.header_offset + largest.file_size // 2] ^= 1  # a weight, not a header
     else:
         data = b""
     newest.write_bytes(data)
@@ -135,14 +138,45 @@ def test_checkpoints_of_other_runs(images, interrupted, tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     for task in (make(width=2), make(optimizer="sgd")):
         with pytest.raises(
-            ValueError, match="step-000000004.npz belongs to another Rotation, encoder"
+            ValueError, match="step-000000004.npz belongs to a Rotation with another encoder or"
         ):
             fit(task, images, Checkpoint(tmp_path))
     with pytest.raises(ValueError, match="training run with 5 steps per epoch, this one has 10"):
         fit(make(), images, Checkpoint(tmp_path), batch=4)
+    for arguments, words in (
+        ({"seed": 2}, "seed 1, this one has 2"),
+        ({"shuffle": False}, "shuffle True, this one has False"),
+        ({"images": kssl.data.subset(images, range(38))}, "number of images 40, this one has 38"),
+        ({"images": kssl.data.subset(images, range(35)), "batch": 7}, "number of images 40"),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to a training run with {words}"):
+            fit(make(), arguments.pop("images", images), Checkpoint(tmp_path), **arguments)
     with pytest.raises(ValueError, match="cannot be resumed with steps_per_execution 5"):
         fit(make(execution=5), images, Checkpoint(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_of_other_tasks(images, tmp_path):
+    """All have the same variables."""
+
+    def puzzle(kind, **arguments):
+        keras.utils.set_random_seed(0)
+        encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+        task = kind(encoder, num_permutations=10, **arguments)
+        task.compile("sgd")
+        return task
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(puzzle(kssl.tasks.Jigsaw), images, Checkpoint(tmp_path, every_steps=1), Stop(2))
+    with pytest.raises(
+        ValueError, match="belongs to a training run of Jigsaw, not of JigsawPlus: give another"
+    ):
+        fit(puzzle(kssl.tasks.JigsawPlus), images, Checkpoint(tmp_path))
+    with pytest.raises(
+        ValueError, match="belongs to a Jigsaw with another value of gray: give the arguments"
+    ):
+        fit(puzzle(kssl.tasks.Jigsaw, gray=0.1), images, Checkpoint(tmp_path))
+    assert fit(puzzle(kssl.tasks.Jigsaw), images, Checkpoint(tmp_path))  # other names of layers
 
 
 def test_several_steps_at_once(images, whole, tmp_path):

@@ -1,6 +1,7 @@
 """Distribution strategies by name and environment, and exchange between replicas."""
 
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.training import distribute
+from keras_ssl.training import distribute, fitting
 
 
 def in_replicas(strategy, function, values):
@@ -72,6 +73,16 @@ def test_single_worker_is_a_no_op():
     assert distribute.per_worker(strategy, data) is data
     with pytest.raises(tf.errors.UnavailableError), distribute.lost_worker(strategy):
         raise tf.errors.UnavailableError(None, None, "something else")
+
+
+def test_predictions_of_workers_are_sorted():
+    """Two workers with two replicas each, two epochs of 7 images in batches of 5."""
+    strategy = SimpleNamespace(worker=(1, 2), num_replicas_in_sync=4)
+    task = SimpleNamespace(distribute_strategy=strategy)
+    data = SimpleNamespace(from_step=None, number=7, batch_size=5)
+    batches = [np.arange(0, 5), np.arange(5, 7), np.arange(7, 12), np.arange(12, 14)]
+    joined = np.concatenate([batch[k::4] for batch in batches for k in range(4)])
+    assert fitting.in_order(task, data, {"a": joined})["a"].tolist() == list(range(14))
 
 
 @pytest.mark.parametrize(

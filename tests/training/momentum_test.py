@@ -90,6 +90,43 @@ def test_two_replicas_match_one_and_saving_keeps_the_twin(two_replicas, noise, t
     }
 
 
+class Follower(keras.layers.Layer):
+    """Lets a twin, all ones, follow a network, all twos."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        self.network.set_weights([np.full((2, 3), 1.0), np.full(3, 1.0)])
+        self.twin = momentum.twin(self.network)
+        self.network.set_weights([np.full((2, 3), 2.0), np.full(3, 2.0)])
+
+    def call(self, x):
+        momentum.follow(self.twin, self.network, 0.999)
+        return self.twin(x)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_does_not_round_the_twin(policy, replicas, two_replicas):
+    strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        with strategy.scope():
+            layer = Follower()
+            layer.build((1, 2))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    @tf.function
+    def step():
+        strategy.run(lambda: layer(tf.ones((1, 2))))
+
+    for _ in range(200):
+        step()
+    for weight in layer.twin.get_weights():
+        np.testing.assert_allclose(weight, 2 - 0.999**200, rtol=1e-5)
+
+
 def test_refuses():
     net = network()
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):

@@ -31,7 +31,7 @@ def workers(tmp_path, held_ports, program):
     """Starts both workers of a training run, which are stopped at the end of the test or of its process."""
     started = []
 
-    def start(*arguments):
+    def start(*arguments, program=program):
         cluster = {"worker": [f"localhost:{port}" for port in held_ports(2)]}
         processes = []
         for index in range(2):
@@ -92,6 +92,41 @@ def test_two_workers_with_one_killed_match_one_worker(task, workers, command, tm
     for a, b in zip(one.weights, two.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
     assert one.optimizer.iterations == two.optimizer.iterations == 6
+
+
+# Fits with validation, evaluates and predicts, all on datasets of the task.
+VALIDATES = """
+import sys
+import keras, numpy as np
+import keras_ssl as kssl
+
+strategy = kssl.distribute.strategy()
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    task = kssl.tasks.Rotation(kssl.encoders.resnet((8, 8, 3), width=2, blocks=(1,), synchronized=True))
+    task.compile(keras.optimizers.SGD(0.01))
+pixels = np.random.default_rng(0).integers(0, 256, (14, 8, 8, 3), np.uint8)
+images = kssl.data.from_array(pixels)
+data = lambda: task.dataset(images, 4, shuffle=False)
+logs = task.fit(data(), validation_data=data(), verbose=0).history
+evaluated = task.evaluate(data(), return_dict=True, verbose=0)
+np.savez(sys.argv[1] + str(kssl.distribute.worker(strategy)[0]), predicted=task.predict(data(), verbose=0),
+         logs=[logs["val_loss"][0], evaluated["loss"]])
+"""
+
+
+def test_two_workers_validate_and_predict_on_all_images(workers, tmp_path):
+    subprocess.run([sys.executable, "-c", VALIDATES, "one"], cwd=tmp_path, check=True)
+    both = workers("two", program=VALIDATES)
+    codes = [process.wait(120) for process in both]
+    output = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
+    assert codes == [0, 0], output
+    one = np.load(tmp_path / "one0.npz")
+    assert one["predicted"].shape == (14, 4, 4)
+    for index in range(2):
+        two = np.load(tmp_path / f"two{index}.npz")
+        np.testing.assert_allclose(two["predicted"], one["predicted"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(two["logs"], one["logs"], rtol=1e-4)
 
 
 def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, program):

@@ -66,13 +66,16 @@ def test_resumes_in_the_middle_of_an_epoch(known):
 def test_orders_of_epochs_are_independent():
     n = 20_000
     positions = tf.range(n, dtype=tf.int64)
-    orders = [
-        pipeline.order(positions, n, pipeline.derive_seed(0, e, (3,)), True) for e in range(6)
-    ]
+    orders = [pipeline.order(positions, n, pipeline.derive_seeds(0, e)[1], True) for e in range(6)]
     assert all(np.array_equal(np.sort(o), positions) for o in orders)
     correlation = np.corrcoef([positions, *orders])
     assert np.abs(correlation - np.eye(7)).max() < 5 / np.sqrt(n)
     np.testing.assert_array_equal(pipeline.order(positions, n, None, False), positions)
+
+
+def test_seeds_of_an_epoch_have_no_number_in_common():
+    numbers = [np.append(*pipeline.derive_seeds(5, epoch)[::-1]) for epoch in range(3)]
+    assert len(np.unique(numbers)) == 12
 
 
 def folder_of(tmp_path, n, bad=()):
