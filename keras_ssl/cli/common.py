@@ -1,9 +1,7 @@
-"""Common parts of the subcommands: options, checks, tasks and models by name."""
+"""Common parts of the subcommands: options, checks, and models by name."""
 
 import argparse
-import ast
 import importlib
-import inspect
 import socket
 from pathlib import Path
 
@@ -45,7 +43,8 @@ task_options = options(
     click.option(
         "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."
     ),
-    click.option("--seed", default=0, show_default=True),
+    # NumPy, which Keras seeds too, takes 32 bits.
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1)),
 )
 
 
@@ -64,29 +63,6 @@ def find_row(name):
             return row
     known = ", ".join(row.name for row in TASKS)
     raise ValueError(f"there is no task {name!r}: choose one of {known}")
-
-
-def make_task(name, encoder, settings, images):
-    """Creates the task of that name, with `--set name=value` as further arguments."""
-    task = find_row(name).task
-    known = [p for p in inspect.signature(task).parameters if p not in (*task.networks, "kwargs")]
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in known:
-            raise ValueError(
-                f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}"
-            )
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = value
-    if "num_images" in known:
-        arguments.setdefault("num_images", int(images.cardinality()))
-    try:
-        return task(encoder, **arguments)
-    except TypeError as error:
-        raise ValueError(f"--set {' '.join(settings)}: {error}") from None
 
 
 def check_data(name):

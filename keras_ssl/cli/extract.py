@@ -18,7 +18,11 @@ from keras_ssl.cli import common
 @click.option("--server", metavar="HOST:PORT", help="Send the images to this server over gRPC.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--retries", default=5, show_default=True, help="Of a request while the server is away."
+    "--retries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Of a request while the server is away.",
 )
 @click.option("--ca", metavar="FILE", help="TLS: PEM of the authority that signed the server's.")
 @click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of this client.")

@@ -7,6 +7,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl import plotting
 from keras_ssl.cli import common
+from keras_ssl.cli.settings import make_task, named_in_errors
 
 
 @click.command()
@@ -64,6 +65,7 @@ def _untrained(name, data, number, size, settings, seed):
 
     images, _ = load_dataset(data, size, reader=common.find_row(name).task.reader)
     encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
-    task = common.make_task(name, encoder, settings, images)
-    x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
+    with named_in_errors(settings):
+        task = make_task(name, encoder, settings, images)
+        x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
     return task.preview(x, y)
