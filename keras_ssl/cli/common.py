@@ -2,7 +2,11 @@
 
 import argparse
 import importlib
+import os
+import re
 import socket
+import sys
+import zipfile
 from pathlib import Path
 
 import click
@@ -48,6 +52,12 @@ task_options = options(
 )
 
 
+import_option = click.option(
+    "--import", "modules", multiple=True, metavar="MODULE",
+    help="Python module, here or installed, that defines a task or layer of your own.",
+)  # fmt: skip
+
+
 def import_tensorflow():
     """Imports the public names of keras_ssl, and with them TensorFlow without its log.
 
@@ -73,10 +83,29 @@ def check_data(name):
         )
 
 
-def check_parent(option, path):
-    """Raises ValueError if the folder of a file to write does not exist."""
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{option}: there is no folder {str(Path(path).parent)!r}")
+def check_file(option, path):
+    """Raises ValueError unless the file can be written, which is better known before hours of work."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, but {str(path)!r} is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {str(path.parent)!r}")
+    _check_writable(option, path.parent)
+
+
+def check_folder(option, path):
+    """Raises ValueError unless the folder can be written, or created."""
+    if "://" in path:
+        return  # of a remote file system that TensorFlow knows
+    existing = next(p for p in (Path(path), *Path(path).parents) if p.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{option} must be a folder, but {str(existing)!r} is a file")
+    _check_writable(option, existing)
+
+
+def _check_writable(option, folder):
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: the folder {str(folder)!r} is not writable: give another")
 
 
 def check_model(path):
@@ -86,18 +115,61 @@ def check_model(path):
             f"there is no file or folder {path!r}: give a .keras file that keras-ssl pretrain wrote, or an "
             "export"
         )
+    if Path(path).is_file() and Path(path).suffix == ".keras":
+        try:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+        except Exception as error:  # which one depends on the byte that is wrong
+            damaged = error
+        if damaged:
+            raise ValueError(
+                f"{path!r} is damaged or not completely copied ({damaged}): copy it again or restore it"
+            )
 
 
-def load_model(path):
+def load_model(path, modules=()):
     """Loads a .keras file or an export.
+
+    Args:
+        path: str.
+        modules: list of str, values of the option `--import`.
 
     Returns:
         (model, encoder): the encoder of a task; for any other model both are that model.
+
+    Raises:
+        ValueError: a module cannot be imported, the file needs an unknown class, cannot be loaded for another
+            reason, or holds no model of images.
     """
     import keras
 
-    model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
-    return model, getattr(model, "encoder", model)
+    _import(modules)
+    try:
+        model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
+        encoder = getattr(model, "encoder", model)
+        kssl.encoders.check_image_shape(encoder)
+    except Exception as error:  # which one Keras raises depends on what the file holds
+        if unknown := re.search(r"Could not locate (?:class|function) '(\w+)'", str(error)):
+            raise ValueError(
+                f"{path!r} needs {unknown[1]!r}, which keras_ssl does not define: import the module that "
+                "does by --import MODULE"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path!r} cannot be loaded: {reason}") from None
+    return model, encoder
+
+
+def _import(modules):
+    if modules:
+        sys.path.insert(0, os.getcwd())  # which Python does for `python -m`, but not for a script
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's: any error is possible
+            raise ValueError(
+                f"--import {name} failed ({type(error).__name__}: {error}): give the name of a module that "
+                "is installed or in this folder, such as my_task for my_task.py"
+            ) from None
 
 
 def free_port():

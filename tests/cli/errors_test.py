@@ -1,7 +1,15 @@
 """Every error of the user is one line and exit code 2, and leaves nothing behind."""
 
+import json
+import os
+import shutil
+import zipfile
+
+import keras
 import pytest
 from PIL import Image
+
+from keras_ssl.cli import common
 
 WRONG = {
     "grid": (("pretrain", "jigsaw", "--set", "grid=4"), "grid must be 2 or 3, got 4"),
@@ -129,7 +137,56 @@ WRONG = {
     "retries": (("extract", "one", "--model", "m", "--retries", -1), "not in the range"),
     "bad blocks": (("pretrain", "rotation", "--blocks", "a"), "--blocks must be numbers"),
     "bad out": (("pretrain", "rotation", "--out", "model.h5"), "ending in .keras, got 'model.h5'"),
-    "folder as out": (("pretrain", "rotation", "--out", "a.keras"), "must be a file ending in"),
+    "folder as out": (
+        ("pretrain", "rotation", "--out", "a.keras"),
+        "--out must be a file, but 'a.keras' is a folder",
+    ),
+    "folder as log": (("pretrain", "rotation", "--log", "one"), "--log must be a file, but 'one'"),
+    "no place for the log": (("pretrain", "rotation", "--log", "no/a.csv"), "--log: there is no"),
+    "file as checkpoint": (
+        ("pretrain", "rotation", "--checkpoint", "list.json"),
+        "--checkpoint must be a folder, but 'list.json' is a file",
+    ),
+    "file as tensorboard": (
+        ("pretrain", "rotation", "--tensorboard", "list.json/logs"),
+        "--tensorboard must be a folder, but 'list.json' is a file",
+    ),
+    "folder as preview": (("preview", "rotation", "--out", "one"), "--out must be a file"),
+    "no image file": (("preview", "rotation", "--out", "a.txt"), "--out must end in .png, "),
+    "folder as features": (
+        ("extract", "one", "--model", "model", "--out", "text"),
+        "--out must be a file, but 'text' is a folder",
+    ),
+    "file as export": (("export", "dense.keras", "list.json"), "OUT must be a folder"),
+    "list as card": (
+        ("export", "dense.keras", "new", "--card", "list.json"),
+        "--card: 'list.json' must hold a JSON object, got a list",
+    ),
+    "no JSON": (
+        ("export", "dense.keras", "new", "--card", "text/a.jpg"),
+        "--card: 'text/a.jpg' is no JSON file",
+    ),
+    "no task": (("export", "dense.keras", "new"), "encoder must take images (H, W, 3) of fixed"),
+    "no images": (
+        ("extract", "one", "--model", "dense.keras"),
+        "'dense.keras' cannot be loaded: encoder must take images (H, W, 3) of fixed size, got (5,)",
+    ),
+    "evaluate no images": (("evaluate", "dense.keras"), "encoder must take images"),
+    "a flipped byte": (("evaluate", "flipped.keras"), "'flipped.keras' is damaged or not complete"),
+    "a damaged preview": (("preview", "flipped.keras"), "'flipped.keras' is damaged or not"),
+    "a damaged export": (("export", "flipped.keras"), "'flipped.keras' is damaged or not"),
+    "half a file": (("evaluate", "half.keras"), "'half.keras' is damaged or not completely copied"),
+    "an archive without a model": (("evaluate", "other.keras"), "'other.keras' cannot be loaded"),
+    "another's task": (
+        ("evaluate", "own.keras"),
+        "'own.keras' needs 'Unknown', which keras_ssl does not define: import the module",
+    ),
+    "another's task in previews": (("preview", "own.keras"), "--import MODULE"),
+    "another's task to export": (("export", "own.keras"), "--import MODULE"),
+    "no such module": (
+        ("evaluate", "own.keras", "--import", "my_zoo"),
+        "--import my_zoo failed (ModuleNotFoundError: No module named 'my_zoo')",
+    ),
     "no place for out": (("preview", "rotation", "--out", "no/a.png"), "there is no folder 'no'"),
     "no model": (("evaluate", "nowhere"), "there is no file or folder 'nowhere'"),
     "no file": (("evaluate", "one.keras"), "there is no file or folder 'one.keras'"),
@@ -150,8 +207,36 @@ WRONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of .keras files that cannot be used."""
+    folder = tmp_path_factory.mktemp("files")
+    inputs = keras.Input((5,))
+    keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(folder / "dense.keras")
+    content = bytearray((folder / "dense.keras").read_bytes())
+    (folder / "half.keras").write_bytes(content[: len(content) // 2])
+    content[len(content) // 2] ^= 1
+    (folder / "flipped.keras").write_bytes(content)
+    with zipfile.ZipFile(folder / "other.keras", "w") as file:
+        file.writestr("a", "b")
+    with zipfile.ZipFile(folder / "own.keras", "w") as file:
+        with zipfile.ZipFile(folder / "dense.keras") as dense:
+            config = json.loads(dense.read("config.json"))
+            file.writestr("metadata.json", dense.read("metadata.json"))
+            file.writestr("model.weights.h5", dense.read("model.weights.h5"))
+        config |= {
+            "module": None,
+            "class_name": "Unknown",
+            "registered_name": "somewhere>Unknown",
+        }
+        file.writestr("config.json", json.dumps(config))
+    (folder / "list.json").write_text("[]")
+    return folder
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_errors_are_one_line(command, exported, tmp_path, case):
+def test_errors_are_one_line(command, exported, files, tmp_path, case):
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     for name in ("empty", "text", "one", "a.keras"):
         (tmp_path / name).mkdir()
     (tmp_path / "text" / "a.jpg").write_text("hello")
@@ -166,3 +251,28 @@ def test_errors_are_one_line(command, exported, tmp_path, case):
     assert err.count("\n") == 1
     assert words in err
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+@pytest.mark.parametrize("check", [common.check_file, common.check_folder])
+def test_folders_that_are_not_writable_are_refused(check, tmp_path, monkeypatch):
+    """By another answer of os.access, since root may write everywhere."""
+    check("--out", f"{tmp_path}/new")
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
+    with pytest.raises(ValueError, match="--out: the folder '.*' is not writable: give another"):
+        check("--out", f"{tmp_path}/new")
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_a_remote_folder_is_left_to_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    common.check_folder("--tensorboard", "gs://bucket/logs")
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID"])
+def test_numbers_of_slurm(command, monkeypatch, name):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv(name, "abc")
+    code, _, err = command("pretrain", "rotation")
+    assert code == 2
+    assert err == f"keras-ssl: {name} must be a number, which Slurm sets, got 'abc': unset it\n"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import keras_ssl as kssl
@@ -27,10 +28,17 @@ for line in {lines!r}:
     assert "matplotlib" not in sys.modules, line
 """
 
+OWN = """
+import keras, keras_ssl as kssl
+@keras.saving.register_keras_serializable(package="my_zoo")
+class Own(kssl.tasks.Rotation):
+    pass
+"""
 
-def python(program, cwd):
+
+def python(program, cwd, **environment):
     inherited = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")  # set by keras_ssl in this process
-    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    environment |= {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
         [sys.executable, "-c", program], cwd=cwd, env=environment, check=False, capture_output=True,
         text=True,
@@ -39,6 +47,7 @@ def python(program, cwd):
 
 def test_help_and_usage_errors_do_not_import_tensorflow(tmp_path):
     (tmp_path / "rotation_digits.keras").write_text("hours of work")
+    (tmp_path / "half.keras").write_text("half")
     lines = [
         "", "--help", "--version", "tasks", "nonsense",
         "pretrain --help", "serve --help", "data-service --help", "data-service worker --help",
@@ -47,13 +56,42 @@ def test_help_and_usage_errors_do_not_import_tensorflow(tmp_path):
         "preview rotation --number 0", "preview nosuchtask", "preview missing.keras",
         "evaluate missing.keras", "evaluate rotation_digits.keras --data nowhere",
         "export missing.keras", "extract nowhere --model m", "extract .", "extract . --model m",
-        "serve --nonsense", "serve . --enable_batching=perhaps", "quickstart --out nowhere",
+        "export half.keras --card half.keras", "preview rotation --out a.txt",
+        "pretrain rotation --log . --out a.keras", "serve --nonsense",
+        "serve . --enable_batching=perhaps", "quickstart --out nowhere",
         "data-service worker --dispatcher localhost:1",
     ]  # fmt: skip
     process = python(LIGHT.format(lines=lines), tmp_path)
     assert process.returncode == 0, process.stderr
     assert "deep_cluster" in process.stdout
-    assert process.stderr.count("keras-ssl: ") == len(process.stderr.splitlines()) == 20
+    assert process.stderr.count("keras-ssl: ") == len(process.stderr.splitlines()) == 23
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_another_backend_is_refused_before_it_is_imported(tmp_path, backend):
+    (tmp_path / "one").mkdir()
+    process = python(
+        LIGHT.format(lines=["preview rotation --data one"]), tmp_path, KERAS_BACKEND=backend
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.startswith("keras-ssl: keras_ssl runs on Keras' TensorFlow backend, but ")
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_import_of_a_module_with_a_task_of_ones_own(command, photos, tmp_path):
+    (tmp_path / "my_zoo_task.py").write_text(OWN)
+    program = """
+import my_zoo_task, numpy as np, keras_ssl as kssl
+task = my_zoo_task.Own(kssl.encoders.resnet((16, 16, 3), width=2, blocks=(1,)))
+task(np.zeros((1, 4, 16, 16, 3), "float32"))
+task.save("own.keras")
+"""
+    process = python(program, tmp_path)
+    assert process.returncode == 0, process.stderr
+    code, _, err = command("export", "own.keras", "models/own", "--import", "my_zoo_task")
+    assert code == 0, err
+    code, _, err = command("preview", "own.keras", "--data", photos, "--import", "my_zoo_task")
+    assert code == 0, err
 
 
 def test_the_command_imports_tensorflow_quietly_and_all_public_names_with_it(task, tmp_path):
