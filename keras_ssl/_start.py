@@ -17,14 +17,16 @@ def import_keras():
     Raises:
         ImportError: Keras has another backend.
     """
+    keras = sys.modules.get("keras")
+    backend = keras.backend.backend() if keras else os.environ["KERAS_BACKEND"]
+    if backend != "tensorflow":  # before Keras imports a backend that may not be installed
+        raise ImportError(
+            f"keras_ssl runs on Keras' TensorFlow backend, but KERAS_BACKEND is {backend!r}: set "
+            "KERAS_BACKEND=tensorflow before keras is imported"
+        )
     with _stderr_muted() if COMMAND else contextlib.nullcontext():
         import keras
         import tensorflow_serving.apis.predict_pb2  # noqa: F401
-    if keras.backend.backend() != "tensorflow":
-        raise ImportError(
-            "keras_ssl runs on Keras' TensorFlow backend, but KERAS_BACKEND is "
-            f"{keras.backend.backend()!r}: set KERAS_BACKEND=tensorflow before keras is imported"
-        )
 
 
 @contextlib.contextmanager

@@ -29,15 +29,20 @@ def complete(path):
     draft = os.path.join(folder, f".new-{name}")
     try:
         yield draft
-        _sync(draft)
+        sync(draft)
         os.replace(draft, path)
-        _sync(folder or ".")  # so that the new name survives a power failure, too
+        sync(folder or ".")  # so that the new name survives a power failure, too
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
 
 
-def _sync(path):
+def sync(path):
+    """Waits until a file, or the list of names in a folder, is on the disk.
+
+    Args:
+        path: str or pathlib.Path.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

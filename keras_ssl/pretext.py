@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import data, plotting
-from keras_ssl.training import configuration, distribute, fitting, optimizers, pipeline
+from keras_ssl import data, fitting, plotting
+from keras_ssl.training import configuration, distribute, optimizers, pipeline
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

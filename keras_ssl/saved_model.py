@@ -1,5 +1,6 @@
 """Exports tasks as SavedModels for TensorFlow Serving, and loads their encoders back into Keras."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from keras_ssl import encoders
+from keras_ssl import encoders, files
 from keras_ssl.ops import decode, images
 from keras_ssl.pretext import PretextModel
 from keras_ssl.serving.server.servable import CHECKSUMS, WARMUP, Servable, checksums, versions
@@ -48,8 +49,8 @@ def export(task, path, card=None):
         str, the new version's directory, "<path>/<version>".
 
     Raises:
-        ValueError: `task` is not a PretextModel, or its encoder's input does not have a fixed size and
-            3 channels.
+        ValueError: `task` is not a PretextModel, its encoder's input does not have a fixed size and
+            3 channels, or `card` is not a dict.
         RuntimeError: the written model's features differ from those of Keras; no version appears.
 
     Example:
@@ -59,8 +60,11 @@ def export(task, path, card=None):
     if not isinstance(task, PretextModel):
         raise ValueError(f"task must be a PretextModel, got {type(task).__name__}")
     height, width = encoders.check_image_shape(task.encoder)
+    if not isinstance(card, dict | None):
+        raise ValueError(f"card must be a dict, got {card!r}")
     task = _in_float32(task)
     path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     _remove_old_drafts(path)
     # Servers ignore a name that is not a number, even if this process is killed and leaves it behind.
@@ -80,6 +84,11 @@ def export(task, path, card=None):
         return str(_rename_to_next_version(draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(
+            OSError
+        ):  # not empty: the export has succeeded, or another one has
+            for folder in missing:
+                folder.rmdir()
 
 
 def load(path):
@@ -122,14 +131,21 @@ def _remove_old_drafts(path):
 
 def _rename_to_next_version(draft, path):
     """Renames a draft to the next free version of the model and returns that directory."""
+    for written in (
+        *draft.rglob("*"),
+        draft,
+    ):  # so that a power failure leaves no version half-written
+        files.sync(written)
     while True:
         version = path / str(max(versions(path), default=0) + 1)
         try:
             os.rename(draft, version)
-            return version
         except OSError:
             if not version.exists():  # otherwise another export has just taken this number
                 raise
+        else:
+            files.sync(path)
+            return version
 
 
 def _signatures(task, height, width):

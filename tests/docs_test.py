@@ -18,7 +18,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from PIL import Image, ImageDraw
+from tensorflow_serving.config import model_server_config_pb2
 
 import keras_ssl as kssl
 from keras_ssl import cli, serving
@@ -50,10 +52,7 @@ CHEAPER = (
 PRETRAIN = "--epochs 1 --width 2 --blocks 1 --batch-size 8"  # appended: the last value counts
 
 # Blocks and commands that do not run: (first characters, reason).
-NO_COMMAND = (
-    ("images -> pretext labels", "a diagram"),
-    ("model_config_list {", "a configuration: tests/serving/deployment_test.py parses it"),
-)
+NO_COMMAND = (("images -> pretext labels", "a diagram"),)
 NOT_RUN = (
     (r"python3 -m venv", "installs the package: .ci/run runs it, as a test below checks"),
     (r"(cd serving && )?docker ", "needs the Docker daemon and images from the internet"),
@@ -241,11 +240,14 @@ def page(command, served, trained, exported, tmp_path):
 class Page:
     def __init__(self, command, served, trained):
         self.command, self.served, self.trained = command, served, trained
-        self.names = {"__name__": "page"}
+        self.names, self.skipped = {"__name__": "page"}, []
 
     def run(self, block):
         """Runs a block, or parses it; returns False if its language is unknown."""
         if matches(((re.escape(start), why) for start, why in NO_COMMAND), block.text):
+            return True
+        if block.text.startswith("model_config_list {"):
+            text_format.Parse(block.text, model_server_config_pb2.ModelServerConfig())
             return True
         if block.language == "python":
             return self.python(block.text)
@@ -285,7 +287,8 @@ class Page:
         return True
 
     def bash(self, script):
-        if script.startswith("curl ") and not shutil.which("curl"):
+        if "curl " in script and not shutil.which("curl"):
+            self.skipped.append(script)
             return True
         ran = subprocess.run(
             ["bash", "-ec", cheaper(script, self.served)], capture_output=True, text=True
@@ -350,6 +353,15 @@ def test_blocks_run(name, page):
             f"{name}, line {block.line}: mark it as python, or list in tests/docs_test.py why it does "
             f"not run:\n{block.text}"
         )
+    if page.skipped:
+        pytest.skip(f"{len(page.skipped)} of the blocks need curl, which is not installed")
+
+
+def test_blocks_without_curl_are_reported(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    page = Page(command=None, served=(), trained=None)
+    assert page.bash("printf x\ncurl localhost:8501\n")
+    assert page.skipped == ["printf x\ncurl localhost:8501\n"]
 
 
 def test_commands_in_the_text_are_known():
@@ -377,6 +389,12 @@ def test_reasons_are_needed():
         assert any(re.match(pattern, text) for text in texts), pattern
     for pattern, _ in CHEAPER:
         assert any(re.search(pattern, text) for text in texts), pattern
+
+
+def test_reasons_name_tests_that_exist():
+    for _, why in (*NO_COMMAND, *NOT_RUN, *PARSED):
+        for path in re.findall(r"tests/[\w/.]+", why):
+            assert (ROOT / path).exists(), why
 
 
 def _commands_or_none(text):

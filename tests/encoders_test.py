@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -105,6 +107,18 @@ def test_maps_are_the_stages_before_pooling():
 def test_check_image_shape_refuses(shape):
     with pytest.raises(ValueError, match=r"encoder must take images \(H, W, 3\) of fixed size"):
         encoders.check_image_shape(encoders.resnet(shape, width=2, blocks=(1,)))
+
+
+def test_check_image_shape_refuses_other_inputs():
+    vector, image = keras.Input((5,)), keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(image)
+    for model, shape in (
+        (keras.Model(vector, vector), "(5,)"),
+        (keras.Model([image, vector], [flat, vector]), "[(None, 8, 8, 3), (None, 5)]"),
+        (keras.Sequential([keras.layers.Dense(2)]), "None"),
+    ):
+        with pytest.raises(ValueError, match=f"fixed size, got {re.escape(shape)}"):
+            encoders.check_image_shape(model)
 
 
 def branches(dtype, inputs=4, padding="same", size=15):

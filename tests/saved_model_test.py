@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 import keras_ssl as kssl
+from keras_ssl import files
 from keras_ssl.serving.server.servable import Servable, versions
 
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
@@ -173,7 +174,32 @@ def test_a_version_that_differs_from_keras_never_appears(tiny_task, tmp_path, mo
     )
     with pytest.raises(RuntimeError, match="differs from Keras"):
         kssl.export(tiny_task, tmp_path / "m")
-    assert list((tmp_path / "m").iterdir()) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_version_is_on_the_disk_before_it_appears(tiny_task, tmp_path, monkeypatch):
+    """Otherwise a power failure could leave a version with empty files."""
+    synced, renamed = [], []
+    sync, rename = files.sync, os.rename
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(Path(path)), sync(path)))
+    monkeypatch.setattr(
+        os, "rename", lambda old, new: (renamed.append(list(synced)), rename(old, new))
+    )
+    version = Path(kssl.export(tiny_task, tmp_path / "model"))
+    (before,) = renamed
+    draft = before[-1]
+    written = {path.relative_to(version) for path in version.rglob("*")}
+    assert {path.relative_to(draft) for path in before[:-1]} == written
+    assert synced[len(before) :] == [version.parent]
+
+
+def test_an_export_that_fails_leaves_no_folder(tiny_task, tmp_path):
+    path = tmp_path / "models" / "rotation"
+    with pytest.raises(ValueError, match=r"card must be a dict, got \[1\]"):
+        kssl.export(tiny_task, path, card=[1])
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        kssl.export(tiny_task, path, card={"data": {1}})
+    assert not list(tmp_path.iterdir())
 
 
 def test_invalid_arguments(tmp_path, task):

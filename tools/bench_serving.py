@@ -104,8 +104,7 @@ def in_process(path, size, kind, core, seconds, connection):
 
 def serve(path, core, batching):
     """Starts an embedded server on a core and returns (process, port)."""
-    program = "from keras_ssl.cli import serve; import sys; serve.main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, str(path.parent), "--port=0"]
+    command = [Path(sys.executable).with_name("keras-ssl"), "serve", str(path.parent), "--port=0"]
     if batching:
         command += ["--enable_batching", f"--batching_parameters_file={batching}"]
     process = subprocess.Popen(

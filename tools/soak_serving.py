@@ -36,7 +36,7 @@ max_enqueued_batches { value: 100 }
 num_batch_threads { value: 2 }
 """
 MONITORING = "prometheus_config { enable: true }"
-SERVE = "from keras_ssl.cli import serve; import sys; serve.main(sys.argv[1:])"
+COMMAND = Path(sys.executable).with_name("keras-ssl")  # as pip installs it
 OVERLOAD_STATUSES = {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 FAULTS = {"UNKNOWN", "INTERNAL", "DEADLINE_EXCEEDED"}  # that a malformed request must not cause
 
@@ -68,7 +68,7 @@ class Served:
         monitoring.write_text(MONITORING)
         self.rest_port = free_port()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(folder), "--port=0", "--enable_batching",
+            [COMMAND, "serve", str(folder), "--port=0", "--enable_batching",
              f"--rest_api_port={self.rest_port}", f"--batching_parameters_file={batching}",
              f"--monitoring_config_file={monitoring}", *flags],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -53,7 +53,9 @@ def main():
         sys.exit(0)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (ValueError, OSError, RuntimeError, FloatingPointError, *_tensorflow_errors()) as error:
+    except (
+        ValueError, OSError, RuntimeError, ImportError, FloatingPointError, *_tensorflow_errors()
+    ) as error:  # fmt: skip
         _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("keras-ssl: stopped", err=True)

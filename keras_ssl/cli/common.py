@@ -1,10 +1,12 @@
-"""Common parts of the subcommands: options, checks, tasks and models by name."""
+"""Common parts of the subcommands: options, checks, and models by name."""
 
 import argparse
-import ast
 import importlib
-import inspect
+import os
+import re
 import socket
+import sys
+import zipfile
 from pathlib import Path
 
 import click
@@ -45,8 +47,15 @@ task_options = options(
     click.option(
         "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."
     ),
-    click.option("--seed", default=0, show_default=True),
+    # NumPy, which Keras seeds too, takes 32 bits.
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1)),
 )
+
+
+import_option = click.option(
+    "--import", "modules", multiple=True, metavar="MODULE",
+    help="Python module, here or installed, that defines a task or layer of your own.",
+)  # fmt: skip
 
 
 def import_tensorflow():
@@ -66,29 +75,6 @@ def find_row(name):
     raise ValueError(f"there is no task {name!r}: choose one of {known}")
 
 
-def make_task(name, encoder, settings, images):
-    """Creates the task of that name, with `--set name=value` as further arguments."""
-    task = find_row(name).task
-    known = [p for p in inspect.signature(task).parameters if p not in (*task.networks, "kwargs")]
-    arguments = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in known:
-            raise ValueError(
-                f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(known)}"
-            )
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = value
-    if "num_images" in known:
-        arguments.setdefault("num_images", int(images.cardinality()))
-    try:
-        return task(encoder, **arguments)
-    except TypeError as error:
-        raise ValueError(f"--set {' '.join(settings)}: {error}") from None
-
-
 def check_data(name):
     """Raises ValueError unless `--data` is a folder or a built-in data set."""
     if name not in ("digits", "cifar10") and not Path(name).is_dir():
@@ -97,10 +83,29 @@ def check_data(name):
         )
 
 
-def check_parent(option, path):
-    """Raises ValueError if the folder of a file to write does not exist."""
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{option}: there is no folder {str(Path(path).parent)!r}")
+def check_file(option, path):
+    """Raises ValueError unless the file can be written, which is better known before hours of work."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, but {str(path)!r} is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {str(path.parent)!r}")
+    _check_writable(option, path.parent)
+
+
+def check_folder(option, path):
+    """Raises ValueError unless the folder can be written, or created."""
+    if "://" in path:
+        return  # of a remote file system that TensorFlow knows
+    existing = next(p for p in (Path(path), *Path(path).parents) if p.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{option} must be a folder, but {str(existing)!r} is a file")
+    _check_writable(option, existing)
+
+
+def _check_writable(option, folder):
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: the folder {str(folder)!r} is not writable: give another")
 
 
 def check_model(path):
@@ -110,18 +115,61 @@ def check_model(path):
             f"there is no file or folder {path!r}: give a .keras file that keras-ssl pretrain wrote, or an "
             "export"
         )
+    if Path(path).is_file() and Path(path).suffix == ".keras":
+        try:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+        except Exception as error:  # which one depends on the byte that is wrong
+            damaged = error
+        if damaged:
+            raise ValueError(
+                f"{path!r} is damaged or not completely copied ({damaged}): copy it again or restore it"
+            )
 
 
-def load_model(path):
+def load_model(path, modules=()):
     """Loads a .keras file or an export.
+
+    Args:
+        path: str.
+        modules: list of str, values of the option `--import`.
 
     Returns:
         (model, encoder): the encoder of a task; for any other model both are that model.
+
+    Raises:
+        ValueError: a module cannot be imported, the file needs an unknown class, cannot be loaded for another
+            reason, or holds no model of images.
     """
     import keras
 
-    model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
-    return model, getattr(model, "encoder", model)
+    _import(modules)
+    try:
+        model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
+        encoder = getattr(model, "encoder", model)
+        kssl.encoders.check_image_shape(encoder)
+    except Exception as error:  # which one Keras raises depends on what the file holds
+        if unknown := re.search(r"Could not locate (?:class|function) '(\w+)'", str(error)):
+            raise ValueError(
+                f"{path!r} needs {unknown[1]!r}, which keras_ssl does not define: import the module that "
+                "does by --import MODULE"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path!r} cannot be loaded: {reason}") from None
+    return model, encoder
+
+
+def _import(modules):
+    if modules:
+        sys.path.insert(0, os.getcwd())  # which Python does for `python -m`, but not for a script
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's: any error is possible
+            raise ValueError(
+                f"--import {name} failed ({type(error).__name__}: {error}): give the name of a module that "
+                "is installed or in this folder, such as my_task for my_task.py"
+            ) from None
 
 
 def free_port():

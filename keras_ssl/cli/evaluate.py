@@ -13,10 +13,11 @@ from keras_ssl.protocols import Reconstructs
 @click.command()
 @click.argument("model")
 @common.data_option(" One folder per class.")
+@common.import_option
 @click.option(
     "--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbors of kNN."
 )
-def evaluate(model, data, k):
+def evaluate(model, data, modules, k):
     """Evaluates features by kNN and a linear probe, by stage.
 
     MODEL is a .keras file or an export.
@@ -29,7 +30,7 @@ def evaluate(model, data, k):
 
     from keras_ssl.data.named import load_dataset
 
-    task, encoder = common.load_model(model)
+    task, encoder = common.load_model(model, modules)
     train, test = load_dataset(data, encoder.input_shape[1:3], split=True)
     keras.utils.set_random_seed(0)
     untrained = keras.models.clone_model(encoder)

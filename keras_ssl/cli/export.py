@@ -15,14 +15,28 @@ from keras_ssl.cli import common
 @click.option(
     "--card", type=click.Path(exists=True, dir_okay=False), help="JSON file to add to the card."
 )
-def export(model, out, card):
+@common.import_option
+def export(model, out, card, modules):
     """Exports a trained task as a SavedModel.
 
     MODEL is a .keras file, OUT a folder for <next version>, by default saved_models/<name of MODEL>.
     """
-    card = json.loads(Path(card).read_text()) if card else None
+    out = out or f"saved_models/{Path(model).stem}"
+    common.check_model(model)
+    common.check_folder("OUT", out)
+    card = _read_card(card) if card else None
 
     common.import_tensorflow()
-    task, _ = common.load_model(model)
-    version = kssl.export(task, out or f"saved_models/{Path(model).stem}", card)
+    task, _ = common.load_model(model, modules)
+    version = kssl.export(task, out, card)
     click.echo(f"wrote {version}; next: keras-ssl serve {Path(version).parent}")
+
+
+def _read_card(path):
+    try:
+        card = json.loads(Path(path).read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"--card: {path!r} is no JSON file ({error})") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"--card: {path!r} must hold a JSON object, got a {type(card).__name__}")
+    return card

@@ -1,5 +1,6 @@
 """`keras-ssl extract`: computes the features of a folder of images."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -15,15 +16,20 @@ from keras_ssl.cli import common
 @click.option(
     "--model", help="An export or .keras file, run here; with --server the model's name there."
 )
+@common.import_option
 @click.option("--server", metavar="HOST:PORT", help="Send the images to this server over gRPC.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--retries", default=5, show_default=True, help="Of a request while the server is away."
+    "--retries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Of a request while the server is away.",
 )
 @click.option("--ca", metavar="FILE", help="TLS: PEM of the authority that signed the server's.")
 @click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of this client.")
 @click.option("--key", metavar="FILE", help="Mutual TLS: PEM of the certificate's private key.")
-def extract(folder, out, model, server, batch_size, retries, ca, certificate, key):
+def extract(folder, out, model, modules, server, batch_size, retries, ca, certificate, key):
     """Computes the features of a folder of images.
 
     Writes them to an .npz. With --server, the same command resumes an interrupted extraction.
@@ -32,7 +38,7 @@ def extract(folder, out, model, server, batch_size, retries, ca, certificate, ke
         raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
     if not Path(folder).is_dir():
         raise ValueError(f"FOLDER: there is no folder {folder!r}")
-    common.check_parent("--out", out)
+    common.check_file("--out", out)
     if not server:
         if ca or certificate or key:
             raise ValueError("--ca, --certificate and --key need --server")
@@ -49,29 +55,28 @@ def extract(folder, out, model, server, batch_size, retries, ca, certificate, ke
         ) as client:
             shape = serving.extract(client, paths, out, progress=True)
     else:
-        shape = _extract_here(folder, out, model, batch_size)
+        shape = _extract_here(folder, out, model, modules, batch_size)
     click.echo("wrote {}: {} x {}".format(out, *shape))
 
 
-def _extract_here(folder, out, model, batch_size):
+def _extract_here(folder, out, model, modules, batch_size):
     """Computes the features in this process, writes them, and returns their shape."""
     import numpy as np
     import tensorflow as tf
 
-    _, encoder = common.load_model(model)
+    from keras_ssl.evaluation.extract import map_batches
+
+    _, encoder = common.load_model(model, modules)
     dataset = kssl.data.from_folder(folder, encoder.input_shape[1:3])
-    paths, parts = dataset.paths, []
-    batches = dataset.batch(batch_size).prefetch(2)
+    paths, batches = dataset.paths, dataset.batch(batch_size).prefetch(2)
     # One trace for batches of all sizes.
     features_of = tf.function(
         lambda images: encoder(images, training=False),
         input_signature=[batches.element_spec["image"]],
     )
-    with click.progressbar(length=len(paths), label="features") as bar:
-        for batch in batches:
-            parts.append(features_of(batch["image"]).numpy())
-            bar.update(len(parts[-1]))
-    features = np.concatenate(parts)
+    features = map_batches(
+        lambda batch: features_of(batch["image"]), batches, verbose=int(sys.stdout.isatty())
+    )
     with files.complete(out) as draft, open(draft, "wb") as file:
         np.savez(file, id=np.arange(len(paths)), path=paths, features=features)
     return features.shape

@@ -12,6 +12,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl import files
 from keras_ssl.cli import common
+from keras_ssl.cli.settings import make_task, named_in_errors
 from keras_ssl.protocols import Relabels
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -103,9 +104,14 @@ def check(options):
     """
     common.find_row(options.task)
     path = output_path(options)
-    if path.suffix != ".keras" or path.is_dir():
+    if path.suffix != ".keras":
         raise ValueError(f"--out must be a file ending in .keras, got {str(path)!r}")
-    common.check_parent("--out", path)
+    common.check_file("--out", path)
+    if options.log:
+        common.check_file("--log", options.log)
+    for name in ("checkpoint", "tensorboard"):
+        if folder := getattr(options, name):
+            common.check_folder(f"--{name}", folder)
     common.check_data(options.data)
     if options.checkpoint_every and not options.checkpoint:
         raise ValueError("--checkpoint-every needs --checkpoint, the folder to save in")
@@ -213,14 +219,12 @@ def build(options, devices, images):
         synchronized=devices.num_replicas_in_sync > 1,
         preprocessing=kssl.layers.Sobel() if options.sobel else None,
     )
-    task = common.make_task(options.task, encoder, options.settings, images)
-    training = task.dataset(
-        images,
-        options.batch_size,
-        epochs=options.epochs,
-        seed=options.seed,
-        service=options.service,
-    )
+    with named_in_errors(options.settings):
+        task = make_task(options.task, encoder, options.settings, images)
+        training = task.dataset(
+            images, options.batch_size, epochs=options.epochs, seed=options.seed,
+            service=options.service,
+        )  # fmt: skip
     rate = () if options.learning_rate is None else (options.learning_rate,)
     task.compile(
         task.default_optimizer(options.epochs * training.steps_per_epoch, *rate),

@@ -5,25 +5,31 @@ from pathlib import Path
 import click
 
 import keras_ssl as kssl
-from keras_ssl import plotting
+from keras_ssl import files, plotting
 from keras_ssl.cli import common
+from keras_ssl.cli.settings import make_task, named_in_errors
+
+SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's formats
 
 
 @click.command()
 @click.argument("task")
 @common.data_option()
-@click.option("--out", default="preview.png", show_default=True, help="The PNG file to write.")
+@click.option("--out", default="preview.png", show_default=True, help="The image to write.")
 @click.option(
     "--number", default=6, show_default=True, type=click.IntRange(1), help="Images to show."
 )
 @common.task_options
-def preview(task, data, out, number, size, settings, seed):
+@common.import_option
+def preview(task, data, out, number, size, settings, seed, modules):
     """Draws the inputs of the network and their labels.
 
     TASK is a name, or a .keras file of a trained task: then its predictions are drawn too.
     """
     trained = task.endswith(".keras")
-    common.check_parent("--out", out)
+    common.check_file("--out", out)
+    if Path(out).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out!r}")
     common.check_data(data)
     if trained:
         _check_trained(task, size, settings)
@@ -32,10 +38,11 @@ def preview(task, data, out, number, size, settings, seed):
 
     common.import_tensorflow()
     if trained:
-        rows = _trained(task, data, number, seed)
+        rows = _trained(task, data, number, seed, modules)
     else:
         rows = _untrained(task, data, number, size or 32, settings, seed)
-    plotting.grid(rows, title=f"{task} on {data}").savefig(out)
+    with files.complete(out) as draft:
+        plotting.grid(rows, title=f"{task} on {data}").savefig(draft)
     click.echo(f"wrote {out}")
 
 
@@ -44,13 +51,14 @@ def _check_trained(path, size, settings):
         raise ValueError(f"{path} has the --size and --set of its training run: leave them out")
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path!r}: train one by keras-ssl pretrain")
+    common.check_model(path)
 
 
-def _trained(path, data, number, seed):
+def _trained(path, data, number, seed, modules):
     """Computes the rows to draw for a trained task, with its predictions."""
     from keras_ssl.data.named import load_dataset
 
-    task, encoder = common.load_model(path)
+    task, encoder = common.load_model(path, modules)
     if not isinstance(task, kssl.PretextModel):
         raise ValueError(f"{path!r} holds no task: give a file that keras-ssl pretrain wrote")
     images, _ = load_dataset(data, encoder.input_shape[1:3], reader=task.reader)
@@ -64,6 +72,7 @@ def _untrained(name, data, number, size, settings, seed):
 
     images, _ = load_dataset(data, size, reader=common.find_row(name).task.reader)
     encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
-    task = common.make_task(name, encoder, settings, images)
-    x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
+    with named_in_errors(settings):
+        task = make_task(name, encoder, settings, images)
+        x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
     return task.preview(x, y)

@@ -33,11 +33,10 @@ def run(folder):
         folder: pathlib.Path for `saved_models/rotation_digits/<version>/` and `quickstart.png`.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or it is not writable.
         RuntimeError: a step does not give the expected result; the message names it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"--out: there is no folder {str(folder)!r}")
+    common.check_file("--out", folder / "quickstart.png")
     common.import_tensorflow()
     import keras
 

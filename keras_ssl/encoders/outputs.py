@@ -140,14 +140,15 @@ def check_image_shape(encoder):
         (H, W): int, pixels.
 
     Raises:
-        ValueError: H or W is not fixed, or C is not 3.
+        ValueError: the input is not one batch of images, H or W is not fixed, or C is not 3.
 
     Example:
         >>> from keras_ssl.encoders import resnet
         >>> check_image_shape(resnet((32, 48, 3), width=4))
         (32, 48)
     """
-    shape = encoder.input_shape[1:]
-    if None in shape or shape[-1] != 3:
+    shape = getattr(encoder, "input_shape", None)  # a list of shapes if there are several inputs
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
+        shape = shape[1:] if isinstance(shape, tuple) else shape
         raise ValueError(f"encoder must take images (H, W, 3) of fixed size, got {shape}")
-    return shape[:2]
+    return shape[1:3]

@@ -6,6 +6,8 @@ Pure TensorFlow functions, which run eagerly, in tf.data and in a SavedModel.
 import numpy as np
 import tensorflow as tf
 
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
 
 def fold(x):
     """Folds axis 1 (rotations, tiles, views) into the batch axis.
@@ -81,7 +83,7 @@ def luminance(image):
         >>> luminance(tf.constant([255.0, 0.0, 0.0])).numpy().round().tolist()
         [76.0]
     """
-    return tf.reduce_sum(image * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+    return tf.reduce_sum(image * LUMA_WEIGHTS, axis=-1, keepdims=True)
 
 
 def resize(image, height, width):

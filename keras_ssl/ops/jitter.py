@@ -10,7 +10,8 @@ import itertools
 
 import tensorflow as tf
 
-WEIGHTS = (0.299, 0.587, 0.114)  # weights of red, green and blue in the luminance (ITU-R BT.601)
+from keras_ssl.ops.images import LUMA_WEIGHTS
+
 TINY = 1e-6  # as a fraction of 255; keeps quotients finite for gray pixels
 BLOCK = 2**17  # pixels per block, which fit into a processor's cache
 
@@ -232,7 +233,7 @@ def luminance(planes):
         76
     """
     red, green, blue = planes
-    return WEIGHTS[0] * red + WEIGHTS[1] * green + WEIGHTS[2] * blue
+    return LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
 
 
 def _value_and_chroma(planes):

@@ -10,9 +10,15 @@ def resolver():
     """Returns the cluster resolver for TF_CONFIG or Slurm; None if there is only this process."""
     if os.environ.get("TF_CONFIG"):
         return _tf_config_resolver(os.environ["TF_CONFIG"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return _slurm_resolver(int(os.environ["SLURM_STEP_NUM_TASKS"]))
-    return None
+    tasks = _slurm_number("SLURM_STEP_NUM_TASKS", default=1)
+    return _slurm_resolver(tasks) if tasks > 1 else None
+
+
+def _slurm_number(name, default):
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name} must be a number, which Slurm sets, got {text!r}: unset it")
+    return int(text)
 
 
 def _tf_config_resolver(text):
@@ -37,7 +43,7 @@ def _tf_config_resolver(text):
 
 def _slurm_resolver(tasks):
     # Each job has its own ports, since jobs may share a machine.
-    port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) * 16 % 10000
+    port = 20000 + _slurm_number("SLURM_JOB_ID", default=0) * 16 % 10000
     if tf.config.list_physical_devices("GPU"):
         return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port)
     # TensorFlow's resolver counts GPUs, which this machine does not have: one per task is assumed.

@@ -28,10 +28,17 @@ for line in {lines!r}:
     assert "matplotlib" not in sys.modules, line
 """
 
+OWN = """
+import keras, keras_ssl as kssl
+@keras.saving.register_keras_serializable(package="my_zoo")
+class Own(kssl.tasks.Rotation):
+    pass
+"""
 
-def python(program, cwd):
+
+def python(program, cwd, **environment):
     inherited = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")  # set by keras_ssl in this process
-    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    environment |= {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
         [sys.executable, "-c", program], cwd=cwd, env=environment, check=False, capture_output=True,
         text=True,
@@ -40,6 +47,7 @@ def python(program, cwd):
 
 def test_help_and_usage_errors_do_not_import_tensorflow(tmp_path):
     (tmp_path / "rotation_digits.keras").write_text("hours of work")
+    (tmp_path / "half.keras").write_text("half")
     lines = [
         "", "--help", "--version", "tasks", "nonsense",
         "pretrain --help", "serve --help", "data-service --help", "data-service worker --help",
@@ -48,13 +56,42 @@ def test_help_and_usage_errors_do_not_import_tensorflow(tmp_path):
         "preview rotation --number 0", "preview nosuchtask", "preview missing.keras",
         "evaluate missing.keras", "evaluate rotation_digits.keras --data nowhere",
         "export missing.keras", "extract nowhere --model m", "extract .", "extract . --model m",
-        "serve --nonsense", "serve . --enable_batching=perhaps", "quickstart --out nowhere",
+        "export half.keras --card half.keras", "preview rotation --out a.txt",
+        "pretrain rotation --log . --out a.keras", "serve --nonsense",
+        "serve . --enable_batching=perhaps", "quickstart --out nowhere",
         "data-service worker --dispatcher localhost:1",
     ]  # fmt: skip
     process = python(LIGHT.format(lines=lines), tmp_path)
     assert process.returncode == 0, process.stderr
     assert "deep_cluster" in process.stdout
-    assert process.stderr.count("keras-ssl: ") == len(process.stderr.splitlines()) == 20
+    assert process.stderr.count("keras-ssl: ") == len(process.stderr.splitlines()) == 23
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_another_backend_is_refused_before_it_is_imported(tmp_path, backend):
+    (tmp_path / "one").mkdir()
+    process = python(
+        LIGHT.format(lines=["preview rotation --data one"]), tmp_path, KERAS_BACKEND=backend
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.startswith("keras-ssl: keras_ssl runs on Keras' TensorFlow backend, but ")
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_import_of_a_module_with_a_task_of_ones_own(command, photos, tmp_path):
+    (tmp_path / "my_zoo_task.py").write_text(OWN)
+    program = """
+import my_zoo_task, numpy as np, keras_ssl as kssl
+task = my_zoo_task.Own(kssl.encoders.resnet((16, 16, 3), width=2, blocks=(1,)))
+task(np.zeros((1, 4, 16, 16, 3), "float32"))
+task.save("own.keras")
+"""
+    process = python(program, tmp_path)
+    assert process.returncode == 0, process.stderr
+    code, _, err = command("export", "own.keras", "models/own", "--import", "my_zoo_task")
+    assert code == 0, err
+    code, _, err = command("preview", "own.keras", "--data", photos, "--import", "my_zoo_task")
+    assert code == 0, err
 
 
 def test_the_command_imports_tensorflow_quietly_and_all_public_names_with_it(task, tmp_path):
@@ -156,116 +193,6 @@ def test_from_images_to_features(command, photos, tmp_path):
     np.testing.assert_array_equal(served["path"], local["path"])
     np.testing.assert_allclose(served["features"], local["features"], rtol=1e-5, atol=1e-5)
     assert not list(tmp_path.glob("*.part"))
-
-
-WRONG = {
-    "grid": (("pretrain", "jigsaw", "--set", "grid=4"), "grid must be 2 or 3, got 4"),
-    "permutations": (
-        ("preview", "jigsaw", "--set", "grid=2", "--set", "num_permutations=25"),
-        "number must be in 1..24",
-    ),
-    "strangers": (
-        ("preview", "jigsaw_plus", "--set", "max_replaced=9"),
-        "max_replaced must be in 0..8",
-    ),
-    "trained with another size": (
-        ("preview", "one.keras", "--size", 96),
-        "one.keras has the --size and --set of its training run",
-    ),
-    "no such trained task": (("preview", "one.keras"), "there is no file 'one.keras'"),
-    "target": (("preview", "colorization", "--set", "target=lab"), 'must be "rgb" or "ab_bins"'),
-    "mask": (("preview", "inpainting", "--set", "mask=left"), "mask must be one of cent"),
-    "scale": (("preview", "super_resolution", "--set", "scale=3"), "scale must be 2 or 4, got 3"),
-    "oblique scale": (
-        ("preview", "super_resolution", "--data", "one", "--size", 31),
-        "scale 2 must divide the ",
-    ),
-    "codes": (("preview", "gan", "--set", "codes=0"), "codes must be at least 1, got 0"),
-    "learning rate": (
-        ("pretrain", "gan", "--learning-rate", 0),
-        "Invalid value for '--learning-rate': 0.0 is not in the range x>0",
-    ),
-    "epochs": (
-        ("pretrain", "gan", "--epochs", 0),
-        "Invalid value for '--epochs': 0 is not in the range x>=1",
-    ),
-    "number": (
-        ("preview", "gan", "--number", 0),
-        "Invalid value for '--number': 0 is not in the range x>=1",
-    ),
-    "gap": (("preview", "relative_patch", "--set", "gap=20"), "need 45 pixels"),
-    "nowhere to save": (
-        ("pretrain", "rotation", "--checkpoint-every", 5),
-        "--checkpoint-every needs --checkpoint",
-    ),
-    "no workers": (
-        ("pretrain", "rotation", "--strategy", "multi_worker"),
-        "multi_worker finds no other worker: set TF_CONFIG",
-    ),
-    "precision": (("pretrain", "rotation", "--precision", "int8"), "'int8' is not one of"),
-    "service": (
-        ("pretrain", "rotation", "--service", "localhost"),
-        "service must be of the form grpc://host:port, got 'localhost'",
-    ),
-    "unknown task": (
-        ("pretrain", "rotatoin"),
-        "there is no task 'rotatoin': choose one of rotation",
-    ),
-    "unknown option": (("pretrain", "rotation", "--epoch", 3), "No such option"),
-    "unknown command": (("train",), "No such command"),
-    "wrong type": (("pretrain", "rotation", "--epochs", "many"), "not a valid integer"),
-    "no folder": (("preview", "rotation", "--data", "nowhere"), "there is no folder 'nowhere'"),
-    "empty folder": (("pretrain", "rotation", "--data", "empty"), "in 'empty'"),
-    "text as jpg": (("pretrain", "rotation", "--data", "text"), "none of the 1 files in 'text'"),
-    "unknown setting": (
-        ("preview", "rotation", "--set", "turns=4"),
-        "NAME of num_rotations, angles",
-    ),
-    "bad setting": (
-        ("preview", "rotation", "--set", "num_rotations=3"),
-        "num_rotations must be 2 or 4",
-    ),
-    "setting of a wrong type": (("preview", "rotation", "--set", "angles=3"), "--set angles=3"),
-    "no value": (("preview", "rotation", "--set", "flip"), "NAME=VALUE"),
-    "bad blocks": (("pretrain", "rotation", "--blocks", "a"), "--blocks must be numbers"),
-    "bad out": (("pretrain", "rotation", "--out", "model.h5"), "ending in .keras, got 'model.h5'"),
-    "folder as out": (("pretrain", "rotation", "--out", "a.keras"), "must be a file ending in"),
-    "no place for out": (("preview", "rotation", "--out", "no/a.png"), "there is no folder 'no'"),
-    "no model": (("evaluate", "nowhere"), "there is no file or folder 'nowhere'"),
-    "no file": (("evaluate", "one.keras"), "there is no file or folder 'one.keras'"),
-    "no export": (("evaluate", "one"), "'one' has no assets.extra/encoder.json"),
-    "no labels": (("evaluate", "model", "--data", "one"), "no labels"),
-    "nothing to export": (("export", "nowhere.keras"), "does not exist"),
-    "no models to serve": (("serve", "empty"), "no model in 'empty'"),
-    "model missing": (("extract", "one"), "--model is missing"),
-    "nothing to extract": (("extract", "nowhere", "--model", "m"), "there is no folder 'nowhere'"),
-    "certificate for nobody": (
-        ("extract", "one", "--model", "model", "--ca", "a"),
-        "need --server",
-    ),
-    "no server": (
-        ("extract", "one", "--model", "m", "--server", "localhost:1", "--retries", "0"),
-        "no server at",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_errors_are_one_line(command, exported, tmp_path, case):
-    for name in ("empty", "text", "one", "a.keras"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "text" / "a.jpg").write_text("hello")
-    for name in ("a", "b"):
-        Image.new("RGB", (8, 8)).save(tmp_path / "one" / f"{name}.png")
-    (tmp_path / "model").symlink_to(exported)
-    before = sorted(tmp_path.rglob("*"))
-    arguments, words = WRONG[case]
-    code, _, err = command(*arguments)
-    assert code == 2
-    assert err.startswith("keras-ssl: ")
-    assert err.count("\n") == 1
-    assert words in err
-    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
 def test_unreadable_files_are_one_warning(command, photos):

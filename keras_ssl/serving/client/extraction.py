@@ -74,6 +74,9 @@ def extract(client, paths, out, progress=False):
             )
         raise
     readable = partial.readable()
+    if not readable.any():  # all that it found before it resumed
+        os.remove(partial.path)
+        raise _no_image(paths)
     _write(partial, [paths[i] for i in np.flatnonzero(readable)], out)
     unreadable = [paths[i] for i in np.flatnonzero(~readable)]
     if unreadable:
@@ -101,7 +104,11 @@ def _start(client, paths, partial):
         partial.append_unreadable(count)
         partial.append(response.outputs["features"])
         return
-    raise ValueError(
+    raise _no_image(paths)
+
+
+def _no_image(paths):
+    return ValueError(
         f"none of the {len(paths)} files is an image that the server can read (first: {paths[0]!r})"
     )
 

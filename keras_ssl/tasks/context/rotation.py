@@ -62,7 +62,7 @@ class Rotation(PretextModel):
         angles = tuple(angles)
         if (
             len(angles) < 2
-            or any(a % 90 for a in angles)
+            or any(isinstance(a, str) or a % 90 for a in angles)
             or len({a % 360 for a in angles}) < len(angles)
         ):
             raise ValueError(f"angles must be two to four distinct multiples of 90, got {angles}")

@@ -112,6 +112,22 @@ def test_unreadable_files_are_left_out_with_a_warning(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "photos"]
 
 
+def test_resuming_without_a_readable_image(tmp_path, fake_server, numbered_files):
+    paths, out = numbered_files(tmp_path / "photos", 3), tmp_path / "features.npz"
+
+    def reject(numbers, context):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Unknown image file format")
+
+    with fake_server(reject).client() as client:
+        # Killed after the rows of the unreadable files, before that of the first image.
+        partial = extraction._PartialFile(f"{out}.part", client, paths)
+        partial.create(1, 2)
+        partial.append_unreadable(2)
+        with pytest.raises(ValueError, match="none of the 3 files is an image that the server"):
+            extraction.extract(client, paths, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_memory_does_not_grow_with_the_features(tmp_path):
     client = kssl.FeatureClient("localhost:1", "m")
     partial = extraction._PartialFile(str(tmp_path / "features.npz.part"), client, [])

@@ -74,7 +74,8 @@ def test_learns_orientation():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [({"num_rotations": 3}, "num_rotations"), ({"angles": (0, 45)}, "angles"), ({"angles": (0,)}, "angles"),
-     ({"angles": (0, 360)}, "angles"), ({"shift": 0.6}, "shift"), ({"shift": -0.1}, "shift")],
+     ({"angles": (0, 360)}, "angles"), ({"angles": "ab"}, "angles"),
+     ({"shift": 0.6}, "shift"), ({"shift": -0.1}, "shift")],
 )  # fmt: skip
 def test_refuses(arguments, words):
     with pytest.raises(ValueError, match=words):
