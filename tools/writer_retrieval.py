@@ -84,7 +84,7 @@ def train_network(patches, options):
         f"{number} patches, {(labels >= 0).mean():.0%} kept, {options.clusters} clusters",
         flush=True,
     )
-    data = task.dataset(task.labelled(patches), BATCH)
+    data = task.dataset(task.labeled(patches), BATCH)
     task.compile(sgd_cosine(options.learning_rate, TRIAL_STEPS))
     clock = StepClock()
     task.fit(data, steps_per_epoch=TRIAL_STEPS, callbacks=[relabel, clock], verbose=0)
@@ -92,7 +92,7 @@ def train_network(patches, options):
 
     task = new_task()
     task.labels.assign(labels)
-    training = task.dataset(task.labelled(patches), BATCH, epochs=epochs)
+    training = task.dataset(task.labeled(patches), BATCH, epochs=epochs)
     task.compile(sgd_cosine(options.learning_rate, epochs * training.steps_per_epoch))
     task.fit(training, epochs=epochs, callbacks=[relabel], verbose=2)
     return task, new_task().encoder
