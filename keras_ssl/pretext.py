@@ -184,7 +184,7 @@ class PretextModel(keras.Model):
         Args:
             optimizer: as in Keras; with `mixed_float16` it is wrapped in an `optimizers.LossScale`.
             loss: as in Keras, or "auto" for `default_loss()`.
-            metrics: as in Keras, or "auto" for `default_metrics()`.
+            metrics: as in Keras, or "auto" for `default_metrics()`, weighted as the loss is.
             jit_compile: as in Keras; "auto" compiles with XLA unless there is only a CPU, where it
                 halves the throughput of narrow convolutional networks.
             **kwargs: passed to Keras' compile.
@@ -196,13 +196,10 @@ class PretextModel(keras.Model):
         jit_compile = fitting.resolve_jit_compile(self, jit_compile)
         if self.dtype_policy.name == "mixed_float16" and kwargs.get("auto_scale_loss", True):
             optimizer = optimizers.with_loss_scale(optimizer)
-        super().compile(
-            optimizer,
-            loss=self.default_loss() if loss == "auto" else loss,
-            metrics=self.default_metrics() if metrics == "auto" else metrics,
-            jit_compile=jit_compile,
-            **kwargs,
-        )
+        loss = self.default_loss() if loss == "auto" else loss
+        if metrics == "auto":
+            metrics, kwargs = None, {"weighted_metrics": self.default_metrics(), **kwargs}
+        super().compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile, **kwargs)
 
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
@@ -254,7 +251,8 @@ class PretextModel(keras.Model):
 
     def state(self):
         """Returns the list of all keras.Variable that training changes, except those of metrics."""
-        return [*self.variables, *self.optimizer.variables]
+        optimizer = getattr(self, "optimizer", None)  # none before `compile`
+        return [*self.variables, *(optimizer.variables if optimizer is not None else [])]
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras would build from the mean of the replicas' first batches, which fails if these differ

@@ -18,6 +18,14 @@ class Relabels(Protocol):
 
 
 @runtime_checkable
+class LeavesOut(Protocol):
+    """A task that gives no label to some images, so that `keras-ssl pretrain` leaves them out."""
+
+    def labeled(self, images):
+        """Selects the images that have a label, once `relabel` has run."""
+
+
+@runtime_checkable
 class Describes(Protocol):
     """A task that clusters descriptors of its own instead of the encoder's features."""
 

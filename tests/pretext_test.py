@@ -138,7 +138,7 @@ def test_refuses_invalid_encoders():
             Brightness(bad)
 
 
-def test_late_labels_replace_labels_and_set_weights(noise):
+def test_late_labels_replace_labels_and_set_weights(noise, monkeypatch):
     class Late(Brightness):
         def late_labels(self, x, y, y_pred):
             return tf.zeros_like(y_pred), tf.constant([1.0, 0.0])
@@ -149,6 +149,13 @@ def test_late_labels_replace_labels_and_set_weights(noise):
     prediction = task.predict(noise[:2], verbose=0)[:, 0]
     assert logs["loss"] == pytest.approx(prediction[0] ** 2 / 2, rel=1e-4)
     assert logs["mse"] == pytest.approx(np.mean(prediction**2), rel=1e-4)
+
+    monkeypatch.setattr(
+        Late, "default_metrics", lambda self: [keras.metrics.MeanSquaredError("mse")]
+    )
+    task.compile("sgd")  # the task's own metrics are weighted
+    logs = task.evaluate(noise[:2], np.array([100.0, 100.0]), verbose=0, return_dict=True)
+    assert logs["mse"] == pytest.approx(prediction[0] ** 2, rel=1e-4)
 
 
 def test_compile_keeps_explicit_arguments(brightness):

@@ -20,6 +20,10 @@ LAYERS = {
     "Decoder": (layers.Decoder((4, 6, 3), (8, 12)), normal(5, 4, 6, 3)),
     "Sinkhorn": (layers.Sinkhorn(lam=2.0, differentiable=True, max_iterations=50), normal(5, 3)),
     "Sobel": (layers.Sobel(), normal(5, 6, 7, 3)),
+    "SpectralNormalization": (
+        layers.SpectralNormalization(keras.layers.Conv2D(4, 3)),
+        normal(5, 6, 7, 3),
+    ),
 }
 LOSSES = {
     "ColorBins": (losses.ColorBins(), 20 * normal(2, 3, 4, 2), normal(2, 3, 4, 262)),

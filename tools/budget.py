@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 import keras_ssl as kssl
+from keras_ssl.data.columns import random_access
 
 TRIAL_STEPS = 60  # to measure the duration of a step
 LABELS = 10_000  # for the probes
@@ -31,8 +32,17 @@ def epochs_within(minutes, seconds_per_epoch):
     return max(1, int(0.95 * minutes * 60 / seconds_per_epoch))
 
 
+def random_subset(images, number, seed=0):
+    """Selects random images of all classes, with the ids 0 to number - 1.
+
+    The first images of a folder with one subfolder per class would be of few classes.
+    """
+    rows = np.random.default_rng(seed).permutation(int(images.cardinality()))[:number]
+    part = kssl.data.subset(images, np.sort(rows))
+    columns = {**part.columns, "id": np.arange(number, dtype=np.int64)}
+    return random_access(columns, part.load_row)
+
+
 def evaluate(encoder, untrained, images, test):
     """Evaluates every stage by kNN and linear probe, as `evaluation.compare`, on 10,000 random labels."""
-    rows = np.random.default_rng(0).permutation(int(images.cardinality()))[:LABELS]
-    labeled = kssl.data.subset(images, np.sort(rows))
-    return kssl.evaluation.compare(encoder, untrained, labeled, test)
+    return kssl.evaluation.compare(encoder, untrained, random_subset(images, LABELS), test)

@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from budget import StepClock, evaluate
+from budget import StepClock, evaluate, random_subset
 
 import keras_ssl as kssl
 from keras_ssl import plotting
@@ -104,7 +104,7 @@ def main():
             teacher = os.path.join(options.out, "jigsaw_plus_cifar10.keras")
             teacher = keras.models.load_model(teacher).encoder
             callbacks = [kssl.callbacks.Relabel(images, when="once", teacher=teacher)]
-        seen = kssl.data.subset(images, range(EXEMPLARS)) if name == "exemplar" else images
+        seen = random_subset(images, EXEMPLARS) if name == "exemplar" else images
         task, found = fit_minutes(name, seen, options, callbacks)
         results = evaluate(task.encoder, new_encoder(options), images, test)
         print(name, flush=True)

@@ -94,19 +94,9 @@ class Relabel(keras.callbacks.Callback):
         """Recomputes the labels now, regardless of the schedule."""
         from sklearn.metrics import normalized_mutual_info_score
 
-        task, strategy = self.model, self.model.distribute_strategy
-        before = task.labels.numpy()
+        task, before = self.model, self.model.labels.numpy()
         verbose = self.params.get("verbose") == 1 if self.verbose == "auto" else self.verbose
-        features = features_by_id(task, self.images, self.batch_size, int(verbose), self.teacher)
-        # On one worker for all: machines may round differently, and their labels would diverge.
-        worker, workers = distribute.worker(strategy)
-        if worker == 0:
-            task.relabel(features)
-        if workers > 1:
-            state = task.state()
-            made = distribute.from_chief(strategy, [v.numpy() for v in state])
-            for variable, value in zip(state, made, strict=True):
-                variable.assign(value)
+        recompute(task, self.images, self.batch_size, int(verbose), self.teacher)
         after = task.labels.numpy()
         sizes = np.concatenate([np.bincount(head[head >= 0]) for head in np.atleast_2d(after)])
         self.metrics = {
@@ -121,6 +111,28 @@ class Relabel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
             logs.update(self.metrics)
+
+
+def recompute(task, images, batch_size=256, verbose=0, teacher=None):
+    """Recomputes the labels of a clustering task from the features of all images.
+
+    Args:
+        task, images, batch_size, verbose, teacher: as in `features_by_id`.
+
+    Raises:
+        ValueError: as of `features_by_id`.
+    """
+    strategy = task.distribute_strategy
+    features = features_by_id(task, images, batch_size, verbose, teacher)
+    # On one worker for all: machines may round differently, and their labels would diverge.
+    worker, workers = distribute.worker(strategy)
+    if worker == 0:
+        task.relabel(features)
+    if workers > 1:
+        state = task.state()
+        made = distribute.from_chief(strategy, [v.numpy() for v in state])
+        for variable, value in zip(state, made, strict=True):
+            variable.assign(value)
 
 
 def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):

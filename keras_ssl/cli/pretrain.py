@@ -13,7 +13,7 @@ import keras_ssl as kssl
 from keras_ssl import files
 from keras_ssl.cli import common
 from keras_ssl.cli.settings import make_task, named_in_errors
-from keras_ssl.protocols import Relabels
+from keras_ssl.protocols import LeavesOut, Relabels
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 POSITIVE = click.IntRange(1)
@@ -184,7 +184,7 @@ def run(options):
     keras.config.set_dtype_policy(POLICIES[options.precision])
     images = read(options)
     with devices.scope():
-        task, training = build(options, devices, images)
+        task, images, training = build(options, devices, images)
     announce(options, devices, task, images, training)
     watching = callbacks(options, task, images, chief)
     verbose = (1 if sys.stdout.isatty() else 2) if chief else 0
@@ -209,7 +209,7 @@ def read(options):
 
 
 def build(options, devices, images):
-    """Creates the compiled task and its training data."""
+    """Creates the compiled task, the images to train it on, and the training data."""
     size = options.size or 32
     encoder = kssl.encoders.resnet(
         (size, size, 3),
@@ -221,6 +221,9 @@ def build(options, devices, images):
     )
     with named_in_errors(options.settings):
         task = make_task(options.task, encoder, options.settings, images)
+        if isinstance(task, LeavesOut):
+            kssl.callbacks.relabel.recompute(task, images)
+            images = task.labeled(images)
         training = task.dataset(
             images, options.batch_size, epochs=options.epochs, seed=options.seed,
             service=options.service,
@@ -231,7 +234,7 @@ def build(options, devices, images):
         jit_compile="auto" if options.xla is None else options.xla,
         steps_per_execution=options.steps_per_execution,
     )
-    return task, training
+    return task, images, training
 
 
 def announce(options, devices, task, images, training):

@@ -5,5 +5,13 @@ from keras_ssl.layers.channelwise_dense import ChannelwiseDense
 from keras_ssl.layers.decoder import Decoder
 from keras_ssl.layers.sinkhorn import Sinkhorn
 from keras_ssl.layers.sobel import Sobel
+from keras_ssl.layers.spectral_normalization import SpectralNormalization
 
-__all__ = ["BatchNormalization", "ChannelwiseDense", "Decoder", "Sinkhorn", "Sobel"]
+__all__ = [
+    "BatchNormalization",
+    "ChannelwiseDense",
+    "Decoder",
+    "Sinkhorn",
+    "Sobel",
+    "SpectralNormalization",
+]

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl.training import distribute
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -19,8 +21,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     With `synchronized=True`, training on several replicas normalizes tensors of any rank over the batch
     of all replicas, which gives the result of a single replica. Each replica sends the count, the mean
     and the sum of squared deviations of its part, in one all-gather, and replicas with more images weigh
-    more. Keras averages squares instead, which loses the variance of channels whose mean is large, and
-    weights all replicas equally.
+    more. Keras averages squares instead, which loses the variance of channels whose mean is large (on a
+    single replica too), and weights all replicas equally.
 
     Args:
         *args, **kwargs: passed to keras.layers.BatchNormalization.
@@ -52,8 +54,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # None while Keras builds a model under a strategy, which happens outside of any replica.
         context = tf.distribute.get_replica_context()
         several = context is not None and context.num_replicas_in_sync > 1
-        if self.synchronized and several and learns and plain:
-            return self._over_replicas(inputs, context)
+        if self.synchronized and learns and plain and (several or len(inputs.shape) != 4):
+            return self._over_replicas(inputs)
         if not plain or len(inputs.shape) != 4:
             return super().call(inputs, training=training, mask=mask)
 
@@ -83,14 +85,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self._move(n, outputs.batch_mean, variance)
         return tf.cast(outputs.y, self.compute_dtype)
 
-    def _over_replicas(self, inputs, context):
+    def _over_replicas(self, inputs):
         x, axes = tf.cast(inputs, tf.float32), list(range(len(inputs.shape) - 1))
         n = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
         mean = tf.reduce_sum(x, axes) / tf.maximum(n, 1)
         squares = tf.reduce_sum(tf.math.squared_difference(x, mean), axes)
 
         row = tf.concat([n[None], mean, squares], axis=0)[None]
-        rows = context.all_gather(row, axis=0)
+        rows = distribute.all_gather(row)
         sizes, means, squares = tf.split(rows, [1, x.shape[-1], x.shape[-1]], axis=1)
         n = tf.reduce_sum(sizes)
         # Relative to the first mean: no rounding error if the means of all replicas are equal.

@@ -1,5 +1,7 @@
 """Sinkhorn's algorithm as a layer: balanced assignments of a batch to clusters."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -34,13 +36,16 @@ class Sinkhorn(keras.layers.Layer):
     Call arguments:
         scores: (B, K) float tensor.
         rows: (B,) positive marginals, by default 1 / B each. Under a strategy, those of this replica.
-        columns: (K,) positive marginals with the same sum (over all replicas), by default 1 / K each.
+        columns: (K,) positive marginals with the same sum (over all replicas), by default 1 / K each. The
+            sums are checked in eager calls; in a graph, different ones give the warning of
+            `max_iterations`.
 
     Returns:
         (B, K) float32 tensor.
 
     Raises:
-        ValueError: `scores` is not (B, K), or `lam`, `tolerance` or `max_iterations` is not positive.
+        ValueError: `scores` is not (B, K); `lam`, `tolerance` or `max_iterations` is not positive; `rows`
+            and `columns` differ in their sum.
 
     Reference: Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
 
@@ -83,6 +88,14 @@ class Sinkhorn(keras.layers.Layer):
             rows = tf.fill([total], 1 / tf.cast(total, tf.float32))
         if columns is None:
             columns = tf.fill([number], 1 / tf.cast(number, tf.float32))
+        # Without a plan that has both sums, the iterations would not converge.
+        if tf.executing_eagerly():
+            sums = [float(tf.reduce_sum(marginal)) for marginal in (rows, columns)]
+            if not math.isclose(*sums, rel_tol=1e-3):
+                raise ValueError(
+                    "rows and columns must have the same sum (1 for the one that is not given), got "
+                    f"{sums[0]:g} and {sums[1]:g}"
+                )
         plan, iterations, error = _balance(
             scores, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), tf.constant(self.lam),
             tf.constant(self.tolerance), self.max_iterations, not _under_xla(),

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl import layers
 from keras_ssl.pretext import PretextModel
 from keras_ssl.training import optimizers
 
@@ -42,25 +43,20 @@ def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
     if filters < 1:
         raise ValueError(f"filters must be at least 1, got {filters!r}")
 
-    def normalized(layer, x):
-        # In float32, since spectral normalization changes the weights themselves: in mixed precision it
-        # would round them to 8 or 11 bits in every step. `layer` gets x in its own dtype.
-        return keras.layers.SpectralNormalization(layer, dtype="float32", autocast=False)(x)
-
     inputs = [keras.Input((height, width, channels), name="image")]
     x = inputs[0]
     while max(x.shape[1:3]) > 4:
-        x = normalized(keras.layers.Conv2D(filters, 4, 2, "same", dtype=dtype), x)
+        convolution = keras.layers.Conv2D(filters, 4, 2, "same", dtype=dtype)
+        x = layers.SpectralNormalization(convolution)(x)
         x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
         filters *= 2
     x = keras.layers.Flatten(dtype=dtype)(x)
     if code:
         inputs.append(keras.Input((code,), name="code"))
         x = keras.layers.Concatenate(dtype=dtype)([x, inputs[1]])
-        x = normalized(keras.layers.Dense(filters, dtype=dtype), x)
+        x = layers.SpectralNormalization(keras.layers.Dense(filters, dtype=dtype))(x)
         x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
-    last = keras.layers.Dense(1, dtype="float32")
-    x = keras.layers.SpectralNormalization(last, dtype="float32")(x)
+    x = layers.SpectralNormalization(keras.layers.Dense(1, dtype="float32"))(x)
     return keras.Model(inputs, x, name="discriminator")
 
 

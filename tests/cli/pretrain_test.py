@@ -73,8 +73,13 @@ def test_clustering_tasks_from_folders(command, photos, tmp_path):
             page[y : y + 8, 10 : 10 + y] = 0
         Image.fromarray(page).save(pages / f"{writer}_0.png")
     assert command("preview", "sift_clusters", "--data", pages, "--number", 3)[0] == 0
-    small = ("--width", 2, "--blocks", "1", "--epochs", 1, "--set", "num_clusters=3")
-    assert command("pretrain", "sift_clusters", "--data", pages, *small)[0] == 0
+    few = ("--set", "num_clusters=2", "--set", "ratio=0.5")
+    small = ("--width", 2, "--blocks", "1", "--epochs", 1, *few)
+    code, out, err = command("pretrain", "sift_clusters", "--data", pages, *small)
+    assert code == 0, err
+    labels = keras.models.load_model("sift_clusters_pages.keras").labels.numpy()
+    assert 0 < (labels >= 0).sum() < len(labels)  # patches between two clusters are left out
+    assert f"{(labels >= 0).sum()} images" in out
 
 
 def test_errors_of_clustering_tasks_are_one_line(command, photos, tmp_path):

@@ -144,6 +144,18 @@ def test_two_replicas(synchronized, two_replicas):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(50, 3), (10, 5, 3), (2, 5, 5, 3)])
+def test_synchronized_keeps_the_variance_of_large_means_on_one_replica(shape):
+    """E[x^2] - E[x]^2 would be 0 in float32: the squares are a million times the variance."""
+    x = 1000 + random_input(shape)
+    layer = BatchNormalization(synchronized=True, momentum=0, epsilon=1e-5)
+    y = layer(x, training=True)
+    axes, exact = tuple(range(len(shape) - 1)), x.astype(np.float64)
+    expected = (exact - exact.mean(axes)) / np.sqrt(exact.var(axes) + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-3)
+    np.testing.assert_allclose(layer.moving_variance, exact.var(axes), rtol=1e-3)
+
+
 def on_replicas(strategy, layer, x, target, sizes):
     """Runs a step on a split batch, and sums the gradients over the replicas as an optimizer does."""
     parts = [np.split(a, np.cumsum(sizes)[:-1]) for a in (x, target)]

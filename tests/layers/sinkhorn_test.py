@@ -117,3 +117,16 @@ def test_refuses(name):
         Sinkhorn(**{name: 0})
     with pytest.raises(ValueError, match=r"scores must be \(B, K\), got \(2, 3, 4\)"):
         Sinkhorn()(np.zeros((2, 3, 4)))
+
+
+def test_refuses_marginals_with_different_sums(problem):
+    scores, rows, columns = problem
+    for arguments, sums in (
+        ({"rows": 2 * rows, "columns": columns}, "2 and 1"),
+        ({"rows": 10 * rows}, "10 and 1"),
+        ({"columns": columns / 2}, "1 and 0.5"),
+    ):
+        with pytest.raises(ValueError, match=f"rows and columns must have the same sum .* {sums}"):
+            Sinkhorn()(scores, **arguments)
+    both = Sinkhorn(tolerance=1e-6)(scores, 50 * rows, 50 * columns)
+    np.testing.assert_allclose(tf.reduce_sum(both, 0), 50 * columns, rtol=1e-3)

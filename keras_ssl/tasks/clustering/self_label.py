@@ -26,8 +26,9 @@ class SelfLabel(PretextModel):
     transport problem from N images to K labels, which Sinkhorn's algorithm solves for the whole data set
     at once (section 3.2).
 
-    Training starts with random balanced labels. Several heads, each with its own labels, share the encoder
-    (section 3.3).
+    The first relabeling, in step 0, computes the labels from the predictions of the untrained network, as
+    in the authors' code. The random balanced labels before it only decide between labels that suit an
+    image equally well. Several heads, each with its own labels, share the encoder (section 3.3).
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -43,7 +44,7 @@ class SelfLabel(PretextModel):
         relabelings: int, number of relabelings during training with `default_callbacks`, quadratically
             spaced.
         crop: float in (0, 1], the smallest fraction of the area that a random crop keeps.
-        seed: int, of the initial labels.
+        seed: int, of the random labels before the first relabeling.
         **kwargs: passed to keras.Model.
 
     Shapes:

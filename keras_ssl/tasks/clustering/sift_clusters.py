@@ -9,6 +9,7 @@ from keras_ssl.callbacks import Relabel
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.tasks.clustering import label_table
+from keras_ssl.training import distribute
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -21,8 +22,9 @@ class SiftClusters(PretextModel):
     (`evaluation.vlad`).
 
     Keypoints near the boundary of two clusters have arbitrary labels. They are left out if their distances
-    to the nearest and the second nearest centroid are too similar (section III-A of the paper). Their
-    weight in the loss is 0; `labeled` removes them from the data, which saves time.
+    to the nearest and the second nearest centroid are too similar (section III-A of the paper):
+    `keras-ssl pretrain` removes them from the data by `labeled`. If they are in the data their weight is
+    0, and the loss of a batch is the mean over its other patches.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) patches to (B, D).
@@ -97,7 +99,11 @@ class SiftClusters(PretextModel):
 
     def late_labels(self, x, y, y_pred):
         found = label_table.lookup(self.labels, y)
-        return tf.maximum(found, 0), tf.cast(found >= 0, tf.float32)
+        kept = tf.cast(found >= 0, tf.float32)
+        # Keras divides the loss by the number of all patches. Without this factor the gradient of a
+        # batch would be smaller, the more of its patches have no label.
+        fraction = tf.reduce_mean(distribute.all_gather(kept))
+        return tf.maximum(found, 0), tf.math.divide_no_nan(kept, fraction)
 
     def descriptors(self, batch):
         """Computes the RootSIFT descriptor of each patch, at its keypoint or else at its center."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_ssl import encoders, layers, losses, metrics, plotting
 from keras_ssl.ops import augment, lab
 from keras_ssl.pretext import PretextModel
-from keras_ssl.training import optimizers
+from keras_ssl.training import optimizers, pipeline
 
 DOWNSAMPLING = 4  # colors are predicted at a quarter of the resolution, as in the paper
 REBALANCING, TEMPERATURE = 0.5, 0.38  # lambda of section 2.2, T of section 2.3
@@ -163,7 +163,8 @@ class Colorization(PretextModel):
             return tf.reduce_mean(y, axis=[1, 2]), frequencies
 
         every = -(-int(images.cardinality()) // MEASURED_IMAGES)
-        batches = images.shard(every, 0).batch(250)
+        # Only these are loaded, and those that cannot be are skipped, as in training.
+        batches = pipeline.shard(images, (0, every)).batch(250)
         means, frequencies = zip(*[statistics(batch["image"]) for batch in batches], strict=True)
         self.mean.assign(tf.reduce_mean(tf.concat(means, axis=0), axis=0))
         if self.target == "ab_bins":

@@ -68,7 +68,7 @@ class GAN(adversary.AdversarialModel):
         # Mean 0 and variance 1, like the noise: otherwise the discriminator could tell the pairs apart by
         # the scale of the codes, without the images.
         self.code = keras.layers.Dense(codes, use_bias=False, dtype="float32", name="code")
-        self.whiten = keras.layers.BatchNormalization(
+        self.whiten = layers.BatchNormalization(
             momentum=0.9, center=False, scale=False, synchronized=True, dtype="float32"
         )
         # As many upsampling steps as the discriminator has downsampling steps.

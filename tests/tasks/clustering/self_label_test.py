@@ -86,6 +86,23 @@ def test_stays_balanced_if_deep_cluster_collapses():
     np.testing.assert_array_equal(task.labels, before)  # the optimum was already reached
 
 
+def test_first_labels_are_those_of_the_untrained_network():
+    """They are computed in step 0: the random labels before it are never trained on."""
+    images = kssl.data.digits("test").take(IMAGES)
+    task = make(lam=10.0)
+    task.heads.kernel.assign(np.random.default_rng(0).normal(size=task.heads.kernel.shape))
+    copy = make(keras.models.clone_model(task.encoder), lam=10.0)
+    copy.set_weights(task.get_weights())
+    copy.relabel(kssl.callbacks.features_by_id(copy, images))
+    before = task.labels.numpy()
+    task.fit(
+        task.dataset(images, 20), steps_per_epoch=1, callbacks=task.default_callbacks(images),
+        verbose=0,
+    )  # fmt: skip
+    assert (task.labels.numpy() != before).mean() > 0.5
+    np.testing.assert_array_equal(task.labels, copy.labels)
+
+
 def test_default_schedule_is_quadratic():
     task = make(relabelings=7)
     (relabel,) = task.default_callbacks(kssl.data.digits("test").take(IMAGES))

@@ -54,12 +54,47 @@ def test_patches_between_two_clusters_have_no_label():
     everything.relabel(descriptors)
     assert everything.labels.numpy()[60] >= 0
 
-    _, weight = task.late_labels(None, tf.constant([0, 60], tf.int64), None)
-    assert weight.numpy().tolist() == [1, 0]
     images = kssl.data.digits("test").take(61)
     data = task.dataset(task.labeled(images), 20, shuffle=False)
     seen = [int(i) for _, ids in data for i in ids]
     assert seen == list(range(60))
+
+
+def test_loss_gradient_and_accuracy_are_means_over_the_patches_with_a_label():
+    """Two of five patches have no label: all is as for a batch of the other three."""
+    images = np.random.default_rng(0).uniform(0, 255, (5, 32, 32, 3)).astype("float32")
+    task, kept = make(5, num_clusters=2), np.array([0, 2, 3])
+    task.encoder.trainable = False  # batch normalization would see the whole batch
+    task.labels.assign([1, -1, 0, 1, -1])
+    found = []
+    for rows in (np.arange(5), kept):
+        x, ids = tf.constant(images[rows]), tf.constant(rows, tf.int64)
+        with tf.GradientTape() as tape:
+            loss = task.compute_loss(x, ids, task(x))
+        gradients = tape.gradient(loss, task.head.trainable_variables)
+        logs = task.evaluate(x, ids, verbose=0, return_dict=True)
+        found.append([loss, *gradients, logs["loss"], logs["accuracy"]])
+    for all_patches, only_kept in zip(*found, strict=True):
+        np.testing.assert_allclose(all_patches, only_kept, rtol=1e-5)
+    logits = task(images[kept]).numpy()
+    log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert float(found[0][0]) == pytest.approx(-log[[0, 1, 2], [1, 0, 1]].mean(), rel=1e-5)
+
+    task.labels.assign([-1] * 5)
+    assert task.compute_loss(images, np.arange(5), task(images)) == 0
+
+
+def test_replicas_share_the_mean_of_the_weights(two_replicas):
+    """One replica has two labels of three patches, the other has one."""
+    with two_replicas.scope():
+        task = make(6, num_clusters=2)
+    task.labels.assign([0, 1, -1, -1, 1, -1])
+    ids = two_replicas.experimental_distribute_values_from_function(
+        lambda context: tf.range(3, dtype=tf.int64) + 3 * context.replica_id_in_sync_group
+    )
+    weigh = tf.function(lambda: two_replicas.run(lambda i: task.late_labels(None, i, None), (ids,)))
+    parts = two_replicas.experimental_local_results(weigh()[1])
+    np.testing.assert_allclose(np.concatenate(parts), [2, 2, 0, 0, 2, 0])
 
 
 def test_images_without_keypoints_get_one_at_the_center():

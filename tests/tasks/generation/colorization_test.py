@@ -5,7 +5,9 @@ import tensorflow as tf
 from skimage import color
 
 import keras_ssl as kssl
+from keras_ssl.data.columns import random_access
 from keras_ssl.ops import lab
+from keras_ssl.tasks.generation import colorization
 
 
 def make(target="rgb", size=32, **arguments):
@@ -127,6 +129,29 @@ def test_colors_are_measured_once_and_saved(target, blotches, tmp_path):
     else:
         ab = color.rgb2lab(baseline / 255)[..., 1:].mean((0, 1, 2))
         np.testing.assert_allclose(ab, expected, atol=2)
+
+
+def test_measures_a_sample_and_loads_nothing_else(blotches, monkeypatch):
+    """One of the five images cannot be read: the mean is that of the other four."""
+    monkeypatch.setattr(colorization, "MEASURED_IMAGES", 5)
+    loaded = []
+
+    def read(number):
+        loaded.append(int(number))
+        if number == 8:
+            raise ValueError("damaged")
+        return blotches[number]
+
+    def load(row):
+        image = tf.ensure_shape(tf.numpy_function(read, [row["id"]], tf.uint8), (32, 32, 3))
+        return {"image": image, "id": row["id"]}
+
+    task = make()
+    task.dataset(random_access({"id": np.arange(20)}, load), 4)
+    assert sorted(loaded) == [0, 4, 8, 12, 16]
+    gray = blotches.mean(-1, keepdims=True)
+    expected = ((blotches - gray) / 127.5)[[0, 4, 12, 16]].mean((0, 1, 2))
+    np.testing.assert_allclose(task.mean, expected, atol=1e-4)
 
 
 def test_starts_near_gray_and_learns_a_constant_color():

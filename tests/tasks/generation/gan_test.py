@@ -54,6 +54,18 @@ def test_discriminator_gets_pairs_of_image_and_code(noise):
         assert np.abs(task.discriminator(changed) - logits).max() > 1e-4
 
 
+def test_codes_have_mean_0_and_variance_1_even_if_their_mean_is_large(noise):
+    """A shift of the features, common to all images, does not change their codes."""
+    task = make()
+    kernel = np.random.default_rng(0).normal(size=task.code.kernel.shape)
+    task.code.kernel.assign(kernel)
+    features = np.random.default_rng(1).normal(size=(40, kernel.shape[0]))
+    raw = features @ kernel
+    expected = (raw - raw.mean(0)) / np.sqrt(raw.var(0) + 1e-3)
+    task.encoder.call = lambda images, training: tf.constant(features + 3000, tf.float32)
+    np.testing.assert_allclose(task.encode(noise, training=True), expected, atol=0.01)
+
+
 def test_diversity_is_distance_of_samples_relative_to_images(noise):
     task = make()
     task.compile("adam")
