@@ -177,9 +177,8 @@ def run(options):
     import keras
     import numpy as np
 
-    distribute = kssl.distribute
-    devices = distribute.strategy(options.strategy)  # before anything else of TensorFlow runs
-    chief = distribute.worker(devices)[0] == 0
+    devices = kssl.distribute.strategy(options.strategy)  # before anything else of TensorFlow runs
+    chief = kssl.distribute.worker(devices)[0] == 0
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(POLICIES[options.precision])
     images = read(options)
@@ -193,8 +192,8 @@ def run(options):
         path = save(task, options)
         click.echo(f"wrote {path}; next: keras-ssl evaluate {path} --data {options.data}")
     # No worker exits before the file is written: a job whose other workers succeeded is not restarted.
-    with distribute.lost_worker(devices):
-        distribute.from_chief(devices, [np.zeros(1)])
+    with kssl.distribute.lost_worker(devices):
+        kssl.distribute.from_chief(devices, [np.zeros(1)])
 
 
 def read(options):
@@ -225,9 +224,8 @@ def build(options, devices, images):
             kssl.callbacks.relabel.recompute(task, images)
             images = task.labeled(images)
         training = task.dataset(
-            images, options.batch_size, epochs=options.epochs, seed=options.seed,
-            service=options.service,
-        )  # fmt: skip
+            images, options.batch_size, options.epochs, seed=options.seed, service=options.service
+        )
     rate = () if options.learning_rate is None else (options.learning_rate,)
     task.compile(
         task.default_optimizer(options.epochs * training.steps_per_epoch, *rate),
