@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.training import distribute, fitting
+from keras_ssl import fitting
+from keras_ssl.training import distribute
 
 
 def in_replicas(strategy, function, values):

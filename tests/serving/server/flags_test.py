@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
         "--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content",
     ]  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-c", soak_serving.SERVE, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [soak_serving.COMMAND, "serve", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     ) as process:  # fmt: skip
         assert process.stdout.readline() == "half version 3\n"
@@ -80,7 +79,7 @@ def test_serve_becomes_tensorflow_model_server_if_that_is_installed(exported, tm
     stand_in.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     stand_in.chmod(0o755)
     process = subprocess.run(
-        [sys.executable, "-c", soak_serving.SERVE, str(exported.parent), "--port=0"],
+        [soak_serving.COMMAND, "serve", str(exported.parent), "--port=0"],
         capture_output=True, text=True, check=True, timeout=120,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )  # fmt: skip
