@@ -2,7 +2,8 @@
 
 A network that has found a shortcut solves the pretext task better and learns worse features. The table
 shows both, versus the protected run: pretext accuracy on held-out images, and the linear probe of the
-best stage. Two rows have puzzles with more similar permutations instead.
+best stage. Two rows have puzzles with more similar permutations instead. In another row the first patch
+of each pair is blank: what is still predicted from the second one alone is the prior of its place.
 
     python tools/audit_shortcuts.py --data cifar10/ [--only jigsaw]
 """
@@ -18,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ssl as kssl
+from keras_ssl import encoders
 from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
@@ -33,10 +35,21 @@ def jigsaw(**arguments):
     return lambda encoder: kssl.tasks.Jigsaw(encoder, **arguments)
 
 
+class SecondPatch(kssl.tasks.RelativePatch):
+    """Predicts the position from the second patch of each pair alone."""
+
+    def call(self, x, training=False):
+        features = encoders.on_patches(self.encoder, x, training)
+        second = tf.gather(features, [second for _, second, _ in self.pairs], axis=1)
+        return self.head(self.pair_layer(tf.concat([tf.zeros_like(second), second], axis=-1)))
+
+
 # (task, what is removed, images with color fringes, function that makes the task)
 ROWS = [
     ("relative_patch", "", False, relative_patch()),
-    ("relative_patch", "gap", False, relative_patch(patch=7, gap=0)),
+    ("relative_patch", "first patch", False, lambda e: SecondPatch(e, color="projection")),
+    ("relative_patch", "room to move", False, relative_patch(patch=7)),
+    ("relative_patch", "gap", False, relative_patch(patch=6, gap=0)),
     ("relative_patch", "jitter", False, relative_patch(jitter=0)),
     ("relative_patch", "crop", False, relative_patch(crop=1)),
     ("relative_patch", "", True, relative_patch(color="dropping")),

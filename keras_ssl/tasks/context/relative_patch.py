@@ -25,16 +25,18 @@ COLOR_MODES = ("dropping", "projection", None)
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class RelativePatch(PretextModel):
-    """Predicts the position of a patch relative to a center patch, one of eight.
+    """Predicts the position of a patch relative to a neighbor of it, one of eight.
 
     To know that an ear is above and to the left of an eye, the network has to recognize ears and eyes,
-    that is, parts of objects. There are shortcuts: structures that continue from patch to patch, and
-    chromatic aberration. Four measures remove them (section 3.1 of the paper):
+    that is, parts of objects. There are shortcuts: structures that continue from patch to patch, similar
+    colors, and chromatic aberration. These measures remove them (section 3.1 of the paper):
 
     - *Gap*: half a patch is left out between two patches, since lines and textures that cross a common
       border would reveal the position.
     - *Jitter*: each patch is shifted independently by a few pixels, so that long lines cannot be matched
       across the gap.
+    - *Normalized patches*: gradients of brightness continue across the gap; every channel of every patch
+      gets the same mean and standard deviation.
     - *Color*: a lens focuses green differently from red and blue. The color fringes reveal where in the
       image a patch was, and two locations reveal the relative position. `color="dropping"` keeps one
       channel of each patch and replaces the others by weak noise; `color="projection"` removes the
@@ -42,18 +44,22 @@ class RelativePatch(PretextModel):
     - *Random crops*, resized to the size of the image: JPEG works on blocks of 8x8 pixels, and the
       position of a patch within its block reveals where in the image it was. A random scale removes this
       relation. (The paper randomly downsamples and upsamples its patches, for robustness to pixelation.)
+    - *All pairs, at a random place*: if one patch were always the center of the image, the label would be
+      the place of the other one, which it can partly tell alone, since sky is above. So each patch of the
+      grid is compared with each of its neighbors, in both orders, and the grid can move by at least the
+      side of a patch.
 
-    The paper draws one pair per image. Here all eight neighbors are compared with the center: nine
-    patches, each encoded once, give eight predictions. In small images nine patches are too small to
-    show parts of objects. With `grid=2` there are four larger patches, each of which is the center once,
-    which gives twelve predictions.
+    As in the authors' code, the patches of a grid are encoded once, and all pairs of neighbors are
+    classified: a grid of 3x3 patches has 40 of them. In small images nine patches are too small to show
+    parts of objects: with `grid=2` there are four larger patches, in twelve pairs.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D) with global average pooling, since it
             is trained on patches and used on whole images.
-        grid: 3 for a center and its eight neighbors, 2 for four patches, each of which is the center once.
-        patch: int, side of a patch in pixels, or None for the largest that fits, with the gaps and the
-            jitter (for 3: 7 of 32 pixels and 23 of 96, for 2: 12 and 36); 96 in the paper.
+        grid: int, patches per row and per column, 2 or 3.
+        patch: int, side of a patch in pixels, or None for the largest that fits, with the gaps, the jitter
+            and room to move by a patch (for 3: 6 of 32 pixels and 19 of 96, for 2: 8 and 26); 96 in the
+            paper.
         gap: int, pixels between two patches, or None for half a patch; 48 in the paper.
         jitter: int, the largest shift of a patch in pixels, or None for 7/96 of a patch (at least 1) as
             in the paper.
@@ -63,11 +69,12 @@ class RelativePatch(PretextModel):
         **kwargs: passed to keras.Model.
 
     Attributes:
-        pairs: list of (center, other, position), indices of two patches and of `POSITIONS`.
+        pairs: list of (first, second, position): indices of two patches, and in `POSITIONS` of the place
+            of the second one relative to the first.
 
     Shapes:
         x: (B, grid * grid, patch, patch, C) float32, in row-major order. y: (B, P) int32, the index in
-        `POSITIONS` for each of the P = 8 or 12 `pairs`. Prediction: (B, P, 8) float32 logits.
+        `POSITIONS` for each of the P = 12 or 40 `pairs`. Prediction: (B, P, 8) float32 logits.
 
     Raises:
         ValueError: `grid` is not 2 or 3; the patches do not fit into the encoder's input, can overlap, or
@@ -115,10 +122,11 @@ class RelativePatch(PretextModel):
         if self.crop < 1:
             image = augment.random_crop(image, crop, self.crop)
         x = patches.cut(image, self._corners(cut, *image.shape[1:3]), self.patch)
-        x = tf.cast(x, tf.float32)
         if self.color == "projection":
             x = patches.project_colors(x)
-        elif self.color == "dropping":
+        x = patches.normalize(x)
+        # After normalization, which would amplify the noise in the other channels.
+        if self.color == "dropping":
             x = patches.drop_colors(x, color)
         positions = tf.constant([[position for _, _, position in self.pairs]])
         return x, tf.tile(positions, [tf.shape(image)[0], 1])
@@ -138,26 +146,32 @@ class RelativePatch(PretextModel):
 
     def call(self, x, training=False):
         features = encoders.on_patches(self.encoder, x, training)
-        centers, others, _ = zip(*self.pairs, strict=True)
-        pairs = [tf.gather(features, centers, axis=1), tf.gather(features, others, axis=1)]
+        first, second, _ = zip(*self.pairs, strict=True)
+        pairs = [tf.gather(features, first, axis=1), tf.gather(features, second, axis=1)]
         return self.head(self.pair_layer(tf.concat(pairs, axis=-1)))
 
     def preview(self, x, y, y_pred=None):
+        # Only the pairs of the patch with the most neighbors, the center of nine.
+        firsts = [first for first, _, _ in self.pairs]
+        center = max(firsts, key=firsts.count)
         rows = []
         for i, tiles in enumerate(x):
-            captions = [""] * len(tiles)  # relative to the first center only
-            for k, (center, other, _) in enumerate(self.pairs):
-                if center == self.pairs[0][0]:
-                    captions[other] = f"{y[i, k]}: {POSITIONS[y[i, k]]}"
-                    captions[center] = "center"
+            captions = [""] * len(tiles)
+            captions[center] = "center"
+            for k, (first, second, _) in enumerate(self.pairs):
+                if first == center:
+                    captions[second] = f"{y[i, k]}: {POSITIONS[y[i, k]]}"
                     if y_pred is not None:
-                        captions[other] += f", predicted {POSITIONS[y_pred[i, k].argmax()]}"
+                        captions[second] += f", predicted {POSITIONS[y_pred[i, k].argmax()]}"
             rows.append(list(zip(tiles, captions, strict=True)))
         return rows
 
 
 def choose_layout(side, grid, patch=None, gap=None, jitter=None):
     """Chooses the sizes of patches, gaps and jitter that are None.
+
+    The grid of the largest patches that fit would always be at the same place, and a patch could tell from
+    its content where in the image, hence in the grid, it is: room is left to move the grid by a patch.
 
     Args:
         side: int, pixels of the shorter side of the image.
@@ -168,12 +182,13 @@ def choose_layout(side, grid, patch=None, gap=None, jitter=None):
 
     Example:
         >>> choose_layout(96, grid=3)
-        (23, 11, 2)
+        (19, 9, 1)
     """
     if patch is None:
         layouts = (choose_layout(side, grid, size, gap, jitter) for size in range(1, side))
         patch = max(
-            (sizes[0] for sizes in layouts if required_side(grid, *sizes) <= side), default=1
+            (size for size, *rest in layouts if required_side(grid, size, *rest) + size <= side),
+            default=1,
         )
     gap = patch // 2 if gap is None else gap
     jitter = max(1, round(7 / 96 * patch)) if jitter is None else jitter
@@ -214,24 +229,23 @@ def check_layout(height, width, grid, patch, gap, jitter):
 
 
 def list_pairs(grid):
-    """Lists the pairs of patches that are compared.
+    """Lists all ordered pairs of neighboring patches, also along the diagonal.
 
     Args:
-        grid: 2 or 3, as in `RelativePatch`.
+        grid: int, patches per row and per column.
 
     Returns:
-        list of (center, other, position): row-major indices of two patches, and where the other one lies
-        relative to the center, an index of `POSITIONS`.
+        list of (first, second, position): row-major indices of two patches, and where the second one lies
+        relative to the first, an index of `POSITIONS`.
 
     Example:
-        >>> list_pairs(3)[:2]
-        [(4, 0, 0), (4, 1, 1)]
+        >>> list_pairs(3)[:3]
+        [(0, 1, 4), (0, 3, 6), (0, 4, 7)]
     """
-    patches_of_grid = range(grid * grid)
     pairs = []
-    for center in [4] if grid == 3 else patches_of_grid:
-        for other in patches_of_grid:
-            offset = (other // grid - center // grid, other % grid - center % grid)
-            if other != center:
-                pairs.append((center, other, OFFSETS.index(offset)))
+    for first in range(grid * grid):
+        for position, (down, right) in enumerate(OFFSETS):
+            row, column = first // grid + down, first % grid + right
+            if 0 <= row < grid and 0 <= column < grid:
+                pairs.append((first, row * grid + column, position))
     return pairs
