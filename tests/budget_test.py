@@ -23,5 +23,8 @@ def test_random_subset_is_of_all_classes_and_numbers_its_images():
     np.testing.assert_array_equal(found["label"], rows // 10)
     again = kssl.data.to_arrays(budget.random_subset(images, 40))
     np.testing.assert_array_equal(again["image"], found["image"])
+    everything = kssl.data.to_arrays(budget.random_subset(images, 1000))
+    np.testing.assert_array_equal(everything["image"], pixels)
+    np.testing.assert_array_equal(everything["id"], range(100))
     other = kssl.data.to_arrays(budget.random_subset(images, 40, seed=1))
     assert (other["image"] != found["image"]).any()

@@ -33,13 +33,13 @@ def epochs_within(minutes, seconds_per_epoch):
 
 
 def random_subset(images, number, seed=0):
-    """Selects random images of all classes, with the ids 0 to number - 1.
+    """Selects random images of all classes, at most `number` of them, with ids from 0 on.
 
     The first images of a folder with one subfolder per class would be of few classes.
     """
     rows = np.random.default_rng(seed).permutation(int(images.cardinality()))[:number]
     part = kssl.data.subset(images, np.sort(rows))
-    columns = {**part.columns, "id": np.arange(number, dtype=np.int64)}
+    columns = {**part.columns, "id": np.arange(len(rows), dtype=np.int64)}
     return random_access(columns, part.load_row)
 
 
