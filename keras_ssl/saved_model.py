@@ -84,9 +84,8 @@ def export(task, path, card=None):
         return str(_rename_to_next_version(draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(
-            OSError
-        ):  # not empty: the export has succeeded, or another one has
+        # A folder that is not empty stays: this export has succeeded, or another one.
+        with contextlib.suppress(OSError):
             for folder in missing:
                 folder.rmdir()
 
@@ -131,10 +130,8 @@ def _remove_old_drafts(path):
 
 def _rename_to_next_version(draft, path):
     """Renames a draft to the next free version of the model and returns that directory."""
-    for written in (
-        *draft.rglob("*"),
-        draft,
-    ):  # so that a power failure leaves no version half-written
+    # So that a power failure leaves no version half-written.
+    for written in (*draft.rglob("*"), draft):
         files.sync(written)
     while True:
         version = path / str(max(versions(path), default=0) + 1)

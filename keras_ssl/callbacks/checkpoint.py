@@ -200,8 +200,8 @@ def _described_run(task, dataset):
             json.dumps(_without_names(keras.saving.serialize_keras_object(value))).encode()
         ).hexdigest()
         for name, value in configuration.arguments_of(task).items()
-        if name
-        not in task.networks  # their weights are compared, since their layers have other names
+        # The layers of equal networks have different names, so their variables are compared instead.
+        if name not in task.networks
     }
     return {
         "steps_per_epoch": dataset.steps_per_epoch,

@@ -8,9 +8,8 @@ import numpy as np
 
 from keras_ssl.callbacks.sample import Sample
 
-MIN_FEATURE_STD = (
-    0.01  # collapsed, regardless of the initial value; healthy features have at least 0.09
-)
+# Below it features have collapsed, regardless of the initial value; healthy ones have at least 0.09.
+MIN_FEATURE_STD = 0.01
 
 
 class Collapse(keras.callbacks.Callback):
