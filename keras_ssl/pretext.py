@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import data, fitting, plotting
-from keras_ssl.training import configuration, distribute, optimizers, pipeline
+from keras_ssl.training import configuration, distribute, loss_scale, optimizers, pipeline
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -182,7 +182,7 @@ class PretextModel(keras.Model):
         """Compiles as Keras does; "auto" takes the task's own loss and metrics.
 
         Args:
-            optimizer: as in Keras; with `mixed_float16` it is wrapped in an `optimizers.LossScale`.
+            optimizer: as in Keras; with `mixed_float16` it is wrapped in a `loss_scale.LossScale`.
             loss: as in Keras, or "auto" for `default_loss()`.
             metrics: as in Keras, or "auto" for `default_metrics()`, weighted as the loss is.
             jit_compile: as in Keras; "auto" compiles with XLA unless there is only a CPU, where it
@@ -195,7 +195,7 @@ class PretextModel(keras.Model):
         self._jit_compile_argument = jit_compile
         jit_compile = fitting.resolve_jit_compile(self, jit_compile)
         if self.dtype_policy.name == "mixed_float16" and kwargs.get("auto_scale_loss", True):
-            optimizer = optimizers.with_loss_scale(optimizer)
+            optimizer = loss_scale.with_loss_scale(optimizer)
         loss = self.default_loss() if loss == "auto" else loss
         if metrics == "auto":
             metrics, kwargs = None, {"weighted_metrics": self.default_metrics(), **kwargs}

@@ -12,7 +12,7 @@ from keras_ssl import encoders
 from keras_ssl.layers import Sinkhorn, Sobel
 from keras_ssl.tasks import TASKS, DeepCluster, SelfLabel
 from keras_ssl.tasks.clustering import self_label
-from keras_ssl.training.optimizers import LossScale
+from keras_ssl.training.loss_scale import LossScale
 
 BATCH, STEPS = 8, 2
 POLICIES = ["mixed_bfloat16", "mixed_float16"]

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ssl import layers
 from keras_ssl.pretext import PretextModel
-from keras_ssl.training import optimizers
+from keras_ssl.training import loss_scale, optimizers
 
 MAX_LOGIT = (
     60.0  # larger logits are clipped: exp(60) is a finite float32, and their gradient is zero
@@ -81,6 +81,7 @@ class AdversarialModel(PretextModel):
 
     Attributes:
         discriminator: keras.Model, or None.
+        discriminator_rate: float, learning rate of the discriminator relative to that of the other networks.
         encodes_real: bool, whether the real examples contain outputs of the task's networks, as the codes
             of a BiGAN do. Then the gradients of the adversarial loss flow through the real examples too.
 
@@ -92,6 +93,7 @@ class AdversarialModel(PretextModel):
     """
 
     discriminator = None
+    discriminator_rate = 1.0
     encodes_real = False
 
     def __init__(self, encoder, adversarial, **kwargs):
@@ -124,19 +126,19 @@ class AdversarialModel(PretextModel):
         Args:
             optimizer: as in Keras, for all networks except the discriminator.
             *args, **kwargs: passed to `PretextModel.compile`.
-            discriminator_optimizer: as in Keras; "auto" for a copy of `optimizer`. If that one scales its
-                loss (with `mixed_float16`), this one does too.
+            discriminator_optimizer: as in Keras; "auto" for a copy of `optimizer`, with
+                `discriminator_rate` times its learning rate. If that one scales its loss (with
+                `mixed_float16`), this one does too.
         """
         super().compile(optimizer, *args, **kwargs)
         if self.discriminator is None:
             return
         if discriminator_optimizer == "auto":
-            optimizer = keras.optimizers.serialize(self.optimizer)
-            discriminator_optimizer = keras.optimizers.deserialize(optimizer)
+            discriminator_optimizer = optimizers.with_rate(self.optimizer, self.discriminator_rate)
         other = keras.optimizers.get(discriminator_optimizer)
         scaled = keras.optimizers.LossScaleOptimizer
         if isinstance(self.optimizer, scaled) and not isinstance(other, scaled):
-            other = optimizers.LossScale(other)
+            other = loss_scale.LossScale(other)
         self.discriminator_optimizer = other
         with self.distribute_strategy.scope():
             self.discriminator_optimizer.build(self.discriminator.trainable_variables)

@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_ssl as kssl
 from keras_ssl.tasks import GAN, Inpainting, SuperResolution
 from keras_ssl.training import adversarial
-from keras_ssl.training.optimizers import LossScale
+from keras_ssl.training.loss_scale import LossScale
 
 RATE = 0.05
 
@@ -64,10 +64,11 @@ def test_step_matches_two_losses_with_separate_tapes(kind, arguments, images):
         total = (1 - weight) * own + weight * g_loss
     discriminator = oracle.discriminator.trainable_variables
     others = oracle.generator_variables()
-    for variables, loss in ((discriminator, d_loss), (others, total)):
+    own_rate = RATE * oracle.discriminator_rate
+    for variables, loss, rate in ((discriminator, d_loss, own_rate), (others, total, RATE)):
         gradients = tape.gradient(loss, variables)
         for variable, gradient in zip(variables, gradients, strict=True):
-            variable.assign_sub(RATE * gradient)
+            variable.assign_sub(rate * gradient)
 
     assert len(discriminator) + len(others) == len(oracle.trainable_variables)
     for a, b in zip(stepped.weights, oracle.weights, strict=True):
@@ -131,7 +132,8 @@ def test_step_does_not_depend_on_loss_scales(kind, arguments, optimizer, other, 
     """In float32, where a power of two causes no rounding, so any confusion of the scales would show."""
     plain, task = make(kind, **arguments), make(kind, **arguments)
     x, y = next(iter(plain.dataset(images, 8)))
-    plain.compile(keras.optimizers.SGD(RATE), run_eagerly=True)
+    same = "auto" if other() == "auto" else keras.optimizers.SGD(RATE)
+    plain.compile(keras.optimizers.SGD(RATE), discriminator_optimizer=same, run_eagerly=True)
     task.compile(optimizer(), discriminator_optimizer=other(), run_eagerly=True)
     expected = plain.train_on_batch(x, y, return_dict=True)
     assert task.train_on_batch(x, y, return_dict=True) == pytest.approx(expected, rel=1e-6)

@@ -3,7 +3,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl.training.optimizers import LossScale, adam_cosine, sgd_cosine
+import keras_ssl as kssl
+from keras_ssl.training.loss_scale import LossScale
+from keras_ssl.training.optimizers import (
+    LARS,
+    SGD,
+    adam_cosine,
+    sgd_constant,
+    sgd_cosine,
+    with_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,14 @@ def test_warm_up_and_cosine_decay(kind, steps, warm_up):
         assert float(rate(step)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "warm_up"), [(60, 30), (2000, 200)])
+def test_constant_rate(steps, warm_up):
+    rate = sgd_constant(0.4, steps)._learning_rate
+    assert float(rate(warm_up // 2)) == pytest.approx(0.2)
+    for step in (warm_up, (warm_up + steps) // 2, steps):
+        assert float(rate(step)) == pytest.approx(0.4)
+
+
 def test_momentum():
     assert sgd_cosine(0.4, 10).nesterov
     assert sgd_cosine(0.4, 10).momentum == 0.9
@@ -26,66 +43,122 @@ def test_momentum():
 
 
 @pytest.mark.parametrize("arguments", [(0, 10), (-1, 10), (float("nan"), 10), (0.1, 0)])
-@pytest.mark.parametrize("kind", [sgd_cosine, adam_cosine])
+@pytest.mark.parametrize("kind", [sgd_cosine, sgd_constant, adam_cosine])
 def test_refuses(kind, arguments):
     with pytest.raises(ValueError, match="learning_rate and steps must be positive"):
         kind(*arguments)
 
 
-def slopes(model, x):
-    """Computes the gradients of a scaled loss; that of the bias is the number of rows."""
-    with tf.GradientTape() as tape:
-        loss = model.optimizer.scale_loss(tf.reduce_sum(model(x)))
-    return tape.gradient(loss, model.trainable_variables)
+def test_refuses_negative_decay_and_trust():
+    with pytest.raises(ValueError, match="weight_decay must be at least 0, got -1"):
+        sgd_cosine(0.1, 10, weight_decay=-1)
+    with pytest.raises(ValueError, match="trust must be positive, got 0"):
+        LARS(trust=0)
 
 
-@pytest.mark.parametrize("value", [np.inf, np.nan])
-@pytest.mark.parametrize("broken", [0, 1])
-def test_step_that_overflows_on_one_replica_is_skipped(broken, value, two_replicas, tmp_path):
-    with two_replicas.scope():
+RATES = (0.5, 0.25, 0.125)  # of three steps
+SCHEDULE = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], list(RATES))
+
+
+def descend(optimizer):
+    """Applies three gradients to a kernel and a bias; returns both."""
+    rng = np.random.default_rng(0)
+    variables = [keras.Variable(rng.normal(size=shape).astype("f4")) for shape in ((3, 2), (2,))]
+    before = [v.numpy() for v in variables]
+    gradients = [[rng.normal(size=v.shape).astype("f4") for v in variables] for _ in RATES]
+    for step in gradients:
+        optimizer.apply([tf.constant(g) for g in step], variables)
+    return before, gradients, [v.numpy() for v in variables]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_weight_decay_as_in_pytorch(nesterov):
+    """PyTorch's formulas, at a constant rate; the bias does not decay."""
+    optimizer = SGD(0.3, momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+    before, gradients, after = descend(SGD.from_config(optimizer.get_config()))
+    for k, decay in enumerate((0.1, 0.0)):
+        w, buffer = before[k], 0
+        for g in (step[k] for step in gradients):
+            g = g + decay * w
+            buffer = 0.9 * buffer + g
+            w = w - 0.3 * (g + 0.9 * buffer if nesterov else buffer)
+        np.testing.assert_allclose(after[k], w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate_in_momentum", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars(rate_in_momentum, nesterov):
+    """The formulas of SimCLR's and of BYOL's code, at a decaying rate."""
+    optimizer = LARS(SCHEDULE, 0.9, 0.02, rate_in_momentum, nesterov=nesterov, weight_decay=0.1)
+    before, gradients, after = descend(LARS.from_config(optimizer.get_config()))
+    for k in range(2):
+        w, buffer = before[k], 0
+        for rate, g in zip(RATES, (step[k] for step in gradients), strict=True):
+            if k == 0:
+                g = g + 0.1 * w
+                g = g * 0.02 * np.linalg.norm(w) / np.linalg.norm(g)
+            inside, outside = (rate, 1) if rate_in_momentum else (1, rate)
+            buffer = 0.9 * buffer + inside * g
+            w = w - outside * (0.9 * buffer + inside * g if nesterov else buffer)
+        np.testing.assert_allclose(after[k], w, rtol=1e-5)
+
+
+def test_lars_moves_weights_of_zero_and_stops_at_gradients_of_zero():
+    kernels = [keras.Variable(np.zeros((2, 1), "f4")), keras.Variable(np.ones((2, 1), "f4"))]
+    gradients = [tf.constant([[3.0], [4.0]]), tf.zeros((2, 1))]
+    LARS(1.0, momentum=0.0, trust=0.5).apply(gradients, kernels)
+    np.testing.assert_allclose(kernels[0], [[-3], [-4]])  # as plain SGD
+    np.testing.assert_allclose(kernels[1], [[1], [1]])
+
+
+@pytest.mark.parametrize("kind", [SGD, LARS])
+def test_exclusion_of_a_variable(kind):
+    kept, excluded = (keras.Variable([[2.0]]) for _ in range(2))
+    optimizer = kind(1.0, momentum=0.0, weight_decay=0.25)
+    optimizer.exclude_from_weight_decay([excluded])
+    optimizer.apply([tf.constant([[1.0]])] * 2, [kept, excluded])
+    assert kept.numpy() == (0.5 if kind is SGD else pytest.approx(1.998))
+    assert excluded.numpy() == 1
+
+
+@pytest.mark.parametrize("kind", [SGD, LARS])
+def test_two_replicas_decay_as_one(kind, two_replicas):
+    def trained():
+        keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-        inner = keras.optimizers.SGD(0.125, momentum=0.5)
-        model.compile(LossScale(inner, initial_scale=1024.0))
-        model.optimizer.build(model.trainable_variables)
+        model.compile(kind(0.5, momentum=0.9, weight_decay=0.1), "mse")
+        x = np.arange(12, dtype="f4").reshape(4, 3) / 10
+        model.fit(x, x[:, :2], batch_size=4, epochs=3, verbose=0)
+        return model.get_weights()
 
-    @tf.function
-    def step(parts):
-        def run(x):
-            model.optimizer.apply(slopes(model, x), model.trainable_variables)
+    alone = trained()
+    with two_replicas.scope():
+        together = trained()
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
-        two_replicas.run(run, (parts,))
 
-    def parts(bad=None):
-        def own(context):
-            x = np.arange(6, dtype="f4").reshape(2, 3)
-            if context.replica_id_in_sync_group == bad:
-                x[1, 2] = value
-            return tf.constant(x)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_with_rate(scaled):
+    optimizer = adam_cosine(0.4, 60, beta_1=0.5)
+    copy = with_rate(LossScale(optimizer) if scaled else optimizer, 0.1)
+    copy = keras.optimizers.deserialize(keras.optimizers.serialize(copy))
+    assert isinstance(copy, keras.optimizers.Adam)
+    assert copy.beta_1 == 0.5
+    for step in (0, 13, 30, 47):
+        assert float(copy._learning_rate(step)) == pytest.approx(
+            0.1 * float(optimizer._learning_rate(step))
+        )
 
-        return two_replicas.experimental_distribute_values_from_function(own)
 
-    bias = model.weights[1]
-    step(parts())
-    # 4 rows on both replicas, times the learning rate.
-    np.testing.assert_array_equal(bias, [-0.5, -0.5])
-    before = model.get_weights()
-    slots = [v.numpy() for v in inner.variables]
-    step(parts(broken))
-    for a, b in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(a, b)
-    for a, b in zip(inner.variables, slots, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=a.path)
-    for scale in two_replicas.experimental_local_results(model.optimizer.dynamic_scale.value):
-        assert scale == 512
-
-    model.save(tmp_path / "model.keras")
-    copy = keras.models.load_model(tmp_path / "model.keras")
-    assert type(copy.optimizer) is LossScale
-    assert copy.optimizer.dynamic_scale == 512
-    assert copy.optimizer.iterations == 1
-    step(parts())
-    np.testing.assert_array_equal(bias, [-1.25, -1.25])  # with half of the previous step
-    both = slopes(copy, np.concatenate(two_replicas.experimental_local_results(parts())))
-    copy.optimizer.apply(both, copy.trainable_variables)
-    for a, b in zip(copy.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+def test_rates_and_decay_of_the_papers():
+    """RotNet's and DeepCluster's code; section 3.2 of context encoders."""
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    assert kssl.tasks.Rotation(encoder).default_optimizer(1000).weight_decay == 5e-4
+    clusters = kssl.tasks.DeepCluster(encoder, num_images=10).default_optimizer(1000)
+    assert clusters.weight_decay == 1e-5
+    assert float(clusters._learning_rate(999)) == pytest.approx(0.05)
+    task = kssl.tasks.Inpainting(encoder, filters=2)
+    task.compile(task.default_optimizer(1000))
+    rate, other = task.optimizer._learning_rate, task.discriminator_optimizer._learning_rate
+    assert float(other(500)) == pytest.approx(float(rate(500)) / 10)

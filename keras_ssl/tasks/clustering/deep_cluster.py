@@ -10,6 +10,7 @@ from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.tasks.clustering import label_table
+from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -128,6 +129,9 @@ class DeepCluster(PretextModel):
         for slot in optimizer.variables if optimizer is not None else []:
             if slot.name.startswith(prefixes):
                 slot.assign(tf.zeros_like(slot))
+
+    def default_optimizer(self, steps, learning_rate=0.05):
+        return optimizers.sgd_constant(learning_rate, steps, weight_decay=1e-5)
 
     def default_callbacks(self, images):
         return [Relabel(images)]

@@ -11,6 +11,7 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.solvers.transport import sinkhorn
 from keras_ssl.tasks.clustering import label_table
+from keras_ssl.training import optimizers
 
 TIE = 0.01  # the fraction of its mass by which an image prefers its current label
 
@@ -152,6 +153,9 @@ class SelfLabel(PretextModel):
             )
             labels.append(plan.assignments)
         self.labels.assign(np.stack(labels))
+
+    def default_optimizer(self, steps, learning_rate=0.05):
+        return optimizers.sgd_cosine(learning_rate, steps, weight_decay=1e-5)
 
     def default_callbacks(self, images):
         return [Relabel(images, when=("quadratic", self.relabelings))]

@@ -10,6 +10,7 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.context import puzzles
 from keras_ssl.tasks.context.permutations import check_permutations
 from keras_ssl.tasks.context.permutations import permutations as choose
+from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -108,6 +109,9 @@ class Jigsaw(PretextModel):
         features = encoders.on_patches(self.encoder, x, training)
         merged = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
         return self.head(self.merge_layer(merged))
+
+    def default_optimizer(self, steps, learning_rate=0.1):
+        return optimizers.sgd_cosine(learning_rate, steps, weight_decay=5e-4)
 
     def preview(self, x, y, y_pred=None):
         return puzzles.preview(x, y, self.permutations, y_pred)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_ssl import encoders
 from keras_ssl.ops import augment, images
 from keras_ssl.pretext import PretextModel
+from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -88,6 +89,9 @@ class Rotation(PretextModel):
 
     def label_text(self, label):
         return f"{self.angles[label]}\N{DEGREE SIGN}"
+
+    def default_optimizer(self, steps, learning_rate=0.1):
+        return optimizers.sgd_cosine(learning_rate, steps, weight_decay=5e-4)
 
     def prediction(self, images):
         return {"rotation": self.head(self.encoder(images, training=False))}

@@ -58,6 +58,8 @@ class Inpainting(adversary.AdversarialModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
+    discriminator_rate = 0.1  # section 3.2 of the paper
+
     def __init__(
         self, encoder, mask="irregular", adversarial=0.001, overlap=None, filters=16, **kwargs
     ):
