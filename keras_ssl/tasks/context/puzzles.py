@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 
 from keras_ssl import encoders
@@ -59,6 +60,37 @@ def check_gray(encoder, gray):
         raise ValueError(f"gray must be in 0..1, got {gray!r}")
     if gray and channels != 3:
         raise ValueError(f"gray={gray} needs 3 channels, the encoder takes {channels}")
+
+
+def build_layers(tile_units, hidden, number, dtype=None):
+    """Builds the layers after the encoder of a context-free network.
+
+    Args:
+        tile_units: int, units of the layer for the features of a single tile.
+        hidden: int, units of the layer for those of all tiles.
+        number: int, permutations.
+        dtype: policy of the first two layers, as in Keras; the logits are float32.
+
+    Returns:
+        (tile_layer, merge_layer, head): keras.layers.Dense, the first two with ReLU.
+
+    Raises:
+        ValueError: `tile_units` or `hidden` is below 1.
+
+    Reference: Noroozi & Favaro, ECCV 2016, section 3: fc6, fc7 and fc8.
+
+    Example:
+        >>> [layer.units for layer in build_layers(128, 512, 24)]
+        [128, 512, 24]
+    """
+    for name, value in (("tile_units", tile_units), ("hidden", hidden)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return (
+        keras.layers.Dense(tile_units, activation="relu", dtype=dtype, name="tile_layer"),
+        keras.layers.Dense(hidden, activation="relu", dtype=dtype, name="merge_layer"),
+        keras.layers.Dense(number, dtype="float32", name="head"),
+    )
 
 
 def unshuffle(tiles, order):

@@ -68,11 +68,28 @@ def test_tiles_are_encoded_separately_and_merged_in_order(noise):
     x, _ = task.pretext({"image": noise[:3]}, seeds(3))
     logits = task(x).numpy()
     assert logits.shape == (3, 24)
-    features = [task.encoder.call(x[:, k]).numpy() for k in range(4)]
+    features = [task.tile_layer(task.encoder.call(x[:, k])).numpy() for k in range(4)]
+    assert features[0].shape == (3, 128)
     expected = task.head(task.merge_layer(np.concatenate(features, axis=1)))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     swapped = task(tf.gather(x, [1, 0, 2, 3], axis=1)).numpy()
     assert np.abs(swapped - logits).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["Jigsaw", "JigsawPlus"])
+def test_same_layer_serves_every_tile(name, noise):
+    """Permuting the tiles and, alike, their blocks in the next layer's kernel changes nothing."""
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    task = getattr(kssl.tasks, name)(encoder, grid=2, tile_units=5, hidden=7)
+    x, _ = task.pretext({"image": noise[:3]}, seeds(3))
+    logits = task(x).numpy()
+    assert task.tile_layer.kernel.shape == (encoder.output_shape[-1], 5)
+    assert task.merge_layer.kernel.shape == (4 * 5, 7)
+    order = [2, 0, 3, 1]
+    blocks = task.merge_layer.kernel.numpy().reshape(4, 5, 7)
+    task.merge_layer.kernel.assign(blocks[order].reshape(20, 7))
+    np.testing.assert_allclose(task(tf.gather(x, order, axis=1)), logits, rtol=1e-4, atol=1e-5)
+    assert np.abs(task(x).numpy() - logits).max() > 1e-4
 
 
 def test_preview_shows_shuffled_and_solved_puzzle(noise):
@@ -120,6 +137,8 @@ def test_learns_to_order_tiles():
         ({"gray": 1.1}, "gray"),
         ({"permutations": [[0, 1, 2, 3]]}, r"\(N, 9\)"),
         ({"channels": 1}, "needs 3 channels"),
+        ({"tile_units": 0}, "tile_units must be at least 1, got 0"),
+        ({"hidden": -2}, "hidden must be at least 1, got -2"),
     ],
 )
 def test_refuses(arguments, words):
