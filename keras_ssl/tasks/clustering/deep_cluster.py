@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from keras_ssl.callbacks import Relabel
 from keras_ssl.ops import augment
-from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.tasks.clustering import label_table
@@ -32,8 +31,9 @@ class DeepCluster(PretextModel):
     - *Trivial parametrization*: if most images are in a few clusters, the network can ignore its input.
       Each image is weighted inversely to the size of its cluster, so that all clusters have equal weight.
 
-    Images can be clustered by color alone; the network of the paper gets grayscale Sobel gradients
-    instead. That is an option of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
+    Augmentation is a random crop and a flip, as in the authors' code. Colors are not changed, so images can
+    be clustered by color alone; the network of the paper gets grayscale Sobel gradients instead. That is an
+    option of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -92,9 +92,7 @@ class DeepCluster(PretextModel):
         )  # `relabel` needs it before the first call
 
     def pretext(self, batch, seed):
-        crop, colors = split(seed, 2)
-        image = augment.random_crop(batch["image"], crop, self.crop)
-        return augment.random_colors(image, colors), batch["id"]
+        return augment.random_crop(batch["image"], seed, self.crop), batch["id"]
 
     def call(self, x, training=False):
         return self.head(self.encoder(x, training=training))

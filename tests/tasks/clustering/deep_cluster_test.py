@@ -88,6 +88,21 @@ def test_relabel_resets_only_the_classifier_and_its_slots(images):
     assert (task.head.kernel.numpy() != second).all()  # initialized differently each time
 
 
+def test_augmentation_is_crop_and_flip_only():
+    """Uniform images keep their color; columns of a ramp show crops and flips."""
+    task = make()
+    seeds = tf.stack([tf.zeros(40, tf.int64), tf.range(40, dtype=tf.int64)], 1)
+    image = np.zeros((40, 32, 32, 3), np.uint8) + np.uint8([200, 30, 90])
+    x, _ = task.pretext({"image": image, "id": np.arange(40)}, seeds)
+    np.testing.assert_allclose(x, image, atol=1e-4)
+    ramp = np.zeros((40, 32, 32, 3), np.uint8) + np.arange(32, dtype=np.uint8)[:, None]
+    x, _ = task.pretext({"image": ramp, "id": np.arange(40)}, seeds)
+    ends = x.numpy()[:, 0, [0, -1], 0]
+    widths = (ends[:, 1] - ends[:, 0]) / 31
+    assert 0.2 < (widths < 0).mean() < 0.8
+    assert np.abs(widths).min() < 0.8 < np.abs(widths).max()
+
+
 def test_images_without_labels_have_zero_weight(images):
     task = make()
     x, ids = next(iter(task.dataset(images, 20)))
