@@ -85,6 +85,8 @@ def test_from_keras_refuses(noise):
     functional = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="a")])
     with pytest.raises(ValueError, match="functional"):
         encoders.from_keras(keras.layers.Dense(3))
+    with pytest.raises(ValueError, match="model must have one output, got .*'a', 'a'"):
+        encoders.from_keras(keras.Model(functional.inputs, functional.outputs * 2))
     with pytest.raises(ValueError, match="fixed size"):
         encoders.from_keras(encoders.resnet((None, None, 3), width=2, blocks=(1,)))
     with pytest.raises(ValueError, match="stages.*nope"):

@@ -27,8 +27,8 @@ def from_keras(model, stages=None, preprocessing=None):
         keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features.
 
     Raises:
-        ValueError: `model` is not functional, does not take one image of fixed size, or has no layer
-            with one of the names in `stages`.
+        ValueError: `model` is not functional, does not take one image of fixed size, has several outputs, or
+            has no layer with one of the names in `stages`.
 
     Example:
         >>> backbone = keras.applications.MobileNetV2((32, 32, 3), weights=None, include_top=False)
@@ -40,6 +40,11 @@ def from_keras(model, stages=None, preprocessing=None):
         raise ValueError(
             "model must be a functional keras.Model with one input of fixed size "
             f"(batch, height, width, channels), got {model!r} with input shape {shape!r}"
+        )
+    if len(model.outputs) != 1:
+        raise ValueError(
+            f"model must have one output, got {model.output_names}: wrap "
+            "keras.Model(model.input, <one of model.outputs>)"
         )
     # One structure for all models: Sequential models and those with a list of one input included.
     model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
