@@ -4,6 +4,7 @@ import keras
 from keras import layers
 
 from keras_ssl.encoders.residual import STAGE
+from keras_ssl.layers import strided
 from keras_ssl.ops import images
 
 
@@ -139,6 +140,9 @@ def check_encoder(encoder):
     Raises:
         ValueError: it is not functional, or has other inputs or outputs.
 
+    Warns:
+        UserWarning: it has a layer whose gradients TensorFlow may compute wrongly on CPUs.
+
     Example:
         >>> from keras_ssl.encoders import resnet
         >>> check_encoder(resnet((32, 48, 3), width=4))
@@ -151,6 +155,7 @@ def check_encoder(encoder):
             f"{encoder!r} from {shapes[0]} to {shapes[1]}; keras_ssl.encoders.from_keras makes one from "
             "any functional Keras model"
         )
+    strided.warn_of_miscomputed(encoder)
 
 
 def check_image_shape(encoder):

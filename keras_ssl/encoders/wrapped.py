@@ -30,6 +30,9 @@ def from_keras(model, stages=None, preprocessing=None):
         ValueError: `model` is not functional, does not take one image of fixed size, has several outputs, or
             has no layer with one of the names in `stages`.
 
+    Warns:
+        UserWarning: such a convolution is transposed or in a nested model, where it is not replaced.
+
     Example:
         >>> backbone = keras.applications.MobileNetV2((32, 32, 3), weights=None, include_top=False)
         >>> from_keras(backbone).output_shape
@@ -59,7 +62,7 @@ def from_keras(model, stages=None, preprocessing=None):
     def cloned(layer):
         config = layer.get_config()
         config["name"] = names.get(layer.name, layer.name)
-        if strided.is_miscomputed(layer):
+        if strided.is_miscomputed(layer) and not isinstance(layer, layers.Conv2DTranspose):
             subsampled[config["name"]] = strided.subsampling(layer, config["name"])
             config["strides"] = 1
         clones[layer.name] = layer.__class__.from_config(config)
@@ -76,12 +79,13 @@ def from_keras(model, stages=None, preprocessing=None):
     keras.models.clone_model(model, input_tensors=pixels, clone_function=cloned, call_function=call)
     for name, layer in clones.items():
         layer.set_weights(model.get_layer(name).get_weights())
-    strided.warn_of_inner_layers(model)
     last = model.output_names[0]
     features = outputs[names.get(last, last)]
     if len(features.shape) == 4:
         features = layers.GlobalAveragePooling2D(name="features", dtype="float32")(features)
-    return keras.Model(inputs, features, name=model.name)
+    encoder = keras.Model(inputs, features, name=model.name)
+    strided.warn_of_miscomputed(encoder)
+    return encoder
 
 
 def _ends_of_stages(model):
