@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import data, fitting, plotting
+from keras_ssl import data, encoders, fitting, plotting
 from keras_ssl.training import configuration, distribute, loss_scale, optimizers, pipeline
 
 
@@ -38,7 +38,10 @@ class PretextModel(keras.Model):
         label_name: what a label is called in previews.
 
     Raises:
-        ValueError: `encoder` is not such a model.
+        ValueError: `encoder` is not such a model, or `needs` or `networks` of the class is a str.
+
+    Warns:
+        UserWarning: the encoder has a layer whose gradients TensorFlow may compute wrongly on CPUs.
     """
 
     needs = ("image",)
@@ -51,12 +54,13 @@ class PretextModel(keras.Model):
         super().__init__(**kwargs)
         # 16 bits would round pixels, which the layers rescale in float32 first.
         self.autocast = False
-        shape = getattr(encoder, "input_shape", None)
-        if not isinstance(shape, tuple) or len(shape) != 4 or len(encoder.output_shape) != 2:
-            raise ValueError(
-                "encoder must be a functional keras.Model from (B, H, W, C) to (B, D), got "
-                f"{encoder!r}; keras_ssl.encoders.from_keras makes one from any Keras model"
-            )
+        encoders.check_encoder(encoder)
+        for name in ("needs", "networks"):
+            if isinstance(getattr(self, name), str):  # which Python would iterate letter by letter
+                raise ValueError(
+                    f"{type(self).__name__}.{name} must be a tuple of names, got the str "
+                    f"{getattr(self, name)!r}: write {(getattr(self, name),)!r}"
+                )
         self.encoder = encoder
 
     def pretext(self, batch, seed):
@@ -165,15 +169,15 @@ class PretextModel(keras.Model):
             tf.data.Dataset of (x, y), with the attribute `steps_per_epoch` that `fit` reads.
 
         Raises:
-            ValueError: `images` lacks a column that the task needs, has no known length, no image, or
-                images of another size than the encoder's; `batch_size` is less than 1 or cannot be
-                split among the replicas; `first_epoch` is not before `epochs`; `service` is not an address,
-                or `images` has no random access.
+            ValueError: `images` is no dataset, lacks a column that the task needs, has no known length, no
+                image, or images of another size than the encoder's; a number is no integer; `batch_size` is
+                less than 1 or cannot be split among the replicas; `first_epoch` is not before `epochs`;
+                `service` is not an address, or `images` has no random access.
 
         Warns:
             UserWarning: `images` has no random access, since `.take()`, `.map()` and the like drop it.
         """
-        pipeline.check(images, self, batch_size, epochs, first_epoch, service)
+        pipeline.check(images, self, batch_size, epochs, first_epoch, seed, service)
         return fitting.all_epochs(
             images, self, batch_size, epochs, first_epoch, shuffle, seed, service
         )

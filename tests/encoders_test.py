@@ -1,4 +1,5 @@
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -85,6 +86,8 @@ def test_from_keras_refuses(noise):
     functional = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="a")])
     with pytest.raises(ValueError, match="functional"):
         encoders.from_keras(keras.layers.Dense(3))
+    with pytest.raises(ValueError, match="model must have one output, got .*'a', 'a'"):
+        encoders.from_keras(keras.Model(functional.inputs, functional.outputs * 2))
     with pytest.raises(ValueError, match="fixed size"):
         encoders.from_keras(encoders.resnet((None, None, 3), width=2, blocks=(1,)))
     with pytest.raises(ValueError, match="stages.*nope"):
@@ -189,11 +192,52 @@ def test_training_with_odd_batches_does_not_crash():
         task.train_on_batch(x, np.zeros((5, 3)))
 
 
-def test_warns_of_nested_strided_convolutions():
-    inner = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 1, 2, name="inner")])
-    model = keras.Sequential([keras.Input((16, 16, 3)), inner])
-    with pytest.warns(UserWarning, match="'inner' in 'sequential.*MaxPooling2D"):
-        encoders.from_keras(model, [inner.name])
+def sequential(*layers, name):
+    return keras.Sequential([keras.Input((16, 16, 3)), *layers], name=name)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda: keras.layers.Conv2D(4, 1, 2, name="inner"), "'inner' in 'outer' .* MaxPooling2D"),
+        (
+            lambda: sequential(keras.layers.Conv2D(4, 1, 2, name="inner"), name="nested"),
+            "'inner' in 'nested' .* MaxPooling2D",
+        ),
+        (
+            lambda: keras.layers.Conv2DTranspose(4, 1, 2, name="inner"),
+            "'inner' in 'outer' .* a kernel as large as its strides",
+        ),
+    ],
+)
+def test_a_task_warns_once_of_miscomputed_convolutions(layer, words):
+    pool = keras.layers.GlobalAveragePooling2D()
+    encoder = sequential(layer(), pool, name="outer")
+    with pytest.warns(UserWarning, match=words) as found:
+        encoders.check_encoder(encoder)
+    encoders.check_encoder(encoder)
+    assert len(found) == 1
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        encoders.check_encoder(encoders.from_keras(encoder, [encoder.layers[0].name]))
+    # from_keras replaces it only in the model itself.
+    assert len(found) == ("'outer' .* MaxPooling2D" not in words)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.SeparableConv2D(4, 1, 2),
+        keras.layers.Conv2DTranspose(4, 2, 2),
+        keras.layers.Conv2DTranspose(16, 1, 2),
+    ],
+)
+def test_no_warning_of_other_convolutions(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoders.check_encoder(
+            sequential(layer, keras.layers.GlobalAveragePooling2D(), name="outer")
+        )
 
 
 def test_on_patches_runs_the_layers_of_the_encoder():

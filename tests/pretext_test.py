@@ -112,7 +112,12 @@ def test_fit_accepts_arrays(brightness, noise):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"batch_size": 0}, "batch_size"), ({"batch_size": 4, "epochs": 0}, "first_epoch"),
+    [({"batch_size": 0}, "batch_size must be an integer .* of at least 1, got 0"),
+     ({"batch_size": 32.0}, "batch_size must be an integer .*, got 32.0"),
+     ({"batch_size": True}, "batch_size must be an integer .*, got True"),
+     ({"batch_size": 4, "epochs": 2.0}, "epochs must be an integer .*, got 2.0"),
+     ({"batch_size": 4, "seed": 1.5}, "seed must be an integer .*, got 1.5"),
+     ({"batch_size": 4, "epochs": 0}, "first_epoch"),
      ({"batch_size": 4, "epochs": 2, "first_epoch": 2}, "first_epoch")],
 )  # fmt: skip
 def test_dataset_refuses_invalid_numbers(brightness, images, arguments, words):
@@ -121,6 +126,8 @@ def test_dataset_refuses_invalid_numbers(brightness, images, arguments, words):
 
 
 def test_dataset_refuses_invalid_images(brightness, images):
+    with pytest.raises(ValueError, match="tf.data.Dataset .*from_array.*, got a ndarray"):
+        brightness.dataset(np.zeros((2, 32, 32, 3)), 4)
     with pytest.raises(ValueError, match="`image` and `id`"):
         brightness.dataset(images.map(lambda e: e["image"]), 4)
     with pytest.raises(ValueError, match="known length"):
@@ -130,12 +137,34 @@ def test_dataset_refuses_invalid_images(brightness, images):
 
 
 def test_refuses_invalid_encoders():
-    for bad in (
-        keras.layers.Dense(3),
-        keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
+    image = keras.Input((8, 8, 3))
+    features = keras.layers.GlobalAveragePooling2D()(image)
+    for bad, shapes in (
+        (keras.layers.Dense(3), "from None to None"),
+        (
+            keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
+            r"from \(None, 4\) to \(None, 2\)",
+        ),
+        (keras.Model(image, [features, features]), r"to \[\(None, 3\), \(None, 3\)\]"),
     ):
-        with pytest.raises(ValueError, match="encoder"):
+        with pytest.raises(
+            ValueError, match=f"encoder must be a functional .* {shapes}; keras_ssl"
+        ):
             Brightness(bad)
+
+
+@pytest.mark.parametrize(("name", "value"), [("needs", "image"), ("networks", "encoder")])
+def test_refuses_a_str_where_a_task_lists_names(name, value):
+    wrong = type("Wrong", (Brightness,), {name: value})
+    with pytest.raises(ValueError, match=rf"Wrong.{name} must be a tuple .* write \('{value}',\)"):
+        wrong(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
+
+
+def test_names_the_reader_of_a_missing_column(images):
+    clips = type("Clips", (Brightness,), {"needs": ("frames",)})
+    task = clips(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
+    with pytest.raises(ValueError, match=r"from_array\(images, frames=frames\)"):
+        task.dataset(images, 4)
 
 
 def test_late_labels_replace_labels_and_set_weights(noise, monkeypatch):

@@ -1,5 +1,6 @@
 """Reader for images in memory, and two data sets that need no preparation."""
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -16,7 +17,7 @@ def from_array(images, labels=None, **columns):
     Args:
         images: (N, H, W, 3) or (N, H, W) array, uint8 or float, in 0..255; grayscale images become
             three equal channels.
-        labels: (N,) integer array, for evaluation only, or None.
+        labels: (N,) array of integers, for evaluation only, or None.
         **columns: further arrays with one row per image, such as `frames` (N, T, H, W, 3) uint8,
             `depth` (N, H, W, 1) float in meters with NaN where unknown, or `motion` (N, T - 1, 6) float.
             Floats become float32.
@@ -26,8 +27,11 @@ def from_array(images, labels=None, **columns):
         the further columns.
 
     Raises:
-        ValueError: wrong shape, no images, values outside 0..255 or not finite, or `labels` or a column
-            that does not have one row per image.
+        ValueError: wrong shape, no images, values outside 0..255 or not finite, labels that are not integers,
+            or `labels` or a column that does not have one row per image.
+
+    Warns:
+        UserWarning: all pixels are floats of at most 1, so `images` seem to be in 0..1.
 
     Example:
         >>> frames = np.zeros((5, 3, 8, 8, 3), "uint8")
@@ -47,13 +51,30 @@ def from_array(images, labels=None, **columns):
             raise ValueError(
                 f"images must be in 0..255, got {images.min()} to {images.max()}: rescale them"
             )
+        if 0 < images.max() <= 1:
+            warnings.warn(
+                f"images must be in 0..255, and have a maximum of {images.max()}: if they are in 0..1, "
+                "multiply them by 255",
+                stacklevel=2,
+            )
     rows = {"image": images, "id": np.arange(len(images), dtype=np.int64)}
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (len(images),):
             raise ValueError(f"labels must be ({len(images)},), one per image, got {labels.shape}")
-        rows["label"] = labels.astype(np.int64)
+        rows["label"] = _integers(labels)
     return random_access({**rows, **_further_columns(columns, len(images))})
+
+
+def _integers(labels):
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(f"labels must be integers, got dtype {labels.dtype}: number the classes")
+    wrong = labels[~np.isfinite(labels) | (labels != np.round(labels))]
+    if len(wrong):
+        raise ValueError(
+            f"labels must be integers, got {wrong[0]}: leave out images without a label"
+        )
+    return labels.astype(np.int64)
 
 
 def _further_columns(columns, number):

@@ -44,22 +44,28 @@ def subset(dataset, rows):
     Args:
         dataset: tf.data.Dataset of known length. With random access, which almost all readers
             provide, the other rows are not loaded.
-        rows: (n,) int array, increasing indices of the rows.
+        rows: (n,) int array, indices of the rows, without random access in increasing order; or (N,) bool
+            array, whether to select each row.
 
     Returns:
         tf.data.Dataset of length n, with the attribute `class_names` if `dataset` has it.
+
+    Raises:
+        ValueError: `rows` is not such an array.
 
     Example:
         >>> rows = random_access({"id": tf.range(5, dtype=tf.int64)})
         >>> subset(rows, [1, 3]).columns["id"].numpy().tolist()
         [1, 3]
     """
-    if hasattr(dataset, "columns"):
+    known, number = hasattr(dataset, "columns"), int(dataset.cardinality())
+    rows = _indices(rows, number, increasing=not known)
+    if known:
         with tf.device("CPU:0"):
             columns = {name: tf.gather(column, rows) for name, column in dataset.columns.items()}
         part = random_access(columns, dataset.load_row)
     else:
-        selected = np.zeros(int(dataset.cardinality()), bool)
+        selected = np.zeros(number, bool)
         selected[rows] = True
         part = dataset.enumerate().filter(lambda row, _: tf.gather(selected, row))
         part = part.map(lambda _, element: element)
@@ -67,3 +73,18 @@ def subset(dataset, rows):
     if hasattr(dataset, "class_names"):
         part.class_names = dataset.class_names
     return part
+
+
+def _indices(rows, number, increasing):
+    """Returns the `rows` of `subset` as an int64 array, and validates them."""
+    given, rows = rows, np.asarray(rows)
+    if rows.dtype == bool and rows.shape == (number,):
+        rows = np.flatnonzero(rows)
+    valid = rows.ndim == 1 and (rows.dtype.kind in "iu" or not len(rows))
+    if not valid or ((rows < 0) | (rows >= number)).any():
+        raise ValueError(
+            f"rows must be indices in 0..{number - 1}, or {number} bools, one per row, got {given!r}"
+        )
+    if increasing and (np.diff(rows) <= 0).any():
+        raise ValueError(f"rows must increase in a dataset without random access, got {given!r}")
+    return rows.astype(np.int64)

@@ -4,9 +4,11 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ssl import files
+from keras_ssl.arguments import is_integer
 from keras_ssl.data.columns import random_access
 from keras_ssl.ops import decode, images
 
@@ -36,7 +38,8 @@ def from_folder(path, size, check=True):
         str, or None).
 
     Raises:
-        ValueError: there is no such folder, no readable image in it, or `size` is not positive.
+        ValueError: there is no such folder, no readable image in it, or `size` is not one or two
+            positive integers.
 
     Warns:
         UserWarning: how many files are unreadable, and which.
@@ -81,10 +84,12 @@ def from_folder(path, size, check=True):
 
 def height_and_width(size):
     """Returns (height, width) of a `size` argument, an int or a pair, and validates it."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size!r}")
-    return height, width
+    pair = tuple(size) if np.ndim(size) else (size, size)
+    if len(pair) != 2 or not all(is_integer(pixels, minimum=1) for pixels in pair):
+        raise ValueError(
+            f"size must be at least 1 pixel, an integer or (height, width), got {size!r}"
+        )
+    return pair
 
 
 def image_files(path):

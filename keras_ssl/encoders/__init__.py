@@ -1,6 +1,7 @@
 """Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
 from keras_ssl.encoders.outputs import (
+    check_encoder,
     check_image_shape,
     check_patches,
     each,
@@ -13,6 +14,7 @@ from keras_ssl.encoders.wrapped import from_keras
 
 __all__ = [
     "STAGE",
+    "check_encoder",
     "check_image_shape",
     "check_patches",
     "each",

@@ -1,9 +1,10 @@
-"""Features of stages, views and patches, and checks of an encoder's input."""
+"""Features of stages, views and patches, and checks of an encoder."""
 
 import keras
 from keras import layers
 
 from keras_ssl.encoders.residual import STAGE
+from keras_ssl.layers import strided
 from keras_ssl.ops import images
 
 
@@ -128,6 +129,33 @@ def check_patches(encoder, height, width):
             f"encoder gives {output.shape[1:]} for patches of {height}x{width} pixels, but "
             f"{encoder.output_shape[1:]} for images: it must end with global average pooling"
         )
+
+
+def check_encoder(encoder):
+    """Checks that a model can be the encoder of a task.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D).
+
+    Raises:
+        ValueError: it is not functional, or has other inputs or outputs.
+
+    Warns:
+        UserWarning: it has a layer whose gradients TensorFlow may compute wrongly on CPUs.
+
+    Example:
+        >>> from keras_ssl.encoders import resnet
+        >>> check_encoder(resnet((32, 48, 3), width=4))
+    """
+    # A list of shapes if there are several inputs or outputs; none if it is not functional.
+    shapes = [getattr(encoder, name, None) for name in ("input_shape", "output_shape")]
+    if any(type(s) is not tuple or len(s) != n for s, n in zip(shapes, (4, 2), strict=True)):
+        raise ValueError(
+            "encoder must be a functional keras.Model from (B, H, W, C) to (B, D), got "
+            f"{encoder!r} from {shapes[0]} to {shapes[1]}; keras_ssl.encoders.from_keras makes one from "
+            "any functional Keras model"
+        )
+    strided.warn_of_miscomputed(encoder)
 
 
 def check_image_shape(encoder):

@@ -27,8 +27,11 @@ def from_keras(model, stages=None, preprocessing=None):
         keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features.
 
     Raises:
-        ValueError: `model` is not functional, does not take one image of fixed size, or has no layer
-            with one of the names in `stages`.
+        ValueError: `model` is not functional, does not take one image of fixed size, has several outputs, or
+            has no layer with one of the names in `stages`.
+
+    Warns:
+        UserWarning: such a convolution is transposed or in a nested model, where it is not replaced.
 
     Example:
         >>> backbone = keras.applications.MobileNetV2((32, 32, 3), weights=None, include_top=False)
@@ -40,6 +43,11 @@ def from_keras(model, stages=None, preprocessing=None):
         raise ValueError(
             "model must be a functional keras.Model with one input of fixed size "
             f"(batch, height, width, channels), got {model!r} with input shape {shape!r}"
+        )
+    if len(model.outputs) != 1:
+        raise ValueError(
+            f"model must have one output, got {model.output_names}: wrap "
+            "keras.Model(model.input, <one of model.outputs>)"
         )
     # One structure for all models: Sequential models and those with a list of one input included.
     model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -54,7 +62,7 @@ def from_keras(model, stages=None, preprocessing=None):
     def cloned(layer):
         config = layer.get_config()
         config["name"] = names.get(layer.name, layer.name)
-        if strided.is_miscomputed(layer):
+        if strided.is_miscomputed(layer) and not isinstance(layer, layers.Conv2DTranspose):
             subsampled[config["name"]] = strided.subsampling(layer, config["name"])
             config["strides"] = 1
         clones[layer.name] = layer.__class__.from_config(config)
@@ -71,12 +79,13 @@ def from_keras(model, stages=None, preprocessing=None):
     keras.models.clone_model(model, input_tensors=pixels, clone_function=cloned, call_function=call)
     for name, layer in clones.items():
         layer.set_weights(model.get_layer(name).get_weights())
-    strided.warn_of_inner_layers(model)
     last = model.output_names[0]
     features = outputs[names.get(last, last)]
     if len(features.shape) == 4:
         features = layers.GlobalAveragePooling2D(name="features", dtype="float32")(features)
-    return keras.Model(inputs, features, name=model.name)
+    encoder = keras.Model(inputs, features, name=model.name)
+    strided.warn_of_miscomputed(encoder)
+    return encoder
 
 
 def _ends_of_stages(model):

@@ -3,8 +3,10 @@
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from keras_ssl.arguments import check_integer
 from keras_ssl.training import distribute
 
 
@@ -36,16 +38,16 @@ class Sinkhorn(keras.layers.Layer):
     Call arguments:
         scores: (B, K) float tensor.
         rows: (B,) positive marginals, by default 1 / B each. Under a strategy, those of this replica.
-        columns: (K,) positive marginals with the same sum (over all replicas), by default 1 / K each. The
-            sums are checked in eager calls; in a graph, different ones give the warning of
-            `max_iterations`.
+        columns: (K,) positive marginals with the same sum (over all replicas), by default 1 / K each. In a
+            graph only constants are checked; wrong sums of others give the warning of `max_iterations`.
 
     Returns:
         (B, K) float32 tensor.
 
     Raises:
-        ValueError: `scores` is not (B, K); `lam`, `tolerance` or `max_iterations` is not positive; `rows`
-            and `columns` differ in their sum.
+        ValueError: `scores` is not (B, K); `lam` or `tolerance` is not positive, or `max_iterations` no
+            positive integer; `rows` or `columns` has the wrong length or is not positive, or they differ in
+            their sum.
 
     Reference: Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", NeurIPS 2013.
 
@@ -65,10 +67,10 @@ class Sinkhorn(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        settings = (("lam", lam), ("tolerance", tolerance), ("max_iterations", max_iterations))
-        for name, value in settings:
+        for name, value in (("lam", lam), ("tolerance", tolerance)):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")
+        check_integer("max_iterations", max_iterations, minimum=1)
         self.lam, self.tolerance = float(lam), float(tolerance)
         self.max_iterations = max_iterations
         self.differentiable, self.report = differentiable, report
@@ -79,23 +81,17 @@ class Sinkhorn(keras.layers.Layer):
 
     def call(self, scores, rows=None, columns=None):
         scores = tf.cast(scores, tf.float32)
+        _check_marginals(scores, rows, columns)
         batch, number = tf.shape(scores)[0], tf.shape(scores)[1]
         first = distribute.first_row(scores)
         scores = distribute.all_gather(scores)
         rows = None if rows is None else distribute.all_gather(rows)
+        _check_sums(rows, columns)
         total = tf.shape(scores)[0]
         if rows is None:
             rows = tf.fill([total], 1 / tf.cast(total, tf.float32))
         if columns is None:
             columns = tf.fill([number], 1 / tf.cast(number, tf.float32))
-        # Without a plan that has both sums, the iterations would not converge.
-        if tf.executing_eagerly():
-            sums = [float(tf.reduce_sum(marginal)) for marginal in (rows, columns)]
-            if not math.isclose(*sums, rel_tol=1e-3):
-                raise ValueError(
-                    "rows and columns must have the same sum (1 for the one that is not given), got "
-                    f"{sums[0]:g} and {sums[1]:g}"
-                )
         plan, iterations, error = _balance(
             scores, tf.cast(rows, tf.float32), tf.cast(columns, tf.float32), tf.constant(self.lam),
             tf.constant(self.tolerance), self.max_iterations, not _under_xla(),
@@ -110,7 +106,10 @@ class Sinkhorn(keras.layers.Layer):
     def compute_output_shape(self, shape, *args):
         return {"plan": shape, "iterations": (), "error": ()} if self.report else shape
 
-    def compute_output_spec(self, scores, *args, **kwargs):
+    def compute_output_spec(self, scores, rows=None, columns=None):
+        _check_marginals(scores, rows, columns)
+        if rows is None:  # else those of one replica
+            _check_sums(rows, columns)
         plan = keras.KerasTensor(scores.shape, "float32")
         if not self.report:
             return plan
@@ -123,6 +122,41 @@ class Sinkhorn(keras.layers.Layer):
     def get_config(self):
         names = ("lam", "tolerance", "max_iterations", "differentiable", "report")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _constant(marginal):
+    """Returns the value of a marginal as an array if it is known before a graph runs, otherwise None."""
+    if isinstance(marginal, list | tuple):
+        marginal = tf.convert_to_tensor(marginal)
+    return tf.get_static_value(marginal) if isinstance(marginal, tf.Tensor) else None
+
+
+def _check_marginals(scores, rows, columns):
+    marginals = {"rows": rows, "columns": columns}
+    for (name, marginal), length in zip(marginals.items(), scores.shape, strict=True):
+        if marginal is None:
+            continue
+        value = _constant(marginal)
+        shape = getattr(marginal, "shape", np.shape(value))
+        if not tf.TensorShape([length]).is_compatible_with(shape):
+            raise ValueError(f"{name} must be ({length},), got shape {tuple(shape)}")
+        # Otherwise the plan would be NaN.
+        if value is not None and not ((value > 0) & np.isfinite(value)).all():
+            least, most = value.min(), value.max()
+            raise ValueError(f"{name} must be positive and finite, got {least} to {most}")
+
+
+def _check_sums(rows, columns):
+    """Checks that there is a plan with both sums, without which the iterations would not converge."""
+    values = [np.ones(1) if m is None else _constant(m) for m in (rows, columns)]
+    if any(value is None for value in values):
+        return
+    sums = [float(np.sum(value, dtype=np.float64)) for value in values]
+    if not math.isclose(*sums, rel_tol=1e-3):
+        raise ValueError(
+            "rows and columns must have the same sum (1 for the one that is not given), got "
+            f"{sums[0]:g} and {sums[1]:g}"
+        )
 
 
 @tf.function(autograph=False, reduce_retracing=True)

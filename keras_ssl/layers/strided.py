@@ -5,17 +5,22 @@ addresses the buffer as if it held a whole vector of channels: 8 with AVX2, 16 w
 channels it reads and writes out of bounds. The gradients of the kernel are wrong, or the heap is corrupted
 and the process crashes later (https://github.com/uxlfoundation/oneDNN/issues/6035, here with TensorFlow
 2.21). Subsampling followed by a convolution without strides computes the same function by other code.
+
+The gradient of a transposed convolution is such a convolution, whose input channels are its output channels.
+SeparableConv2D is not affected: only its depthwise part has strides.
 """
 
 import warnings
+import weakref
 
 from keras import layers
 
 CHANNELS = 16  # float32 numbers in the widest vector, that of AVX-512
+_warned = weakref.WeakSet()  # layers
 
 
 def is_miscomputed(layer):
-    """Returns whether a layer is a strided 1x1 convolution that oneDNN miscomputes.
+    """Returns whether a layer is a strided 1x1 convolution, also transposed, that oneDNN miscomputes.
 
     Args:
         layer: keras.layers.Layer, built.
@@ -24,7 +29,7 @@ def is_miscomputed(layer):
         bool.
     """
     return (
-        isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D))
+        isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose))
         and tuple(layer.kernel_size) == (1, 1)
         and max(layer.strides) > 1
         and layer.kernel.shape[2] < CHANNELS
@@ -48,19 +53,36 @@ def subsampling(layer, name):
     )  # fmt: skip
 
 
-def warn_of_inner_layers(layer):
-    """Warns of miscomputed convolutions in nested layers, which `from_keras` does not replace.
+def warn_of_miscomputed(model):
+    """Warns of miscomputed convolutions in a model, also in nested models, once of each layer.
 
     Args:
-        layer: keras.Model, or a layer inside of a model.
+        model: keras.Model.
+
+    Warns:
+        UserWarning: the name of such a layer, and how to change it.
     """
-    for outer in getattr(layer, "layers", []):
-        for inner in getattr(outer, "layers", [getattr(outer, "layer", None)]):
-            if is_miscomputed(inner):
-                warnings.warn(
-                    f"{inner.name!r} in {outer.name!r} is a 1x1 convolution with strides and fewer than "
-                    f"{CHANNELS} input channels: on CPUs TensorFlow may compute wrong gradients of it, or "
-                    "crash; put a MaxPooling2D(1, strides) before it and set its strides to 1",
-                    stacklevel=3,
-                )
-        warn_of_inner_layers(outer)
+    for outer, layer in _all_layers(model):
+        if not is_miscomputed(layer) or layer in _warned:
+            continue
+        _warned.add(layer)
+        if isinstance(layer, layers.Conv2DTranspose):
+            change = "give it a kernel as large as its strides"
+        else:
+            change = (
+                "put a MaxPooling2D(1, strides) before it and set its strides to 1, as "
+                "keras_ssl.encoders.from_keras does outside of nested models"
+            )
+        warnings.warn(
+            f"{layer.name!r} in {outer.name!r} is a 1x1 convolution with strides and fewer than "
+            f"{CHANNELS} channels: on CPUs TensorFlow may compute wrong gradients of it, or crash; {change}",
+            stacklevel=3,
+        )
+
+
+def _all_layers(outer):
+    """Yields (outer, layer) for each layer inside of a model or of a wrapper such as TimeDistributed."""
+    for layer in [*getattr(outer, "layers", []), getattr(outer, "layer", None)]:
+        if layer is not None:
+            yield outer, layer
+            yield from _all_layers(layer)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_ssl.arguments import check_integer
 from keras_ssl.solvers import gibbs
 
 SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
@@ -82,7 +83,8 @@ def sinkhorn(
 
     Raises:
         ValueError: `scores` have the wrong shape or are not finite, the marginals are not positive or
-            differ in their sum, or a number is not positive.
+            differ in their sum, `lam` or `tolerance` is not positive, or `max_iterations` no positive
+            integer.
 
     Warns:
         UserWarning: not converged within `max_iterations`.
@@ -186,9 +188,10 @@ class _Anderson:
 
 
 def _check_arguments(lam, tolerance, max_iterations, dtype):
-    for name, value in (("lam", lam), ("tolerance", tolerance), ("max_iterations", max_iterations)):
+    for name, value in (("lam", lam), ("tolerance", tolerance)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value!r}")
+    check_integer("max_iterations", max_iterations, minimum=1)
     if dtype not in ("float32", "float64", "bfloat16"):
         raise ValueError(f'dtype must be "float32", "float64" or "bfloat16", got {dtype!r}')
 
@@ -200,7 +203,8 @@ def _marginals(rows, columns, n, k):
         if marginal.shape != (length,):
             raise ValueError(f"{name} must be ({length},), got shape {marginal.shape}")
         if not (np.isfinite(marginal).all() and (marginal > 0).all()):
-            raise ValueError(f"{name} must be positive, got a smallest of {marginal.min()}")
+            least, most = marginal.min(), marginal.max()
+            raise ValueError(f"{name} must be positive and finite, got {least} to {most}")
     if not np.isclose(rows.sum(), columns.sum(), rtol=1e-6):
         raise ValueError(
             f"rows and columns must have the same sum, got {rows.sum()} and {columns.sum()}"

@@ -5,6 +5,7 @@ import warnings
 import tensorflow as tf
 
 from keras_ssl import files
+from keras_ssl.arguments import check_integer
 from keras_ssl.data import service
 from keras_ssl.training import distribute
 
@@ -83,20 +84,20 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-# Readers that provide a column, for the error message.
+# Readers that provide a column, for the error message; `from_array` takes any other column.
 READERS = {
     "label": "from_folder with one folder per class, or from_array(..., labels)",
     "image": "the readers in keras_ssl.data",
 }
 
 
-def check(images, task, batch_size, epochs, first_epoch, address):
+def check(images, task, batch_size, epochs, first_epoch, seed, address):
     """Validates the arguments of `PretextModel.dataset`.
 
     Args:
         images: tf.data.Dataset.
         task: PretextModel.
-        batch_size, epochs, first_epoch: int.
+        batch_size, epochs, first_epoch, seed: int.
         address: str, of a tf.data service, or None.
 
     Raises:
@@ -112,8 +113,9 @@ def check(images, task, batch_size, epochs, first_epoch, address):
             "images must have a known length of at least 1, got cardinality "
             f"{number}; use a reader of keras_ssl.data, or tf.data.experimental.assert_cardinality"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_integer("batch_size", batch_size, minimum=1)
+    for name, value in (("epochs", epochs), ("first_epoch", first_epoch), ("seed", seed)):
+        check_integer(name, value)
     replicas = task.distribute_strategy.num_replicas_in_sync
     # Keras builds the model from a batch that is split evenly among the replicas, and TensorFlow's
     # convolutions return wrong shapes for a replica without an image.
@@ -136,14 +138,18 @@ def check(images, task, batch_size, epochs, first_epoch, address):
 
 
 def _check_columns(images, task):
-    spec = images.element_spec
+    spec = getattr(images, "element_spec", f"a {type(images).__name__}")
     if not isinstance(spec, dict) or "id" not in spec:
-        raise ValueError(f"images must yield dicts with `image` and `id`, got {spec}")
+        raise ValueError(
+            "images must be a tf.data.Dataset of dicts with `image` and `id`, such as "
+            f"keras_ssl.data.from_array(images), got {spec}"
+        )
     for name in task.needs:
         if name not in spec:
+            reader = READERS.get(name, f"keras_ssl.data.from_array(images, {name}={name})")
             raise ValueError(
                 f"images must yield dicts with `{name}`, which {type(task).__name__} needs, got "
-                f"{', '.join(spec)}: use {READERS.get(name, f'a reader that has the column {name}')}"
+                f"{', '.join(spec)}: use {reader}"
             )
         expected = tf.TensorShape(task.encoder.input_shape[1:])
         # The last three axes of frames (T, H, W, C) are those of an image.

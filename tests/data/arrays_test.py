@@ -1,5 +1,7 @@
 """Arrays to datasets and back; digits and CIFAR-10."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -52,11 +54,23 @@ def test_invalid_further_columns(noise):
     ("images", "labels", "words"),
     [(np.zeros((0, 4, 4, 3)), None, "N > 0"), (np.zeros((2, 4, 4, 2)), None, "images"),
      (np.full((1, 4, 4, 3), -1.0), None, "0..255"), (np.full((1, 4, 4, 3), np.nan), None, "0..255"),
-     (np.zeros((2, 4, 4, 3)), [1], "labels")],
+     (np.zeros((2, 4, 4, 3)), [1], "labels"),
+     (np.zeros((2, 4, 4, 3)), [1, np.nan], "labels must be integers, got nan: leave out"),
+     (np.zeros((2, 4, 4, 3)), [1, np.inf], "labels must be integers, got inf: leave out"),
+     (np.zeros((2, 4, 4, 3)), [1, 0.5], "labels must be integers, got 0.5: leave out"),
+     (np.zeros((2, 4, 4, 3)), ["cat", "dog"], "labels must be integers, got dtype <U3: number")],
 )  # fmt: skip
 def test_invalid_arrays(images, labels, words):
     with pytest.raises(ValueError, match=words):
         data.from_array(images, labels)
+
+
+def test_warns_of_images_in_0_to_1(noise):
+    with pytest.warns(UserWarning, match=r"0\.\.255, and have a maximum of 1\.0: .* by 255"):
+        data.from_array(noise[:2] / noise[:2].max())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.from_array(np.zeros((2, 4, 4, 3)), [1.0, 2.0])  # black, and integers stored as floats
 
 
 def test_digits_are_split_without_overlap():

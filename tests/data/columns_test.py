@@ -1,6 +1,7 @@
 """Random access: parts of a dataset load only their own rows."""
 
 import numpy as np
+import pytest
 
 from keras_ssl import data
 
@@ -16,3 +17,37 @@ def test_a_subset_loads_only_its_own_rows(folder):
     stream = data.subset(data.from_array(np.zeros((5, 4, 4))).map(dict), [0, 4])
     assert int(stream.cardinality()) == 2
     assert data.to_arrays(stream)["id"].tolist() == [0, 4]
+
+
+@pytest.fixture(params=[True, False], ids=["random access", "stream"])
+def five(request):
+    rows = data.from_array(np.zeros((5, 4, 4)))
+    return rows if request.param else rows.map(dict)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ids"),
+    [([1, 3], [1, 3]), ([False, True, False, True, False], [1, 3]), (range(2), [0, 1]),
+     (np.array([0, 4], np.uint8), [0, 4])],
+)  # fmt: skip
+def test_subset_by_indices_and_by_a_mask(five, rows, ids):
+    assert data.to_arrays(data.subset(five, rows))["id"].tolist() == ids
+
+
+def test_an_empty_subset_has_no_rows(five):
+    assert int(data.subset(five, []).cardinality()) == 0
+    assert int(data.subset(five, np.zeros(5, bool)).cardinality()) == 0
+
+
+@pytest.mark.parametrize("rows", [[-1], [5], [0.5], 3, [[0, 1]], [True, False], ["a"]])
+def test_subset_refuses(five, rows):
+    with pytest.raises(ValueError, match=r"rows must be indices in 0\.\.4, or 5 bools, .* got"):
+        data.subset(five, rows)
+
+
+def test_a_stream_is_read_in_its_order():
+    rows = data.from_array(np.zeros((5, 4, 4)))
+    assert data.to_arrays(data.subset(rows, [3, 1, 1]))["id"].tolist() == [3, 1, 1]
+    for wrong in ([3, 1], [1, 1]):
+        with pytest.raises(ValueError, match="rows must increase in a dataset without random"):
+            data.subset(rows.map(dict), wrong)

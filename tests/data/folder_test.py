@@ -1,5 +1,7 @@
 """Reading folders of image files, also of damaged ones."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,6 +26,18 @@ def test_every_format_in_the_order_of_the_paths(folder):
     gray = arrays["image"][2]
     assert (gray[..., 0] == gray[..., 1]).all()
     assert len(np.unique(arrays["image"][4].reshape(-1, 3), axis=0)) == 1  # the 1x1 image
+
+
+@pytest.mark.parametrize("size", [0, (8, 0), (8, 8, 3), (8,), 8.5, (8, 8.0), "8", None, True])
+def test_invalid_sizes(folder, size):
+    words = f"size must be at least 1 pixel, an integer or (height, width), got {size!r}"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        data.from_folder(folder, size)
+
+
+@pytest.mark.parametrize("size", [np.int64(8), (np.int32(8), 8), [8, 8]])
+def test_sizes_of_numpy(folder, size):
+    assert data.from_folder(folder, size).element_spec["image"].shape == (8, 8, 3)
 
 
 def test_images_outside_subfolders_have_no_classes(folder):
@@ -67,5 +81,3 @@ def test_invalid_folders(tmp_path):
     (tmp_path / "a.jpg").write_text("text")
     with pytest.raises(ValueError, match="none of the 1 files.*a.jpg"):
         data.from_folder(tmp_path, size=8)
-    with pytest.raises(ValueError, match="size"):
-        data.from_folder(tmp_path, size=0)

@@ -1,0 +1,26 @@
+"""Validation of arguments that several modules take."""
+
+import numbers
+
+
+def is_integer(value, minimum=None):
+    """Returns whether a value is an integer of Python or NumPy, not a bool, that fits in int64.
+
+    Args:
+        value: anything.
+        minimum: int, or None for any.
+
+    Example:
+        >>> is_integer(32, minimum=1), is_integer(32.0), is_integer(True)
+        (True, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return False
+    return (-(2**63) if minimum is None else minimum) <= value < 2**63
+
+
+def check_integer(name, value, minimum=None):
+    """Raises ValueError, which names the argument, unless `is_integer(value, minimum)`."""
+    if not is_integer(value, minimum):
+        least = "" if minimum is None else f" of at least {minimum}"
+        raise ValueError(f"{name} must be an integer (int64){least}, got {value!r}")
