@@ -1,5 +1,6 @@
 """Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
+from keras_ssl.encoders.calibration import calibrate
 from keras_ssl.encoders.outputs import (
     check_encoder,
     check_image_shape,
@@ -14,6 +15,7 @@ from keras_ssl.encoders.wrapped import from_keras
 
 __all__ = [
     "STAGE",
+    "calibrate",
     "check_encoder",
     "check_image_shape",
     "check_patches",

@@ -1,7 +1,8 @@
 """Features of stages, views and patches, and checks of an encoder."""
 
 import keras
-from keras import layers
+import numpy as np
+from keras import layers, ops
 
 from keras_ssl.encoders.residual import STAGE
 from keras_ssl.layers import strided
@@ -38,17 +39,21 @@ def maps(encoder):
     return keras.Model(encoder.input, outputs)
 
 
-def stages(encoder):
+def stages(encoder, dimensions=None):
     """Builds a model that outputs the pooled features of all stages of an encoder.
 
     Args:
         encoder: functional keras.Model whose layers `stage1`, `stage2`, ... output feature maps.
+        dimensions: int, average-pools each map of c channels to s x s positions, s = sqrt(dimensions / c)
+            rounded and at most the height and width of the map; by default to one position.
 
     Returns:
-        keras.Model from the encoder's input to a dict `stage1`, ..., `features` of (B, c) tensors.
+        keras.Model from the encoder's input to a dict `stage1`, ..., `features` of (B, c) tensors, or of
+        (B, s * s * c) tensors, by row, column and channel, except for `features`.
 
     Raises:
-        ValueError: the encoder has no layer named `stage1`.
+        ValueError: the encoder has no layer named `stage1`, `dimensions` is below 1, or it is given for an
+            encoder whose maps have no fixed size.
 
     Example:
         >>> from keras_ssl.encoders import resnet
@@ -56,8 +61,39 @@ def stages(encoder):
         ['stage1', 'stage2', 'features']
     """
     pool = layers.GlobalAveragePooling2D(dtype="float32")
+    if dimensions is not None:
+        if dimensions < 1:
+            raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+
+        def pool(output):
+            return _pooled_to(output, dimensions)
+
     outputs = {name: pool(output) for name, output in maps(encoder).output.items()}
     return keras.Model(encoder.input, {**outputs, "features": encoder.output})
+
+
+def _pooled_to(output, dimensions):
+    """Average-pools a (B, h, w, c) map to about `dimensions` numbers, returned as a (B, s * s * c) tensor."""
+    height, width, channels = output.shape[1:]
+    if None in (height, width):
+        raise ValueError(
+            f"dimensions needs maps of fixed size, got {output.shape}: create the encoder with the height "
+            "and width of the images"
+        )
+    side = max(1, round((dimensions / channels) ** 0.5))
+    # By matrix products, since the layer for it needs Keras 3.13.
+    rows, columns = _averaging(min(side, height), height), _averaging(min(side, width), width)
+    pooled = ops.einsum("bhwc,sh,tw->bstc", ops.cast(output, "float32"), rows, columns)
+    return ops.reshape(pooled, (-1, len(rows) * len(columns) * channels))
+
+
+def _averaging(number, size):
+    """Returns the (number, size) float32 matrix of means over windows of nearly equal size."""
+    matrix = np.zeros((number, size), np.float32)
+    for i in range(number):
+        window = slice(i * size // number, -(-(i + 1) * size // number))
+        matrix[i, window] = 1 / (window.stop - window.start)
+    return matrix
 
 
 def each(encoder, x, training=False):

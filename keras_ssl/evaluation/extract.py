@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_ssl import encoders
 
 
-def extract(encoder, images, batch_size=256, verbose=0):
+def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=None):
     """Extracts the features of a dataset at every stage of an encoder.
 
     Args:
@@ -15,11 +15,21 @@ def extract(encoder, images, batch_size=256, verbose=0):
         images: tf.data.Dataset of dicts with `image`, `id` and perhaps `label`.
         batch_size: int, images at a time.
         verbose: 1 shows a progress bar, 0 does not.
+        dimensions: int, such as 9000, average-pools the map of each stage to s x s positions with about so
+            many numbers (s = sqrt(dimensions / c), rounded) instead of one position; `features` stay as
+            they are. 10,000 images of 9,000 numbers take 360 MB per stage.
+        stages: list of str, the stages to extract; by default all.
 
     Returns:
         (features, others): `features` a dict `stage1`, ..., `features` of (N, c) float32 arrays, each
-        stage averaged over the image; `others` a dict of `id`, `label` and all other columns with at most
-        one axis per image.
+        stage averaged over the image, or (N, s * s * c) with `dimensions`; `others` a dict of `id`, `label`
+        and all other columns with at most one axis per image.
+
+    Raises:
+        ValueError: the encoder names no stages, `dimensions` is below 1, or `stages` has an unknown name.
+
+    Reference: Zhang, Isola & Efros, "Split-Brain Autoencoders", CVPR 2017, section 4, for the maps of about
+    9,000 numbers.
 
     Example:
         >>> from keras_ssl import data
@@ -27,7 +37,11 @@ def extract(encoder, images, batch_size=256, verbose=0):
         >>> features["stage1"].shape, others["label"].shape
         ((360, 8), (360,))
     """
-    model = encoders.stages(encoder)
+    model = encoders.stages(encoder, dimensions)
+    if unknown := sorted(set(stages or ()) - set(model.output)):
+        raise ValueError(f"stages must be of {list(model.output)}, got {unknown}")
+    if stages is not None:
+        model = keras.Model(model.input, {name: model.output[name] for name in stages})
     # Columns of pixels, such as frames, could exceed the memory.
     kept = [k for k, spec in images.element_spec.items() if k != "image" and spec.shape.rank <= 1]
 

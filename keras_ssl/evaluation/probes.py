@@ -1,29 +1,28 @@
 """Weighted kNN and linear probe, the two standard evaluations of frozen features."""
 
-import warnings
-
 import numpy as np
 
-from keras_ssl.evaluation.extract import extract
+from keras_ssl.evaluation import logistic
 
 
-def knn(train_features, train_labels, test_features, test_labels, k=20, temperature=0.07):
+def knn(train_features, train_labels, test_features, test_labels, k=20, temperature=0.07, top=1):
     """Computes the accuracy of a weighted kNN classifier with cosine similarity.
 
     Each of the k nearest training features votes for its label with weight
-    exp(similarity / temperature).
+    exp(similarity / temperature). The paper uses k = 200.
 
     Args:
         train_features, test_features: (N, D) and (M, D) float arrays.
         train_labels, test_labels: (N,) and (M,) integer arrays.
         k: int, number of neighbors.
         temperature: float; a smaller one gives the nearest neighbors more weight.
+        top: int, a prediction is correct if the label is among the `top` classes with the most votes.
 
     Returns:
         float, the accuracy on the test set, in [0, 1].
 
     Raises:
-        ValueError: shapes do not match, features are not finite, or k is not in 1..N.
+        ValueError: shapes do not match, features are not finite, k is not in 1..N, or `top` is below 1.
 
     Reference: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", CVPR 2018, section 3.4.
@@ -32,43 +31,68 @@ def knn(train_features, train_labels, test_features, test_labels, k=20, temperat
         >>> knn(np.eye(3), [0, 1, 2], np.eye(3) + 0.1, [0, 1, 2], k=1)
         1.0
     """
+    arrays = checked(train_features, train_labels, test_features, test_labels)
+    if not 1 <= k <= len(arrays[0]):
+        raise ValueError(f"k must be in 1..{len(arrays[0])}, the number of train_features, got {k}")
+    return knn_accuracies(*arrays, [(k, top)], temperature)[0]
+
+
+def knn_accuracies(train, train_labels, test, test_labels, variants, temperature=0.07):
+    """Computes several accuracies of kNN from one search.
+
+    Args:
+        train, test: (N, D) and (M, D) float32 arrays, which are normalized in place.
+        train_labels, test_labels: (N,) and (M,) integer arrays.
+        variants: list of (k, top).
+        temperature: float.
+
+    Returns:
+        list of floats in [0, 1], one for each pair of `variants`.
+    """
     import faiss
 
-    train, train_y, test, test_y = _checked(
-        train_features, train_labels, test_features, test_labels
-    )
-    if not 1 <= k <= len(train):
-        raise ValueError(f"k must be in 1..{len(train)}, the number of train_features, got {k}")
     for features in (train, test):
         faiss.normalize_L2(features)
     index = faiss.IndexFlatIP(train.shape[1])
     index.add(train)
-    similarity, neighbors = index.search(test, k)
-    classes, codes = np.unique(train_y, return_inverse=True)
+    similarity, neighbors = index.search(test, max(k for k, _ in variants))
+    classes, codes = np.unique(train_labels, return_inverse=True)
     # The largest similarity is subtracted first, so that small temperatures do not overflow.
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
-    votes = np.zeros((len(test), len(classes)))
-    for column in range(k):
-        votes[np.arange(len(test)), codes[neighbors[:, column]]] += weights[:, column]
-    return float(np.mean(classes[votes.argmax(1)] == test_y))
+    accuracies = []
+    for k, top in variants:
+        votes = np.zeros((len(test), len(classes)))
+        voted = np.zeros(votes.shape, bool)
+        for column in range(k):
+            cells = np.arange(len(test)), codes[neighbors[:, column]]
+            votes[cells] += weights[:, column]
+            voted[cells] = True
+        accuracies.append(_accuracy(np.where(voted, votes, -np.inf), classes, test_labels, top))
+    return accuracies
 
 
 def linear_probe(
-    train_features, train_labels, test_features, test_labels, l2=1.0, max_iterations=300
+    train_features, train_labels, test_features, test_labels, l2=1.0, max_iterations=300, top=1
 ):
     """Computes the accuracy of logistic regression on standardized frozen features.
+
+    The features may be vectors, or feature maps with about 9,000 numbers per image, as
+    `extract(..., dimensions=9000)` returns them. `select_probe` chooses `l2` and the stage without the test
+    set.
 
     Args:
         train_features, test_features: (N, D) and (M, D) float arrays.
         train_labels, test_labels: (N,) and (M,) integer arrays.
         l2: float, weight of half the squared norm of the coefficients, relative to the summed loss.
         max_iterations: int, of L-BFGS; the accuracy converges long before the weights do.
+        top: int, a prediction is correct if the label is among the `top` most probable classes.
 
     Returns:
         float, the accuracy on the test set, in [0, 1].
 
     Raises:
-        ValueError: shapes do not match, features are not finite, or there is only one class.
+        ValueError: shapes do not match, features are not finite, there is only one class, `l2` is
+            negative, or `top` is below 1.
 
     Reference: Zhang, Isola & Efros, "Split-Brain Autoencoders", CVPR 2017, section 4.
 
@@ -76,94 +100,63 @@ def linear_probe(
         >>> linear_probe(np.eye(3), [0, 1, 2], np.eye(3), [0, 1, 2])
         1.0
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    train, train_y, test, test_y = _checked(
-        train_features, train_labels, test_features, test_labels
-    )
-    if len(np.unique(train_y)) < 2:
-        raise ValueError(f"train_labels must hold at least two classes, got only {train_y[0]}")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / l2, max_iter=max_iterations))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(train, train_y)
-    return float(probe.score(test, test_y))
+    train, train_y, test, test_y = checked(train_features, train_labels, test_features, test_labels)
+    return linear_accuracies(train, train_y, test, test_y, l2, [top], max_iterations)[0]
 
 
-def compare(encoder, untrained, train, test, k=20, verbose=0):
-    """Evaluates every stage of an encoder by kNN and linear probe, versus an untrained one and chance.
+def linear_accuracies(train, train_labels, test, test_labels, l2, tops, max_iterations=300):
+    """Computes several top-k accuracies of one linear probe.
 
     Args:
-        encoder: functional keras.Model with named stages.
-        untrained: the same architecture with its initial weights.
-        train, test: tf.data.Datasets of dicts with `image` and `label`.
-        k: int, number of neighbors.
-        verbose: 1 shows progress, 0 does not.
+        train, test: (N, D) and (M, D) float32 arrays, which are standardized in place.
+        train_labels, test_labels: (N,) and (M,) integer arrays.
+        l2: float, as of `linear_probe`.
+        tops: list of ints.
+        max_iterations: int, as of `linear_probe`.
 
     Returns:
-        dict: `chance` (fraction of the most frequent test label) and, for each stage, a dict of the
-        accuracies `knn`, `knn_untrained`, `linear`, `linear_untrained`, all in [0, 1].
+        list of floats in [0, 1], one for each of `tops`.
 
     Raises:
-        ValueError: `train` or `test` has no labels.
-
-    Example:
-        >>> from keras_ssl import data, encoders
-        >>> a, b = (encoders.resnet((32, 32, 3), width=4, blocks=(1,)) for _ in range(2))
-        >>> sorted(compare(a, b, data.digits(), data.digits("test")))
-        ['chance', 'features', 'stage1']
+        ValueError: there is only one class, or `l2` is negative.
     """
-    for name, dataset in (("train", train), ("test", test)):
-        if "label" not in dataset.element_spec:
-            raise ValueError(
-                f"{name} has no labels: evaluation needs images in one folder per class"
-            )
-    results = {}
-    for suffix, model in (("", encoder), ("_untrained", untrained)):
-        train_features, train_others = extract(model, train, verbose=verbose)
-        test_features, test_others = extract(model, test, verbose=verbose)
-        labels, test_labels = train_others["label"], test_others["label"]
-        last = None
-        for stage in train_features:
-            arrays = train_features[stage], labels, test_features[stage], test_labels
-            # The features are often the last stage, averaged, and need not be probed twice.
-            if last is None or not all(map(np.array_equal, arrays, last)):
-                accuracies = knn(*arrays, k=min(k, len(labels))), linear_probe(*arrays)
-            row = results.setdefault(stage, {})
-            row[f"knn{suffix}"], row[f"linear{suffix}"] = accuracies
-            last = arrays
-    return {"chance": float(np.bincount(test_labels).max() / len(test_labels)), **results}
+    check_probe(train_labels, [l2])
+    classes, codes = np.unique(train_labels, return_inverse=True)
+    logistic.standardize(train, test)
+    found = logistic.scores(logistic.fit(train, codes, l2, max_iterations), test)
+    return [_accuracy(found, classes, test_labels, top) for top in tops]
 
 
-def table(results):
-    """Formats the results of `compare` as rows of text.
+def check_probe(train_labels, l2):
+    """Validates the labels and the values of `l2` of a linear probe.
 
     Args:
-        results: dict that `compare` returned.
+        train_labels: (N,) integer array.
+        l2: sequence of floats.
+
+    Raises:
+        ValueError: there is only one class, no value, or a negative one.
+    """
+    if len(np.unique(train_labels)) < 2:
+        raise ValueError(f"train_labels must hold at least two classes, got only {train_labels[0]}")
+    if not len(l2) or not min(l2) >= 0:
+        raise ValueError(f"l2 must be 0 or more, got {l2[0] if len(l2) == 1 else l2}")
+
+
+def checked(train_features, train_labels, test_features, test_labels):
+    """Validates the arrays of a probe and copies the features.
+
+    Args:
+        train_features, test_features: (N, D) and (M, D) float arrays.
+        train_labels, test_labels: (N,) and (M,) integer arrays.
 
     Returns:
-        list of tuples of str, the header first; accuracies are in percent.
+        (train_features, train_labels, test_features, test_labels): the features as new float32 arrays.
 
-    Example:
-        >>> accuracies = dict(knn=0.5, knn_untrained=0.4, linear=0.6, linear_untrained=0.5)
-        >>> table({"chance": 0.1, "stage1": accuracies})[1]
-        ('stage1', '50.0', '40.0', '60.0', '50.0', '10.0')
+    Raises:
+        ValueError: shapes do not match, or features are not finite.
     """
-    chance = results["chance"]
-    columns = ("knn", "knn_untrained", "linear", "linear_untrained")
-    head = ("stage", "kNN", "untrained", "linear", "untrained", "chance")
-    return [head] + [
-        (stage, *(f"{100 * row[c]:.1f}" for c in columns), f"{100 * chance:.1f}")
-        for stage, row in results.items()
-        if stage != "chance"
-    ]
-
-
-def _checked(train_features, train_labels, test_features, test_labels):
-    # Copies, since faiss normalizes in place.
+    # Copies, since the probes normalize in place.
     train, test = (np.array(f, np.float32, order="C") for f in (train_features, test_features))
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     for name, features, labels in (
@@ -183,3 +176,12 @@ def _checked(train_features, train_labels, test_features, test_labels):
             f"and {test.shape[1]}"
         )
     return train, train_labels, test, test_labels
+
+
+def _accuracy(scores, classes, labels, top):
+    """Returns the fraction of images whose label is among the `top` best classes, if those have votes."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    found = np.take_along_axis(scores, best, axis=1) > -np.inf
+    return float(np.mean(((classes[best] == labels[:, None]) & found).any(axis=1)))

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
@@ -51,3 +52,45 @@ def test_traces_the_encoder_once_for_batches_of_all_sizes(noise):
     assert len(calls) - before == 1  # batches of 16, 16 and 8
     np.testing.assert_allclose(features["features"], encoder(noise), rtol=1e-5, atol=1e-5)
     assert others["id"].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("dimensions", [36, 100])
+def test_maps_are_pooled_to_the_positions_of_the_protocol(dimensions):
+    inputs = keras.Input((10, 13, 3))
+    outputs = layers.Conv2D(4, 1, name="stage1")(inputs)
+    encoder = keras.Model(inputs, layers.GlobalAveragePooling2D()(outputs))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 10, 13, 3), np.uint8)
+    found, _ = evaluation.extract(encoder, kssl.data.from_array(pixels), dimensions=dimensions)
+    maps = np.asarray(kssl.encoders.maps(encoder)(pixels)["stage1"])
+    windows = {  # from the definition of adaptive average pooling: floor(i h / s) to ceil((i + 1) h / s)
+        36: [[(0, 4), (3, 7), (6, 10)], [(0, 5), (4, 9), (8, 13)]],
+        100: [
+            [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)],
+            [(0, 3), (2, 6), (5, 8), (7, 11), (10, 13)],
+        ],
+    }[dimensions]
+    pooled = [maps[:, a:b, c:d].mean((1, 2)) for a, b in windows[0] for c, d in windows[1]]
+    np.testing.assert_allclose(
+        found["stage1"], np.concatenate(pooled, axis=1), rtol=1e-4, atol=1e-3
+    )
+    np.testing.assert_allclose(found["features"], maps.mean((1, 2)), rtol=1e-4, atol=1e-3)
+
+
+def test_maps_of_alexnet_have_the_published_numbers():
+    # conv1 to conv5 of AlexNet: 9,600, 9,216, 9,600, 9,600 and 9,216 numbers.
+    for channels, size, expected in ((96, 55, 9600), (256, 27, 9216), (384, 13, 9600)):
+        inputs = keras.Input((size, size, channels), name="images")
+        outputs = layers.Activation("linear", name="stage1")(inputs)
+        encoder = keras.Model(inputs, layers.GlobalAveragePooling2D()(outputs))
+        assert kssl.encoders.stages(encoder, 9000).output["stage1"].shape == (None, expected)
+
+
+def test_invalid_stages_and_dimensions(task, noise):
+    images = kssl.data.from_array(noise)
+    with pytest.raises(ValueError, match=r"stages must be of .*stage2.*, got \['stage9'\]"):
+        evaluation.extract(task.encoder, images, stages=["stage1", "stage9"])
+    with pytest.raises(ValueError, match="dimensions must be at least 1, got 0"):
+        evaluation.extract(task.encoder, images, dimensions=0)
+    free = kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,))
+    with pytest.raises(ValueError, match="dimensions needs maps of fixed size"):
+        kssl.encoders.stages(free, 9000)

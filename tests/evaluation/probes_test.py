@@ -1,10 +1,8 @@
-"""kNN and linear probe against their definitions, and the comparison of all stages."""
+"""kNN and linear probe against their definitions."""
 
-import keras
 import numpy as np
 import pytest
 
-import keras_ssl as kssl
 from keras_ssl import evaluation
 
 
@@ -81,26 +79,63 @@ def test_invalid_numbers():
             evaluation.knn(*arrays, k=k)
     with pytest.raises(ValueError, match="two classes"):
         evaluation.linear_probe(arrays[0], np.ones(50, int), *arrays[2:])
+    with pytest.raises(ValueError, match="l2 must be 0 or more, got -1"):
+        evaluation.linear_probe(*arrays, l2=-1.0)
+    for probe in (evaluation.knn, evaluation.linear_probe):
+        with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+            probe(*arrays, top=0)
 
 
-def test_compare_every_stage_with_untrained_and_chance(task):
-    train, test = kssl.data.digits("train").take(300), kssl.data.digits("test").take(100)
-    untrained = keras.models.clone_model(task.encoder)
-    results = evaluation.compare(task.encoder, untrained, train, test)
-    labels = kssl.data.to_arrays(test)["label"]
-    assert results.pop("chance") == np.bincount(labels).max() / 100
-    assert list(results) == ["stage1", "stage2", "features"]
-    for row in results.values():
-        assert sorted(row) == ["knn", "knn_untrained", "linear", "linear_untrained"]
-        assert all(0 <= value <= 1 for value in row.values())
-    columns, others = evaluation.extract(task.encoder, train)
-    queries, _ = evaluation.extract(task.encoder, test)
-    again = evaluation.knn(columns["stage1"], others["label"], queries["stage1"], labels)
-    assert results["stage1"]["knn"] == again
+def test_top_k_of_knn_counts_only_classes_with_votes():
+    # From the query at 0 degrees, the neighbors are at 10, 20, 30 and 40 degrees, of classes 4, 2, 2, 9.
+    angles = np.radians([10, 20, 30, 40])
+    train, labels = np.stack([np.cos(angles), np.sin(angles)], 1), [4, 2, 2, 9]
+    query = [[1.0, 0.0]]
+    for k, best in ((1, [4]), (2, [4, 2]), (4, [2, 4, 9])):  # two votes of class 2 outweigh one
+        for label in (2, 4, 9):
+            rank = best.index(label) + 1 if label in best else 99
+            for top in (1, 2, 3, 10):
+                found = evaluation.knn(train, labels, query, [label], k, temperature=1.0, top=top)
+                assert found == (rank <= top), (k, label, top)
 
 
-def test_compare_needs_labels(task, noise):
-    with pytest.raises(ValueError, match="test has no labels"):
-        evaluation.compare(
-            task.encoder, task.encoder, kssl.data.digits(), kssl.data.from_array(noise)
-        )
+def test_top_k_of_the_linear_probe_equals_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import top_k_accuracy_score
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 6)), rng.integers(0, 6, 300) * 3
+    x[np.arange(300), y // 3] += 1
+    train, test = slice(200), slice(200, None)
+    scaled = (x - x[train].mean(0)) / x[train].std(0)
+    model = LogisticRegression(C=1 / 30, tol=1e-8, max_iter=2000).fit(scaled[train], y[train])
+    for top in (1, 2, 5):
+        expected = top_k_accuracy_score(y[test], model.predict_proba(scaled[test]), k=top)
+        found = evaluation.linear_probe(x[train], y[train], x[test], y[test], l2=30, top=top)
+        assert found == pytest.approx(expected, abs=0.011)
+
+
+def test_weights_of_logistic_regression_equal_scikit_learn(monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    from keras_ssl.evaluation import logistic
+
+    monkeypatch.setattr(logistic, "LOSS_TOLERANCE", 1e-10)
+    x, y = features(90, 0)
+    x = x.astype("float32")
+    model = LogisticRegression(C=1 / 5, tol=1e-8, max_iter=2000).fit(x, y)
+    weights = logistic.fit(x, (y - 1) // 2, 5.0)
+    np.testing.assert_allclose(weights[:-1], model.coef_.T, atol=2e-3)
+    # Softmax leaves one constant over all classes open.
+    intercepts = model.intercept_ - model.intercept_.mean()
+    np.testing.assert_allclose(weights[-1] - weights[-1].mean(), intercepts, atol=2e-3)
+
+
+def test_a_constant_feature_is_not_scaled():
+    from keras_ssl.evaluation import logistic
+
+    x = np.array([[0.1, 5.0, 0.0], [0.1, 7.0, 0.0]] * 50, np.float32)
+    test = np.array([[0.2, 6.0, 3.0]], np.float32)
+    logistic.standardize(x, test)
+    np.testing.assert_allclose(test, [[0.1, 0.0, 3.0]], atol=1e-5)
+    np.testing.assert_allclose(x[:2], [[0, -1, 0], [0, 1, 0]], atol=1e-5)
