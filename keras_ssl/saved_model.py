@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from keras_ssl import encoders, files
+from keras_ssl import encoders, files, zoo
 from keras_ssl.ops import decode, images
 from keras_ssl.pretext import PretextModel
 from keras_ssl.serving.server.servable import CHECKSUMS, WARMUP, Servable, checksums, versions
@@ -94,25 +94,29 @@ def load(path):
     """Loads the Keras encoder of an export, trainable and with the exported weights.
 
     Args:
-        path: version directory, or the model's directory for its newest version.
+        path: version directory, or the model's directory for its newest version, or the name of a model of
+            the zoo (`keras-ssl zoo`).
 
     Returns:
         functional keras.Model from (B, H, W, 3) pixels in 0..255 to (B, D) features, with named stages.
 
     Raises:
-        ValueError: `path` is not an export of keras_ssl.
+        ValueError: `path` is not an export of keras_ssl, and no model of the zoo has this name.
 
     Example:
-        >>> encoder = load("saved_models/rotation_cifar10/1")
+        >>> encoder = load("rotation_cifar10")
         >>> model = keras.Sequential([encoder, keras.layers.Dense(10)])
     """
     directory = Path(path)
+    if not directory.exists() and str(path) in (trained := zoo.models()):
+        directory, _ = trained[str(path)]
     if found := versions(directory):
         directory = found[max(found)]
     architecture = directory / "assets.extra" / "encoder.json"
     if not architecture.is_file():
         raise ValueError(
-            f"path must be an export of keras_ssl, but {str(path)!r} has no assets.extra/encoder.json"
+            f"path must be an export of keras_ssl or the name of a trained model, but {str(path)!r} has no "
+            f"assets.extra/encoder.json; trained models: {', '.join(zoo.models()) or 'none'}"
         )
     encoder = keras.models.model_from_json(architecture.read_text())
     checkpoint = tf.train.Checkpoint(encoder_variables=[v.value for v in encoder.variables])

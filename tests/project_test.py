@@ -72,7 +72,7 @@ def test_models_of_the_zoo_serve_what_keras_computes(name):
     )
     servable.close()
     card = json.loads((path / str(max(versions(path))) / "assets.extra" / "card.json").read_text())
-    assert {"task", "paper", "data", "budget", "accuracy", "licence", "date"} <= set(card)
+    assert {"task", "paper", "data", "views", "results", "license", "date"} <= set(card)
 
 
 SOURCES = {

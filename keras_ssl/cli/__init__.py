@@ -16,6 +16,7 @@ from keras_ssl.cli import (
     quickstart,
     serve,
     tasks,
+    zoo,
 )
 
 
@@ -35,6 +36,7 @@ for _command in (
     extract.extract,
     quickstart.quickstart,
     data_service.data_service,
+    zoo.zoo,
 ):
     cli.add_command(_command)
 

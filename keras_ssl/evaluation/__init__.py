@@ -1,6 +1,6 @@
 """Evaluation of features: kNN, linear probe, retrieval and reconstruction."""
 
-from keras_ssl.evaluation.comparison import compare, table
+from keras_ssl.evaluation.comparison import compare, probe_stages, table
 from keras_ssl.evaluation.extract import extract
 from keras_ssl.evaluation.fine_tuning import fine_tune
 from keras_ssl.evaluation.probes import knn, linear_probe
@@ -9,6 +9,6 @@ from keras_ssl.evaluation.retrieval import retrieval, vlad
 from keras_ssl.evaluation.selection import choose_l2, select_probe
 
 __all__ = [
-    "choose_l2", "compare", "extract", "fine_tune", "knn", "linear_probe", "reconstruction", "retrieval",
-    "select_probe", "table", "vlad",
+    "choose_l2", "compare", "extract", "fine_tune", "knn", "linear_probe", "probe_stages",
+    "reconstruction", "retrieval", "select_probe", "table", "vlad",
 ]  # fmt: skip

@@ -54,7 +54,7 @@ def compare(encoder, untrained, train, test, k=20, verbose=0, maps=False):
             )
     results, labels = {}, None
     for suffix, model in (("", encoder), ("_untrained", untrained)):
-        rows, labels = _probe_stages(model, train, test, k, maps, verbose)
+        rows, labels = probe_stages(model, train, test, k, maps, verbose)
         for stage, row in rows.items():
             row = {f"{name}{suffix}": value for name, value in row.items()}
             results.setdefault(stage, {}).update(row)
@@ -91,10 +91,25 @@ def table(results):
     return formatted
 
 
-def _probe_stages(model, train, test, k, maps, verbose):
-    """Returns the rows of all stages and the test labels."""
-    train_features, train_others = extract(model, train, verbose=verbose)
-    test_features, test_others = extract(model, test, verbose=verbose)
+def probe_stages(encoder, train, test, k=20, maps=False, verbose=0):
+    """Evaluates every stage of one encoder, as `compare` does.
+
+    Args:
+        encoder, train, test, k, maps, verbose: as of `compare`.
+
+    Returns:
+        (rows, labels): a dict from the stage to a dict of `knn`, `knn200`, `linear`, `l2`, `validation` and
+        `selected`, and the (M,) array of the test labels.
+
+    Example:
+        >>> from keras_ssl import data, encoders
+        >>> encoder = encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        >>> rows, _ = probe_stages(encoder, data.digits(), data.digits("test"))
+        >>> rows["stage1"]["selected"]
+        True
+    """
+    train_features, train_others = extract(encoder, train, verbose=verbose)
+    test_features, test_others = extract(encoder, test, verbose=verbose)
     labels, test_labels = train_others["label"], test_others["label"]
     rows, last = {}, None
     for stage in train_features:
@@ -105,9 +120,9 @@ def _probe_stages(model, train, test, k, maps, verbose):
             if maps and stage != "features":
                 # One stage at a time, since the maps of all could exceed the memory.
                 pair = [
-                    extract(model, part, verbose=verbose, dimensions=DIMENSIONS, stages=[stage])[0][
-                        stage
-                    ]
+                    extract(encoder, part, verbose=verbose, dimensions=DIMENSIONS, stages=[stage])[
+                        0
+                    ][stage]
                     for part in (train, test)
                 ]
             row.update(_linear(*pair, labels, test_labels))

@@ -1,0 +1,191 @@
+"""Writes docs/zoo.md and its pictures from the cards of the models that tools/build_zoo.py exported.
+
+python tools/draw_zoo.py --data cifar10/
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import keras_ssl as kssl
+from keras_ssl import plotting
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+NEIGHBORS, SEARCHED = 9, 10_000
+
+TEXT = """# The zoo
+
+One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images of CIFAR-10 without their
+labels. All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A
+rotation is a view, a tile counts by its pixels, and the forward pass of a relabeling a third of a view.
+Accuracies are in percent on the 10,000 test images; chance is 10. The data are a JPEG copy of CIFAR-10,
+whose accuracies differ slightly from those of the original pixels.
+
+`keras-ssl zoo` lists the models, and `kssl.load("rotation_cifar10")` loads an encoder by name. This page
+and its pictures are drawn from the cards of the models by `tools/draw_zoo.py`, and `tools/build_zoo.py`
+trains them.
+
+![accuracy of the linear probe by task, versus the untrained encoder](zoo.png)
+
+{accuracies}
+
+- **linear**: multinomial logistic regression on the standardized features of a stage, averaged over the
+  image, with 10,000 labels. The regularization is chosen on a fifth of these labels, and so is the stage in
+  bold.
+- **gain**: of that stage, versus the untrained encoder's (mean of the seeds), each on its own best stage.
+- **kNN**: of the same stage, 20 neighbors weighted by exp(cosine / 0.07), with 10,000 labels (Wu et al.,
+  CVPR 2018).
+- **fine-tuned**: the whole encoder and a linear head, trained on 10 % of the labels, 500 per class.
+- **untrained**: {seeds}.
+
+{details}
+
+- **pretext**: the task's own metric on the test images, with the task's augmentation.
+- **rank**: the effective rank of the 128 features; **alignment**: the mean squared distance between an
+  image and its mirror image; **uniformity**: the logarithm of the mean Gaussian potential, both of features
+  of unit length (Wang & Isola, ICML 2020; smaller is better for both).
+- **views/s** and **minutes**: of the training steps on {machines}, partly beside other programs.
+
+{absent}Nearest neighbors by the cosine of the features, among the test images; the query is the first image of each row:
+
+![nearest neighbors of the same image in the features of each task](zoo_neighbors.png)
+"""
+
+
+def cards(folder):
+    """Returns the cards of the zoo's models, a dict by task in the order of the task table."""
+    found = {}
+    for row in kssl.tasks.TASKS:
+        versions = Path(folder, f"{row.name}_cifar10").glob("[0-9]*/assets.extra/card.json")
+        files = sorted(versions, key=lambda file: int(file.parent.parent.name))
+        if files:
+            found[row.name] = json.loads(files[-1].read_text())
+    return found
+
+
+def selected(results):
+    """Returns the name and the row of the stage that was selected on held-out labels."""
+    return next((name, row) for name, row in results["stages"].items() if row["selected"])
+
+
+def percent(value):
+    return f"{100 * value:.1f}"
+
+
+def markdown(rows):
+    """Formats rows of text as a Markdown table, the header first."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
+
+
+def accuracies(task, results, base):
+    name, best = selected(results)
+    shown = [percent(results["stages"][stage]["linear"]) for stage in STAGES]
+    if name in (*STAGES, "features"):
+        place = STAGES.index(name) if name in STAGES else len(STAGES) - 1
+        shown[place] = f"**{shown[place]}**"
+    gain = "" if base is None else f"{100 * (best['linear'] - base):+.1f}"
+    return [task, *shown, gain, percent(best["knn"]), percent(results["fine_tuned_10"])]
+
+
+def pretext(card):
+    found = card["pretext"]
+    if "accuracy" in found:
+        return f"accuracy {percent(found['accuracy'])}"
+    if "psnr" in found:
+        return f"{found['psnr']:.1f} dB, baseline {found['baseline_psnr']:.1f}"
+    return ""
+
+
+def page(found, untrained):
+    """Returns the text of docs/zoo.md.
+
+    Args:
+        found: dict of cards by task.
+        untrained: list of results of untrained encoders, one for each seed.
+    """
+    best = [selected(results)[1]["linear"] for results in untrained]
+    base = float(np.mean(best))
+    head = ("task", "linear 1", "2", "3", "4", "gain", "kNN", "fine-tuned 10 %")
+    first = [head, *(accuracies(f"`{k}`", card["results"], base) for k, card in found.items())]
+    first += [accuracies(f"untrained, seed {i}", r, None) for i, r in enumerate(untrained)]
+    second = [("task", "pretext", "rank", "alignment", "uniformity", "views/s", "minutes")]
+    for task, card in found.items():
+        results, speed = (
+            card["results"],
+            (f"{card['views_per_second']:,}", f"{card['minutes']:.0f}"),
+        )
+        second.append((f"`{task}`", pretext(card), *geometry(results), *speed))
+    second += [(f"untrained, seed {i}", "", *geometry(r), "", "") for i, r in enumerate(untrained)]
+    missing = [f"`{row.name}`" for row in kssl.tasks.TASKS if row.name not in found]
+    return TEXT.format(
+        views=600_000,
+        accuracies=markdown(first),
+        details=markdown(second),
+        seeds=f"{len(best)} seeds, whose best stages have {' and '.join(map(percent, best))}",
+        machines=" and ".join(sorted({card["machine"] for card in found.values()})),
+        absent=f"Not trained yet: {', '.join(missing)}.\n\n" if missing else "",
+    )
+
+
+def geometry(results):
+    return tuple(
+        f"{results[name]:.{digits}f}"
+        for name, digits in (("effective_rank", 1), ("alignment", 3), ("uniformity", 2))
+    )
+
+
+def chart(found, untrained):
+    """Draws the linear probe of each task versus the range of the untrained encoders."""
+    figure = Figure((8, 0.3 * len(found) + 1.3), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    names = list(found)[::-1]
+    values = [100 * selected(found[name]["results"])[1]["linear"] for name in names]
+    bars = axes.barh(names, values, color="tab:blue")
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    best = [100 * selected(results)[1]["linear"] for results in untrained]
+    axes.axvspan(min(best), max(best), color="tab:orange", alpha=0.4)
+    axes.axvline(np.mean(best), color="tab:orange", label="untrained encoder, best stage")
+    axes.set_xlim(0, max(values) + 6)
+    axes.set_xlabel("linear probe, selected stage (%)")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def neighbors(found, folder, test):
+    """Draws the nearest neighbors of the same image in the features of each task."""
+    part = kssl.data.subset(test, np.arange(SEARCHED))
+    pixels = kssl.data.to_arrays(part)["image"]
+    query, rows = SEARCHED // 2 + 7, []
+    for name in found:
+        encoder = kssl.load(Path(folder, f"{name}_cifar10"))
+        features = kssl.evaluation.extract(encoder, part)[0]["features"]
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        nearest = np.argsort(-(features @ features[query]))[: NEIGHBORS + 1]
+        rows.append([(pixels[i], name if k == 0 else "") for k, i in enumerate(nearest)])
+    return plotting.grid(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="folder with train/ and test/; downloaded without it")
+    parser.add_argument("--models", default=ROOT / "saved_models")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    found = cards(options.models)
+    untrained = list(json.loads(Path(options.models, "untrained.json").read_text()).values())
+    (options.out / "zoo.md").write_text(page(found, untrained))
+    chart(found, untrained).savefig(options.out / "zoo.png")
+    test = kssl.data.cifar10(options.data, "test")
+    neighbors(found, options.models, test).savefig(options.out / "zoo_neighbors.png")
+
+
+if __name__ == "__main__":
+    main()
