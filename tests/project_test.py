@@ -72,7 +72,8 @@ def test_models_of_the_zoo_serve_what_keras_computes(name):
     )
     servable.close()
     card = json.loads((path / str(max(versions(path))) / "assets.extra" / "card.json").read_text())
-    assert {"task", "paper", "data", "budget", "accuracy", "licence", "date"} <= set(card)
+    assert {"task", "paper", "data", "budget", "accuracy", "date"} <= set(card)
+    assert {"license", "licence"} & set(card)  # the second one in cards of earlier versions
 
 
 SOURCES = {
@@ -144,6 +145,17 @@ def test_imports_have_no_circle():
         assert leaves, f"these import one another: {sorted(graph)}"
         for name in leaves:
             del graph[name]
+
+
+def test_importing_the_client_does_not_import_the_server():
+    imported, new = set(), {"keras_ssl.serving.client"}
+    while new:
+        imported |= new
+        parents = {name.rpartition(".")[0] for name in new} & SOURCES.keys()
+        new = {other for name in new for other in imports(name)} | parents
+        new -= imported
+    assert {"keras_ssl._public", "keras_ssl.serving.client.protocol"} <= imported
+    assert [name for name in imported if name.startswith("keras_ssl.serving.server")] == []
 
 
 @pytest.mark.parametrize(
