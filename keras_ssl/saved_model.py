@@ -17,7 +17,6 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from keras_ssl import encoders, files, zoo
 from keras_ssl.ops import decode, images
 from keras_ssl.pretext import PretextModel
-from keras_ssl.serving.server.servable import CHECKSUMS, WARMUP, Servable, checksums, versions
 from keras_ssl.tasks import TASKS
 
 TOLERANCE = 1e-5
@@ -57,6 +56,9 @@ def export(task, path, card=None):
         >>> export(task, "saved_models/rotation_photos")                # doctest: +SKIP
         'saved_models/rotation_photos/1'
     """
+    # Not at import time: clients, which import the package, do not need the server.
+    from keras_ssl.serving.server.servable import CHECKSUMS, WARMUP, checksums
+
     if not isinstance(task, PretextModel):
         raise ValueError(f"task must be a PretextModel, got {type(task).__name__}")
     height, width = encoders.check_image_shape(task.encoder)
@@ -107,6 +109,8 @@ def load(path):
         >>> encoder = load("rotation_cifar10")
         >>> model = keras.Sequential([encoder, keras.layers.Dense(10)])
     """
+    from keras_ssl.serving.server.servable import versions
+
     directory = Path(path)
     if not directory.exists() and str(path) in (trained := zoo.models()):
         directory, _ = trained[str(path)]
@@ -134,6 +138,8 @@ def _remove_old_drafts(path):
 
 def _rename_to_next_version(draft, path):
     """Renames a draft to the next free version of the model and returns that directory."""
+    from keras_ssl.serving.server.servable import versions
+
     # So that a power failure leaves no version half-written.
     for written in (*draft.rglob("*"), draft):
         files.sync(written)
@@ -219,6 +225,8 @@ def _random_inputs(signatures, height, width):
 
 def _verify(task, directory, inputs):
     """Runs every signature in a graph Session and compares the features with those of Keras."""
+    from keras_ssl.serving.server.servable import Servable
+
     expected = task.features(inputs["serving_default"]["images"]).numpy()
     servable = Servable(directory)
     try:

@@ -146,6 +146,59 @@ def test_imports_have_no_circle():
             del graph[name]
 
 
+def test_importing_the_client_does_not_import_the_server():
+    imported, new = set(), {"keras_ssl.serving.client"}
+    while new:
+        imported |= new
+        parents = {name.rpartition(".")[0] for name in new} & SOURCES.keys()
+        new = {other for name in new for other in imports(name)} | parents
+        new -= imported
+    assert {"keras_ssl._public", "keras_ssl.serving.client.protocol"} <= imported
+    assert [name for name in imported if name.startswith("keras_ssl.serving.server")] == []
+
+
+def random_names(source):
+    """The random numbers of TensorFlow and Keras in a source, which do not follow from an image's seed."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        for name in names:
+            if re.match(r"(tf|tensorflow|keras)\.(?!initializers\.).*random", name, re.IGNORECASE):
+                yield name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tf.random.uniform([3])",
+        "tf.random.stateless_normal([3], seed=[0, 1])",
+        "tf.image.random_flip_left_right(x)",
+        "tf.image.stateless_random_crop(x, size, seed)",
+        "tf.raw_ops.StatelessRandomUniformV2(shape=shape)",
+        "keras.random.normal([3])",
+        "keras.layers.RandomFlip()",
+        "from tensorflow import random",
+    ],
+)
+def test_random_names(line):
+    assert list(random_names(f"def pretext(batch, seed):\n    {line}\n    random.split(seed, 2)"))
+
+
+def test_tasks_draw_random_numbers_by_seeds_of_images_only():
+    """By `ops.random`, whose seeds tests/conformance_test.py checks; otherwise a resumed run would differ."""
+    own = (
+        "from keras_ssl.ops import random\nrandom.uniform(seed, 2)\nkssl.ops.random.split(seed, 2)"
+    )
+    assert list(random_names(own)) == []
+    for name, path in SOURCES.items():
+        if name.startswith(("keras_ssl.tasks.", "keras_ssl.ops.")):
+            assert list(random_names(path.read_text())) == [], name
+
+
 @pytest.mark.parametrize(
     ("room", "others"),
     [

@@ -169,9 +169,7 @@ def test_the_next_version_and_drafts_of_killed_exports(tiny_task, tmp_path):
 
 
 def test_a_version_that_differs_from_keras_never_appears(tiny_task, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        kssl.export.__globals__["Servable"], "run", lambda *_: {"features": np.ones((4, 2))}
-    )
+    monkeypatch.setattr(Servable, "run", lambda *_: {"features": np.ones((4, 2))})
     with pytest.raises(RuntimeError, match="differs from Keras"):
         kssl.export(tiny_task, tmp_path / "m")
     assert not list(tmp_path.iterdir())

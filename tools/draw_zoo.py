@@ -53,7 +53,8 @@ trains them.
   of unit length (Wang & Isola, ICML 2020; smaller is better for both).
 - **views/s** and **minutes**: of the training steps on {machines}, partly beside other programs.
 
-{absent}Nearest neighbors by the cosine of the features, among the test images; the query is the first image of each row:
+{absent}Nearest neighbors by the cosine of the features, among the test images; the query is the first image
+of each row:
 
 ![nearest neighbors of the same image in the features of each task](zoo_neighbors.png)
 """

@@ -1,5 +1,6 @@
 """The keras-ssl command, whose subcommands import TensorFlow only when they need it."""
 
+import re
 import sys
 import warnings
 
@@ -58,7 +59,7 @@ def main():
     except (
         ValueError, OSError, RuntimeError, ImportError, FloatingPointError, *_tensorflow_errors()
     ) as error:  # fmt: skip
-        _fail(str(error))
+        _fail(_out_of_memory(error) or str(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("keras-ssl: stopped", err=True)
         sys.exit(130)
@@ -68,6 +69,16 @@ def _tensorflow_errors():
     """Returns the exception classes of TensorFlow, if it has been imported."""
     tf = sys.modules.get("tensorflow")
     return (tf.errors.OpError,) if tf else ()
+
+
+def _out_of_memory(error):
+    """Returns a sentence for TensorFlow's error, which names its kernel, or None for any other error."""
+    tf = sys.modules.get("tensorflow")
+    if not tf or not isinstance(error, tf.errors.ResourceExhaustedError):
+        return None
+    tensor = re.search(r"tensor with shape(\[[\d,]*\])", str(error))
+    what = f"a tensor of shape {tensor[1]}" if tensor else "the model"
+    return f"not enough memory for {what}: choose a smaller network, image size or batch size"
 
 
 def _fail(message):

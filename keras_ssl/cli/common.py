@@ -14,6 +14,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl.tasks import TASKS
 
+NAME_ROOM = 10  # bytes by which the name of a draft, partial or numbered file is longer than that of the file
 DATA_HELP = "A folder of images or TFRecords, or digits, or cifar10 (downloaded by Keras)."
 
 
@@ -86,10 +87,15 @@ def check_data(name):
 def check_file(option, path):
     """Raises ValueError unless the file can be written, which is better known before hours of work."""
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{option} must be a file, but {str(path)!r} is a folder")
     if not path.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {str(path.parent)!r}")
+    longest = os.pathconf(path.parent, "PC_NAME_MAX") - NAME_ROOM
+    if len(os.fsencode(path.name)) > longest:
+        raise ValueError(
+            f"{option} must be a file name of at most {longest} bytes, got {path.name!r}: give a shorter one"
+        )
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, but {str(path)!r} is a folder")
     _check_writable(option, path.parent)
 
 

@@ -39,6 +39,8 @@ def extract(folder, out, model, modules, server, batch_size, retries, ca, certif
     if not Path(folder).is_dir():
         raise ValueError(f"FOLDER: there is no folder {folder!r}")
     common.check_file("--out", out)
+    if server and modules:
+        raise ValueError(f"--import {modules[0]} has no effect with --server, which has the model")
     if not server:
         if ca or certificate or key:
             raise ValueError("--ca, --certificate and --key need --server")

@@ -101,7 +101,7 @@ def _export(task, folder, best):
     _heading("export: a SavedModel, checked in a graph Session")
     card = {
         "data": "scikit-learn digits, 1437 images enlarged to 32x32",
-        "licence": "CC BY 4.0 (data)",
+        "license": "CC BY 4.0 (data)",
         "budget": f"{EPOCHS} epochs",
         "best_stage_accuracy": best,
     }

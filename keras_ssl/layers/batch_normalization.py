@@ -15,8 +15,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     narrow residual network's training step. For serving, TensorFlow can fold only the fused operation
     into the preceding convolution.
 
-    The kernel takes a 4-D tensor normalized over its last axis, in float32, bfloat16 or float16.
-    Everything else (another rank or axis, float64, a mask, `renorm`) is computed by Keras.
+    The kernel takes a 4-D tensor normalized over its last axis, in float32, bfloat16 or float16, and weights
+    in float32, as in mixed precision. Everything else (another rank or axis, float64, weights in 16 bits, a
+    mask, `renorm`) is computed by Keras.
 
     With `synchronized=True`, training on several replicas normalizes tensors of any rank over the batch
     of all replicas, which gives the result of a single replica. Each replica sends the count, the mean
@@ -48,6 +49,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         plain = (
             self.axis in (-1, len(inputs.shape) - 1)
             and inputs.dtype in ("float32", "bfloat16", "float16")
+            # The kernel takes no weights and statistics in 16 bits, as a policy such as "float16" makes them.
+            and self.variable_dtype == "float32"
             and mask is None
             and not self.renorm
         )

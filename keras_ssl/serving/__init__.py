@@ -1,7 +1,8 @@
 """Serving: the feature clients, and an embedded server for machines without TensorFlow Serving."""
 
+import importlib
+
 from keras_ssl.serving.client import AsyncFeatureClient, FeatureClient, credentials, extract
-from keras_ssl.serving.server import Server, models_in
 
 __all__ = [
     "AsyncFeatureClient",
@@ -11,3 +12,10 @@ __all__ = [
     "extract",
     "models_in",
 ]
+
+
+def __getattr__(name):
+    # The server is imported at its first use: clients do not need it.
+    if name not in ("Server", "models_in"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("keras_ssl.serving.server"), name)

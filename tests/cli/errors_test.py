@@ -7,6 +7,7 @@ import zipfile
 
 import keras
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_ssl.cli import common
@@ -196,6 +197,23 @@ WRONG = {
     "no models to serve": (("serve", "empty"), "no model in 'empty'"),
     "model missing": (("extract", "one"), "--model is missing"),
     "nothing to extract": (("extract", "nowhere", "--model", "m"), "there is no folder 'nowhere'"),
+    "import for a server": (
+        ("extract", "one", "--model", "m", "--server", "localhost:1", "--import", "my_zoo"),
+        "--import my_zoo has no effect with --server",
+    ),
+    "long name of a draft": (
+        ("pretrain", "rotation", "--out", "a" * 240 + ".keras"),
+        "--out must be a file name of at most 245 bytes, got 'aaa",
+    ),
+    "long name": (("pretrain", "rotation", "--log", "a" * 300), "--log must be a file name of at"),
+    "long name of features": (
+        ("extract", "one", "--model", "model", "--out", "ä" * 123),
+        "--out must be a file name of at most 245 bytes",
+    ),
+    "batch of more than 64 bits": (
+        ("pretrain", "rotation", "--batch-size", 10**30),
+        "batch_size must be an integer (int64) of at least 1",
+    ),
     "certificate for nobody": (
         ("extract", "one", "--model", "model", "--ca", "a"),
         "need --server",
@@ -262,6 +280,22 @@ def test_folders_that_are_not_writable_are_refused(check, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="--out: the folder '.*' is not writable: give another"):
         check("--out", f"{tmp_path}/new")
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+
+
+def test_too_little_memory(command, monkeypatch):
+    """By an error as TensorFlow raises it, after it has waited for ten seconds."""
+
+    def fail(path):
+        message = "{{node x}} OOM when allocating tensor with shape[4,99] and type float on /job:localhost"
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+    monkeypatch.setattr(common, "check_model", fail)
+    code, _, err = command("evaluate", "model.keras")
+    assert (code, err) == (
+        2,
+        "keras-ssl: not enough memory for a tensor of shape [4,99]: choose a smaller network, image size "
+        "or batch size\n",
+    )
 
 
 def test_a_remote_folder_is_left_to_tensorflow(tmp_path, monkeypatch):

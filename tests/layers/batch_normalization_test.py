@@ -98,7 +98,9 @@ def test_matches_keras_in_mixed_precision(policy):
 @pytest.mark.parametrize(
     ("shape", "arguments"),
     [((6, 3), {}), ((6, 4, 3), {}), ((6, 3, 4, 5), {"axis": 1}),
-     ((6, 4, 5, 3), {"renorm": True}), ((6, 4, 5, 3), {"dtype": "float64"})],
+     ((6, 4, 5, 3), {"renorm": True}), ((6, 4, 5, 3), {"dtype": "float64"}),
+     ((6, 4, 5, 3), {"dtype": "float16"}), ((6, 4, 5, 3), {"dtype": "bfloat16"}),
+     ((6, 3), {"dtype": "float16", "synchronized": True})],
 )  # fmt: skip
 def test_other_cases_are_computed_by_keras(shape, arguments):
     ours, theirs = pair((None, *shape[1:]), **arguments)
