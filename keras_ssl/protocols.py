@@ -18,14 +18,6 @@ class Relabels(Protocol):
 
 
 @runtime_checkable
-class LabelsViews(Protocol):
-    """A task whose labels are recomputed from the features of augmented images."""
-
-    def view(self, batch, seed):
-        """Augments (B, H, W, C) images with one (B, 2) seed each, as `pretext` does."""
-
-
-@runtime_checkable
 class LeavesOut(Protocol):
     """A task that gives no label to some images, so that `keras-ssl pretrain` leaves them out."""
 

@@ -5,16 +5,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl.evaluation.extract import map_batches
-from keras_ssl.protocols import Describes, LabelsViews
+from keras_ssl.protocols import Describes
 from keras_ssl.training import distribute, pipeline
 
 
 class Relabel(keras.callbacks.Callback):
     """Recomputes the labels of a clustering task from the features of all images.
 
-    On schedule, the features of the whole data set are extracted, without augmentation unless the task has
-    a method `view` (`protocols.LabelsViews`), and passed to `task.relabel(features)`, which assigns the
-    task's weight `labels`. Four metrics are added to the logs
+    On schedule, the features of the whole data set are extracted without augmentation and passed to
+    `task.relabel(features)`, which assigns the task's weight `labels`. Four metrics are added to the logs
     of every epoch, and so to History and, if its callback comes after this one, TensorBoard: `nmi`, the
     normalized mutual information with the previous labels, and `clusters`, `smallest` and `largest`, the
     number of nonempty clusters and their sizes (over all heads).
@@ -140,9 +139,8 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
     """Extracts the features or descriptors that a task clusters, for all images in the order of the ids.
 
     Args:
-        task: clustering task. Its features are extracted, of `task.view(batch, seed)` if it has this method,
-            or, if it has a method `descriptors(batch)`, the (B, D) array that it computes from a batch. The
-            seed of an image follows from the number of the training step and its id.
+        task: clustering task. Its features are extracted or, if it has a method `descriptors(batch)`, the
+            (B, D) array that it computes from a batch.
         images: tf.data.Dataset of dicts with `image` and `id`.
         batch_size: int, images at a time.
         verbose: 1 shows progress, 0 does not.
@@ -186,17 +184,5 @@ def _descriptors(task, teacher):
             )
         return task.descriptors
     source = task.features if teacher is None else lambda x: teacher(x, training=False)
-    optimizer = getattr(task, "optimizer", None)  # none before `compile`
-    step = 0 if optimizer is None else int(optimizer.iterations.numpy())
-
-    @tf.function(reduce_retracing=True)
-    def features(batch):
-        images = batch["image"]
-        if teacher is None and isinstance(task, LabelsViews):
-            ids = tf.cast(batch["id"], tf.int64)
-            images = task.view(
-                batch, tf.stack([tf.fill(tf.shape(ids), tf.constant(step, tf.int64)), ids], 1)
-            )
-        return source(images)
-
-    return features
+    features = tf.function(source, reduce_retracing=True)
+    return lambda batch: features(batch["image"])

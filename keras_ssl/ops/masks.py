@@ -104,8 +104,5 @@ def band(mask, pixels):
         >>> band(center(tf.zeros((1, 2), tf.int64), 4, 4), 1).numpy().sum()
         np.float32(12.0)
     """
-    if pixels >= max(mask.shape[1:3]):
-        grown = tf.zeros_like(mask) + tf.reduce_max(mask, axis=[1, 2], keepdims=True)
-    else:
-        grown = tf.nn.max_pool2d(mask, 2 * pixels + 1, 1, "SAME") if pixels else mask
+    grown = tf.nn.max_pool2d(mask, 2 * pixels + 1, 1, "SAME") if pixels else mask
     return grown - mask

@@ -125,10 +125,6 @@ def _strengths(brightness, contrast, saturation, hue):
     return {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
 
 
-# Asano, Rupprecht & Vedaldi, "Self-labelling via Simultaneous Clustering and Representation Learning", ICLR
-# 2020; yukimasano/self-label cifar.py. ImageNet has the same colors, and crops from 0.08 of the area.
-SELA = Recipe(**_LARGER_CROP, jitter=1.0, **_strengths(0.4, 0.4, 0.4, 0.4), gray=0.2)
-
 # Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
 # appendix A; google-research/simclr data_util.py (strength 1, and 0.5 without blur for CIFAR). Brightness
 # is a factor as in that file's default, "simclrv2". Its blur pads with black, here images are mirrored.

@@ -195,20 +195,3 @@ def test_invalid_teachers(images):
     task = kssl.tasks.SiftClusters(encoder, num_images=IMAGES, num_clusters=3)
     with pytest.raises(ValueError, match="SiftClusters clusters descriptors, not features"):
         features_by_id(task, images, teacher=encoder)
-
-
-def test_labels_of_augmented_images(images):
-    """SeLa's features are those of the views that training would draw with (step, id) as the seed."""
-    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
-    task = kssl.tasks.SelfLabel(encoder, num_images=IMAGES, num_clusters=5, num_heads=1)
-    task.compile("sgd")
-    task.optimizer.iterations.assign(7)
-    found = features_by_id(task, images, batch_size=16)
-    arrays = kssl.data.to_arrays(images)
-    seed = np.stack([np.full(IMAGES, 7), arrays["id"]], 1)
-    x, _ = task.pretext({"image": arrays["image"], "id": arrays["id"]}, seed)
-    np.testing.assert_allclose(found, task.features(x), rtol=1e-4, atol=1e-5)
-    assert np.abs(found - task.features(arrays["image"])).max() > 0.01
-    # A teacher sees whole images.
-    whole = features_by_id(task, images, teacher=encoder)
-    np.testing.assert_allclose(whole, task.features(arrays["image"]), rtol=1e-4, atol=1e-5)

@@ -63,10 +63,3 @@ def test_band_matches_scipy_dilation():
             grown = ndimage.binary_dilation(mask[..., 0], square)
             np.testing.assert_array_equal(band[..., 0], grown & (mask[..., 0] == 0))
     assert not masks.band(hidden, 0).numpy().any()
-
-
-def test_a_band_as_wide_as_the_image_is_all_that_is_visible():
-    hidden = masks.irregular(tf.constant([[0, 1], [0, 2]], tf.int64), 8, 6)
-    np.testing.assert_array_equal(masks.band(hidden, 8), 1 - hidden)
-    np.testing.assert_array_equal(masks.band(hidden, 7), 1 - hidden)  # by pooling
-    assert not masks.band(tf.zeros((1, 8, 6, 1)), 8).numpy().any()  # around no hole

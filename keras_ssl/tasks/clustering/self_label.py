@@ -1,13 +1,12 @@
 """SeLa: predicts balanced labels, which optimal transport computes from the network's predictions."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ssl.callbacks import Relabel
-from keras_ssl.ops import augment, recipes
+from keras_ssl.ops import augment
+from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.solvers.transport import sinkhorn
@@ -30,8 +29,7 @@ class SelfLabel(PretextModel):
 
     The first relabeling, in step 0, computes the labels from the predictions of the untrained network, as
     in the authors' code. The random balanced labels before it only decide between labels that suit an
-    image equally well. Several heads, each with its own labels, share the encoder (section 3.3). Labels are
-    computed from augmented images, as in training, so that the same label suits all views of an image.
+    image equally well. Several heads, each with its own labels, share the encoder (section 3.3).
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -46,8 +44,7 @@ class SelfLabel(PretextModel):
             images).
         relabelings: int, number of relabelings during training with `default_callbacks`, quadratically
             spaced.
-        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps: 0.2 for CIFAR in
-            the authors' code, 0.08 for ImageNet.
+        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps.
         seed: int, of the random labels before the first relabeling.
         **kwargs: passed to keras.Model.
 
@@ -81,7 +78,7 @@ class SelfLabel(PretextModel):
         lam=25.0,
         tolerance=0.1,
         relabelings=100,
-        crop=0.2,
+        crop=0.3,
         seed=0,
         **kwargs,
     ):
@@ -117,12 +114,9 @@ class SelfLabel(PretextModel):
         )
 
     def pretext(self, batch, seed):
-        return self.view(batch, seed), batch["id"]
-
-    def view(self, batch, seed):
-        """Augments the images, in training and for new labels, as in the authors' code."""
-        recipe = dataclasses.replace(recipes.SELA, area=(self.crop, 1.0))
-        return augment.view(batch["image"], seed, recipe)
+        crop, colors = split(seed, 2)
+        image = augment.random_crop(batch["image"], crop, self.crop)
+        return augment.random_colors(image, colors), batch["id"]
 
     def call(self, x, training=False):
         logits = self.heads(self.encoder(x, training=training))

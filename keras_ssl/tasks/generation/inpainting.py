@@ -34,9 +34,7 @@ class Inpainting(adversary.AdversarialModel):
         mask: "center" or "irregular", which hide a quarter of the image, or "blocks", at most a quarter.
         adversarial: float in 0..1, weight of the adversarial loss; the reconstruction loss has
             1 - adversarial. 0 for no discriminator.
-        overlap: int, width in pixels of the band around the hole that is predicted too, or None for 4/128 of
-            the height with `mask="center"` and the whole image otherwise, as in the authors' code. The
-            discriminator gets the prediction in hole and band.
+        overlap: int, width of the band around the hole in pixels, or None for 4/128 of the height.
         filters: int, of the discriminator's first convolution.
         **kwargs: passed to keras.Model.
 
@@ -69,8 +67,7 @@ class Inpainting(adversary.AdversarialModel):
         if mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
         height, width = encoders.check_image_shape(encoder)
-        if overlap is None:
-            overlap = max(1, round(height / 32)) if mask == "center" else max(height, width)
+        overlap = max(1, round(height / 32)) if overlap is None else overlap
         if overlap < 0:
             raise ValueError(f"overlap must be at least 0 pixels, got {overlap!r}")
         self.mask, self.overlap, self.filters = mask, overlap, filters
@@ -127,8 +124,7 @@ class Inpainting(adversary.AdversarialModel):
 
     def discriminator_inputs(self, x, y, y_pred):
         image, hidden = y[..., :3], y[..., 3:]
-        trained = hidden + masks.band(hidden, self.overlap)
-        return [image], [tf.where(trained > 0, y_pred, image)]
+        return [image], [tf.where(hidden > 0, y_pred, image)]
 
     def reconstruct(self, x, y, y_pred):
         """Returns the images with filled holes, (B, H, W, 3) float32 in 0..255."""

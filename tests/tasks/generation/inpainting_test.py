@@ -44,26 +44,16 @@ def test_hidden_pixels_affect_neither_x_nor_prediction(noise):
     assert (given[:, 8:24, 8:24] != noise[:, 8:24, 8:24]).any()
 
 
-def test_discriminator_gets_what_the_loss_trains(noise):
-    """The whole prediction; of a center mask only the hole and a band of one pixel, as the loss."""
+def test_discriminator_gets_images_that_differ_only_in_the_hole(noise):
     task = make(mask="irregular")
     x, y = task.corrupt(noise, seeds(40))
     (real,), (fake,) = task.discriminator_inputs(x, y, task(x))
-    np.testing.assert_array_equal(fake, task(x))
-    np.testing.assert_array_equal(real, y[..., :3])
+    differs = (real != fake).numpy().any(-1)
     hidden = y[..., 3].numpy() == 1
+    assert not differs[~hidden].any()
+    assert differs[hidden].mean() > 0.99
     restored = np.asarray(task.reconstruct(x, y, task(x)))
-    predicted = 127.5 * (np.clip(fake, -1, 1) + 1)
-    np.testing.assert_allclose(restored[hidden], predicted[hidden], atol=1e-3)
-    np.testing.assert_array_equal(restored[~hidden], noise[~hidden])
-
-    task = make(mask="center")
-    x, y = task.corrupt(noise, seeds(40))
-    (real,), (fake,) = task.discriminator_inputs(x, y, task(x))
-    outside = np.ones((32, 32), bool)
-    outside[7:25, 7:25] = False
-    np.testing.assert_array_equal(fake.numpy()[:, outside], real.numpy()[:, outside])
-    np.testing.assert_array_equal(fake.numpy()[:, ~outside], task(x).numpy()[:, ~outside])
+    np.testing.assert_allclose(restored, 127.5 * (np.clip(fake, -1, 1) + 1), atol=1e-3)
 
 
 def test_every_pixel_affects_the_hole():
