@@ -34,6 +34,18 @@ class Describes(Protocol):
 
 
 @runtime_checkable
+class Views(Protocol):
+    """A task whose labels are recomputed from augmented images instead of the images themselves."""
+
+    def view(self, batch):
+        """Computes (B, H, W, C) views of a batch, a dict of tensors with `image` and `id`.
+
+        Their random numbers follow from the task's state and the ids, so that a resumed run and every
+        number of workers compute the same labels.
+        """
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """A task that reconstructs images, judged by `evaluation.reconstruction`."""
 

@@ -5,15 +5,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl.evaluation.extract import map_batches
-from keras_ssl.protocols import Describes
+from keras_ssl.protocols import Describes, Views
 from keras_ssl.training import distribute, pipeline
 
 
 class Relabel(keras.callbacks.Callback):
     """Recomputes the labels of a clustering task from the features of all images.
 
-    On schedule, the features of the whole data set are extracted without augmentation and passed to
-    `task.relabel(features)`, which assigns the task's weight `labels`. Four metrics are added to the logs
+    On schedule, the features of the whole data set are extracted and passed to `task.relabel(features)`,
+    which assigns the task's weight `labels`. The images are not augmented, unless the task has a method
+    `view` (`SelfLabel`). Four metrics are added to the logs
     of every epoch, and so to History and, if its callback comes after this one, TensorBoard: `nmi`, the
     normalized mutual information with the previous labels, and `clusters`, `smallest` and `largest`, the
     number of nonempty clusters and their sizes (over all heads).
@@ -139,8 +140,8 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
     """Extracts the features or descriptors that a task clusters, for all images in the order of the ids.
 
     Args:
-        task: clustering task. Its features are extracted or, if it has a method `descriptors(batch)`, the
-            (B, D) array that it computes from a batch.
+        task: clustering task. Its features are extracted, of the views of the images if it has a method
+            `view(batch)`; or, if it has a method `descriptors(batch)`, the (B, D) array that it computes.
         images: tf.data.Dataset of dicts with `image` and `id`.
         batch_size: int, images at a time.
         verbose: 1 shows progress, 0 does not.
@@ -184,5 +185,7 @@ def _descriptors(task, teacher):
             )
         return task.descriptors
     source = task.features if teacher is None else lambda x: teacher(x, training=False)
+    view = task.view if isinstance(task, Views) else lambda batch: batch["image"]
     features = tf.function(source, reduce_retracing=True)
-    return lambda batch: features(batch["image"])
+    # Views are computed eagerly: tracing them takes longer than computing them for a few thousand images.
+    return lambda batch: features(view(batch))

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_ssl.ops import filters, images
+from keras_ssl.ops import filters
 from keras_ssl.ops.jitter import color_jitter
 from keras_ssl.ops.random import uniform
 
@@ -200,33 +200,3 @@ def check_crop(crop):
     """
     if not 0 < crop <= 1:
         raise ValueError(f"crop must be in (0, 1], got {crop!r}")
-
-
-def random_colors(image, seed, strength=0.4, gray=0.2):
-    """Changes brightness, contrast and saturation of each image at random, and converts some to grayscale.
-
-    Args:
-        image: (B, H, W, 3) tensor in 0..255.
-        seed: (B, 2) int64 tensor, one seed per image.
-        strength: float in 0..1, each factor is drawn from 1 - strength to 1 + strength.
-        gray: float in 0..1, the fraction of images that are converted to grayscale.
-
-    Returns:
-        (B, H, W, 3) float32 tensor in 0..255.
-
-    Reference: Chen et al., "A Simple Framework for Contrastive Learning", ICML 2020, appendix A.
-
-    Example:
-        >>> random_colors(tf.ones((2, 8, 8, 3)), tf.zeros((2, 2), tf.int64)).shape
-        TensorShape([2, 8, 8, 3])
-    """
-    image = tf.cast(image, tf.float32)
-    random = uniform(seed, 4)
-    factors = 1 + strength * (2 * random[:, :3] - 1)
-    brightness, contrast, saturation = tf.unstack(factors[..., None, None, None], axis=1)
-    saturation = tf.where(random[:, 3, None, None, None] < gray, 0.0, saturation)
-    image *= brightness
-    mean = tf.reduce_mean(image, axis=[1, 2, 3], keepdims=True)
-    image = mean + contrast * (image - mean)
-    without = images.luminance(image)
-    return tf.clip_by_value(without + saturation * (image - without), 0, 255)

@@ -1,17 +1,19 @@
 """SeLa: predicts balanced labels, which optimal transport computes from the network's predictions."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ssl.callbacks import Relabel
-from keras_ssl.ops import augment
+from keras_ssl.ops import augment, recipes
 from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
 from keras_ssl.solvers.transport import sinkhorn
 from keras_ssl.tasks.clustering import label_table
-from keras_ssl.training import optimizers
+from keras_ssl.training import optimizers, pipeline
 
 TIE = 0.01  # the fraction of its mass by which an image prefers its current label
 
@@ -31,6 +33,10 @@ class SelfLabel(PretextModel):
     in the authors' code. The random balanced labels before it only decide between labels that suit an
     image equally well. Several heads, each with its own labels, share the encoder (section 3.3).
 
+    The labels are computed from augmented images, as in the authors' code: a random crop and flip, color
+    jitter and 20 % grayscale images, drawn again for every relabeling. So they do not depend on what the
+    augmentation changes. The random numbers follow from `seed`, the number of the relabeling and the id.
+
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
         num_images: int N, images in the data set; their ids are 0 to N - 1.
@@ -45,7 +51,7 @@ class SelfLabel(PretextModel):
         relabelings: int, number of relabelings during training with `default_callbacks`, quadratically
             spaced.
         crop: float in (0, 1], the smallest fraction of the area that a random crop keeps.
-        seed: int, of the random labels before the first relabeling.
+        seed: int, of the random labels before the first relabeling, and of the views of each relabeling.
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -100,6 +106,9 @@ class SelfLabel(PretextModel):
             shape=(num_heads, num_images), dtype="int32", trainable=False, name="labels",
             initializer=lambda shape, dtype: self.random_labels(),
         )  # fmt: skip
+        self.relabeled = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="relabeled"
+        )
         self.heads = keras.layers.Dense(num_heads * num_clusters, dtype="float32", name="heads")
         self.heads.build(
             (None, encoder.output_shape[-1])
@@ -114,9 +123,27 @@ class SelfLabel(PretextModel):
         )
 
     def pretext(self, batch, seed):
-        crop, colors = split(seed, 2)
-        image = augment.random_crop(batch["image"], crop, self.crop)
-        return augment.random_colors(image, colors), batch["id"]
+        return self._augment(batch["image"], seed), batch["id"]
+
+    def _augment(self, image, seed):
+        # The authors' transformations for CIFAR and ImageNet, except for the smallest crop.
+        recipe = dataclasses.replace(recipes.MOCO_V1, area=(self.crop, 1.0))
+        return augment.view(image, seed, recipe)
+
+    def view(self, batch):
+        """Computes random views of images, whose features the next `relabel` gets.
+
+        Args:
+            batch: dict of `image` (B, H, W, 3) in 0..255 and `id` (B,).
+
+        Returns:
+            (B, H, W, 3) float32 tensor in 0..255.
+        """
+        ids = tf.cast(batch["id"], tf.int64)
+        drawn, _ = pipeline.derive_seeds(self.seed, tf.convert_to_tensor(self.relabeled))
+        seed = tf.stack([tf.fill(tf.shape(ids), drawn), ids], axis=1)
+        # Split, since `pretext` gets the same seed in the epoch of this number.
+        return self._augment(batch["image"], split(seed, 1)[0])
 
     def call(self, x, training=False):
         logits = self.heads(self.encoder(x, training=training))
@@ -153,6 +180,7 @@ class SelfLabel(PretextModel):
             )
             labels.append(plan.assignments)
         self.labels.assign(np.stack(labels))
+        self.relabeled.assign_add(1)
 
     def default_optimizer(self, steps, learning_rate=0.05):
         return optimizers.sgd_cosine(learning_rate, steps, weight_decay=1e-5)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
+from keras_ssl.training import pipeline
 
 IMAGES = 60
 
@@ -101,6 +102,49 @@ def test_first_labels_are_those_of_the_untrained_network():
     )  # fmt: skip
     assert (task.labels.numpy() != before).mean() > 0.5
     np.testing.assert_array_equal(task.labels, copy.labels)
+
+
+def test_labels_are_computed_from_views_of_the_images():
+    """Of their own random numbers: by relabeling and id, not by batch, and not those of an epoch."""
+    images = kssl.data.subset(kssl.data.digits("test"), range(IMAGES))
+    task = make(lam=10.0)
+    pixels, ids = (kssl.data.to_arrays(images)[name] for name in ("image", "id"))
+    views = task.view({"image": pixels, "id": ids}).numpy()
+    features = kssl.callbacks.features_by_id(task, images, batch_size=7)
+    np.testing.assert_allclose(features, task.features(views), rtol=1e-4, atol=1e-5)
+    assert np.abs(features - task.features(pixels)).max() > 1e-2
+    shuffled = kssl.callbacks.features_by_id(task, images.shuffle(IMAGES, seed=1), batch_size=16)
+    np.testing.assert_allclose(shuffled, features, rtol=1e-4, atol=1e-5)
+
+    for epoch in range(2):
+        drawn, _ = pipeline.derive_seeds(0, epoch)
+        seed = tf.stack([tf.fill(IMAGES, drawn), tf.constant(ids, tf.int64)], 1)
+        trained, _ = task.pretext({"image": pixels, "id": ids}, seed)
+        assert (np.abs(trained - views).max(axis=(1, 2, 3)) > 1).all()
+    task.relabel(features)
+    assert task.relabeled.numpy() == 1
+    later = task.view({"image": pixels, "id": ids}).numpy()
+    assert (np.abs(later - views).max(axis=(1, 2, 3)) > 1).all()
+    other = make(seed=1).view({"image": pixels, "id": ids}).numpy()
+    assert (np.abs(other - views).max(axis=(1, 2, 3)) > 1).all()
+
+
+def test_a_resumed_run_relabels_the_same_views(tmp_path):
+    images = kssl.data.subset(kssl.data.digits("test"), range(IMAGES))
+    task = make(lam=10.0)
+    for epoch in (0, 1):
+        data = task.dataset(images, 20, epochs=epoch + 1, first_epoch=epoch)
+        relabel = kssl.callbacks.Relabel(images)
+        task.fit(data, epochs=epoch + 1, initial_epoch=epoch, callbacks=[relabel], verbose=0)
+        if epoch == 0:
+            task.save(tmp_path / "task.keras")
+    resumed = keras.models.load_model(tmp_path / "task.keras")
+    data = resumed.dataset(images, 20, epochs=2, first_epoch=1)
+    relabel = kssl.callbacks.Relabel(images)
+    resumed.fit(data, epochs=2, initial_epoch=1, callbacks=[relabel], verbose=0)
+    assert resumed.relabeled.numpy() == 2
+    for a, b in zip(task.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
 def test_default_schedule_is_quadratic():
