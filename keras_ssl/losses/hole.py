@@ -14,7 +14,7 @@ class Hole(keras.losses.Loss):
     weighted squares over the pixels of hole and band, and over the channels.
 
     Args:
-        overlap: int, width of the band in pixels.
+        overlap: int, width of the band in pixels, or None for all visible pixels.
         weight: float, of the band; 10 in the paper.
         **kwargs: passed to keras.losses.Loss.
 

@@ -95,7 +95,7 @@ def band(mask, pixels):
 
     Args:
         mask: (B, H, W, 1) float tensor of ones (hidden) and zeros.
-        pixels: int, the width of the band, vertically and horizontally.
+        pixels: int, the width of the band, vertically and horizontally, or None for all visible pixels.
 
     Returns:
         (B, H, W, 1) float32 tensor, 1 in the band.
@@ -104,5 +104,7 @@ def band(mask, pixels):
         >>> band(center(tf.zeros((1, 2), tf.int64), 4, 4), 1).numpy().sum()
         np.float32(12.0)
     """
+    if pixels is None:
+        return 1 - mask
     grown = tf.nn.max_pool2d(mask, 2 * pixels + 1, 1, "SAME") if pixels else mask
     return grown - mask

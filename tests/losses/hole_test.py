@@ -26,6 +26,15 @@ def test_hole_and_band_have_their_weights():
     np.testing.assert_allclose(found, (weight * square).sum((1, 2)) / number, rtol=1e-5)
 
 
+def test_without_width_and_weight_it_is_the_squared_error_of_the_image():
+    rng = np.random.default_rng(0)
+    image, prediction = rng.normal(size=(2, 3, 6, 9, 3)).astype(np.float32)
+    hidden = (rng.uniform(size=(3, 6, 9, 1)) < 0.3).astype(np.float32)
+    loss = Hole(overlap=None, weight=1.0, reduction="none")
+    found = loss(np.concatenate([image, hidden], -1), prediction)
+    np.testing.assert_allclose(found, ((image - prediction) ** 2).mean((1, 2, 3)), rtol=1e-5)
+
+
 def test_empty_mask_has_zero_loss():
     y_true = np.ones((2, 4, 4, 4), np.float32)
     y_true[..., 3] = 0

@@ -63,3 +63,4 @@ def test_band_matches_scipy_dilation():
             grown = ndimage.binary_dilation(mask[..., 0], square)
             np.testing.assert_array_equal(band[..., 0], grown & (mask[..., 0] == 0))
     assert not masks.band(hidden, 0).numpy().any()
+    np.testing.assert_array_equal(masks.band(hidden, None), 1 - hidden)

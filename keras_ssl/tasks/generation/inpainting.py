@@ -22,10 +22,12 @@ class Inpainting(adversary.AdversarialModel):
     fully connected layer propagates information across the image, and a decoder predicts the pixels.
     There are no skip connections: all information passes through the encoder's last feature map.
 
-    - *Reconstruction loss*: the squared error, with ten times the weight in a band around the hole. The
-      prediction fits its surroundings, but is blurred, since it is the mean of all plausible contents.
-    - *Adversarial loss*: a discriminator that sees the filled and the real images favors plausible
+    - *Reconstruction loss*: the squared error. With the central hole it is that of the hole and, with ten
+      times the weight, of a band around it; with other holes that of the whole image, as in the authors'
+      code. The prediction fits its surroundings, but is blurred, since it is the mean of all plausible
       contents.
+    - *Adversarial loss*: a discriminator favors plausible contents. It sees what the loss is computed on:
+      the central rectangle or, with other holes, the whole output of the network.
     - *Holes at random positions* (`mask="blocks"`) or *of arbitrary shape* (`"irregular"`): if the hole is
       always in the center, the features are those of its boundary (section 3.3 of the paper).
 
@@ -34,14 +36,16 @@ class Inpainting(adversary.AdversarialModel):
         mask: "center" or "irregular", which hide a quarter of the image, or "blocks", at most a quarter.
         adversarial: float in 0..1, weight of the adversarial loss; the reconstruction loss has
             1 - adversarial. 0 for no discriminator.
-        overlap: int, width of the band around the hole in pixels, or None for 4/128 of the height.
+        overlap: int, width in pixels of the band around the hole, whose errors have ten times the weight;
+            None for 4/128 of the height with the central hole, as in the paper, and for all visible pixels,
+            at the weight of the hole, with the others.
         filters: int, of the discriminator's first convolution.
         **kwargs: passed to keras.Model.
 
     Shapes:
         x: (B, H, W, 3) float32 in 0..255, with the hole. y: (B, H, W, 4) float32, the image in -1..1
-        and the mask, 1 in the hole. Prediction: (B, H, W, 3) float32, about -1..1, used in the hole and in
-        the band.
+        and the mask, 1 in the hole. Prediction: (B, H, W, 3) float32, about -1..1, trained in the hole and
+        in the band.
 
     Raises:
         ValueError: `mask` is unknown; `adversarial` is not in 0..1; `overlap` is below 0; `filters` is
@@ -67,8 +71,9 @@ class Inpainting(adversary.AdversarialModel):
         if mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
         height, width = encoders.check_image_shape(encoder)
-        overlap = max(1, round(height / 32)) if overlap is None else overlap
-        if overlap < 0:
+        if overlap is None and mask == "center":
+            overlap = max(1, round(height / 32))
+        if overlap is not None and overlap < 0:
             raise ValueError(f"overlap must be at least 0 pixels, got {overlap!r}")
         self.mask, self.overlap, self.filters = mask, overlap, filters
         self.maps = encoders.maps(encoder)
@@ -93,8 +98,9 @@ class Inpainting(adversary.AdversarialModel):
         self.decoder.build()
         self.head.build((None, *half, self.decoder.filters))
         if adversarial:
+            size = self._crop_center(tf.zeros((1, height, width, 3))).shape[1:3]
             self.discriminator = adversary.discriminator(
-                height, width, filters=filters, dtype=self.dtype_policy
+                *size, filters=filters, dtype=self.dtype_policy
             )
 
     def pretext(self, batch, seed):
@@ -124,7 +130,20 @@ class Inpainting(adversary.AdversarialModel):
 
     def discriminator_inputs(self, x, y, y_pred):
         image, hidden = y[..., :3], y[..., 3:]
-        return [image], [tf.where(hidden > 0, y_pred, image)]
+        trained = hidden + masks.band(hidden, self.overlap) > 0
+        fake = tf.where(trained, y_pred, image)
+        return [self._crop_center(image)], [self._crop_center(fake)]
+
+    def _crop_center(self, image):
+        """Crops the central hole and its band; images with other holes stay as they are."""
+        if self.mask != "center":
+            return image
+        corners = []
+        for side in image.shape[1:3]:
+            start = (side - side // 2) // 2
+            end = start + side // 2 + self.overlap
+            corners.append(slice(max(start - self.overlap, 0), min(end, side)))
+        return image[:, corners[0], corners[1]]
 
     def reconstruct(self, x, y, y_pred):
         """Returns the images with filled holes, (B, H, W, 3) float32 in 0..255."""
@@ -148,7 +167,7 @@ class Inpainting(adversary.AdversarialModel):
         return plotting.side_by_side(columns)
 
     def default_loss(self):
-        return losses.Hole(self.overlap)
+        return losses.Hole(None, weight=1.0) if self.overlap is None else losses.Hole(self.overlap)
 
     def default_metrics(self):
         return [metrics.PSNR()]

@@ -44,16 +44,56 @@ def test_hidden_pixels_affect_neither_x_nor_prediction(noise):
     assert (given[:, 8:24, 8:24] != noise[:, 8:24, 8:24]).any()
 
 
-def test_discriminator_gets_images_that_differ_only_in_the_hole(noise):
-    task = make(mask="irregular")
+@pytest.mark.parametrize("mask", ["blocks", "irregular"])
+def test_discriminator_gets_the_whole_output(mask, noise):
+    task = make(mask=mask)
+    x, y = task.corrupt(noise, seeds(40))
+    y_pred = task(x)
+    (real,), (fake,) = task.discriminator_inputs(x, y, y_pred)
+    np.testing.assert_array_equal(fake, y_pred)
+    np.testing.assert_array_equal(real, y[..., :3])
+    assert task.discriminator.input_shape == (None, 32, 32, 3)
+    # And so the reconstruction loss is that of all pixels.
+    square = ((y[..., :3] - y_pred) ** 2).numpy().mean()
+    assert float(task.default_loss()(y, y_pred)) == pytest.approx(square, rel=1e-5)
+
+
+def test_discriminator_gets_the_predicted_part_of_the_center():
+    """The hole of 30x44 images is 15x22 pixels from (7, 11); the band has two more on every side."""
+    encoder = kssl.encoders.resnet((30, 44, 3), width=2, blocks=(1,))
+    task = Inpainting(encoder, mask="center", overlap=2, filters=4)
+    images = np.random.default_rng(0).integers(0, 256, (3, 30, 44, 3), np.uint8)
+    x, y = task.corrupt(images, seeds(3))
+    assert (y[0, 7:22, 11:33, 3] == 1).numpy().all()
+    assert y[0, ..., 3].numpy().sum() == 15 * 22
+    y_pred = task(x)
+    (real,), (fake,) = task.discriminator_inputs(x, y, y_pred)
+    np.testing.assert_array_equal(fake, y_pred[:, 5:24, 9:35])
+    np.testing.assert_array_equal(real, y[:, 5:24, 9:35, :3])
+    assert task.discriminator.input_shape == (None, 19, 26, 3)
+    wide = Inpainting(encoder, mask="center", overlap=100, filters=4)  # up to the border
+    assert wide.discriminator.input_shape == (None, 30, 44, 3)
+
+
+def test_discriminator_gets_real_pixels_where_nothing_is_trained(noise):
+    task = make(mask="irregular", overlap=1)
     x, y = task.corrupt(noise, seeds(40))
     (real,), (fake,) = task.discriminator_inputs(x, y, task(x))
     differs = (real != fake).numpy().any(-1)
+    trained = (y[..., 3:] + masks.band(y[..., 3:], 1)).numpy()[..., 0] == 1
+    assert not differs[~trained].any()
+    assert differs[trained].mean() > 0.99
+
+
+def test_visible_pixels_stay_in_the_reconstruction(noise):
+    task = make(mask="irregular")
+    x, y = task.corrupt(noise, seeds(40))
+    y_pred = task(x)
     hidden = y[..., 3].numpy() == 1
-    assert not differs[~hidden].any()
-    assert differs[hidden].mean() > 0.99
-    restored = np.asarray(task.reconstruct(x, y, task(x)))
-    np.testing.assert_allclose(restored, 127.5 * (np.clip(fake, -1, 1) + 1), atol=1e-3)
+    found = np.asarray(task.reconstruct(x, y, y_pred))
+    np.testing.assert_array_equal(found[~hidden], x.numpy()[~hidden])
+    expected = 127.5 * (np.clip(y_pred, -1, 1) + 1)
+    np.testing.assert_allclose(found[hidden], expected[hidden], atol=1e-3)
 
 
 def test_every_pixel_affects_the_hole():
