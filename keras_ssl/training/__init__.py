@@ -1,1 +1,1 @@
-"""Training: input pipeline, distribution, optimizers, loss scaling, momentum encoders, adversarial training."""
+"""Training: input pipeline, distribution, optimizers, loss scaling, momentum encoders and GANs."""
