@@ -34,6 +34,8 @@ class Exemplar(PretextModel):
         num_transformations: int K, transformations of each seed patch (100 and more in the paper), or None
             for new ones in every epoch.
         seed: int, of the seed patches.
+        noise: float in 0..255, the standard deviation of Gaussian noise on the transformed patches, in
+            the units of the pixels; 0 in the paper.
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -42,8 +44,8 @@ class Exemplar(PretextModel):
 
     Raises:
         ValueError: there are fewer than 2 images; the patch is larger than the image, or too small for the
-            encoder; the encoder does not take 3 channels; `num_transformations` is below 1; `dataset` gets
-            more images than `num_images`.
+            encoder; the encoder does not take 3 channels; `num_transformations` is below 1; `noise` is not in
+            0..255; `dataset` gets more images than `num_images`.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Reference: Dosovitskiy et al., "Discriminative Unsupervised Feature Learning with Exemplar
@@ -59,7 +61,9 @@ class Exemplar(PretextModel):
 
     label_name = "class"
 
-    def __init__(self, encoder, num_images, patch=None, num_transformations=None, seed=0, **kwargs):
+    def __init__(
+        self, encoder, num_images, patch=None, num_transformations=None, seed=0, noise=0.0, **kwargs
+    ):
         super().__init__(encoder, **kwargs)
         if num_images < 2:
             raise ValueError(f"num_images must be at least 2, got {num_images}")
@@ -67,9 +71,10 @@ class Exemplar(PretextModel):
             raise ValueError(
                 f"num_transformations must be at least 1 or None, got {num_transformations}"
             )
+        exemplars.check_noise(noise)
         self.patch = exemplars.check_patch(encoder, patch)
         self.num_images, self.num_transformations = num_images, num_transformations
-        self.seed = seed
+        self.seed, self.noise = seed, noise
         self.head = keras.layers.Dense(num_images, dtype="float32", name="head")
 
     def pretext(self, batch, seed):
@@ -86,7 +91,8 @@ class Exemplar(PretextModel):
             number = integer(seed, self.num_transformations)
             seed = tf.stack([tf.cast(number, tf.int64), ids], axis=1)
         # Split again, since `number` may equal the seed of the corners.
-        return exemplars.transform(image, corners, split(seed, 1)[0], self.patch), ids
+        seed = split(seed, 1)[0]
+        return exemplars.transform(image, corners, seed, self.patch, self.noise), ids
 
     def dataset(self, images, *args, **kwargs):
         number = int(images.cardinality())

@@ -27,6 +27,8 @@ class ExemplarTriplet(PretextModel):
         margin: float in (0, 2], of the cosine similarities; 0.5 in the paper.
         dimensions: int, of the embedding.
         seed: int, of the seed patches.
+        noise: float in 0..255, the standard deviation of Gaussian noise on the transformed patches, in
+            the units of the pixels; 0 in the paper.
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -37,7 +39,8 @@ class ExemplarTriplet(PretextModel):
 
     Raises:
         ValueError: the patch is larger than the image, or too small for the encoder; the encoder does not
-            take 3 channels; `margin` is not in (0, 2]; `dimensions` is below 1.
+            take 3 channels; `margin` is not in (0, 2]; `dimensions` is below 1; `noise` is not in
+            0..255.
 
     Reference: Doersch & Zisserman, "Multi-task Self-Supervised Visual Learning", ICCV 2017, section
     3.3; Dosovitskiy et al., PAMI 2016.
@@ -50,21 +53,27 @@ class ExemplarTriplet(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
-    def __init__(self, encoder, patch=None, margin=0.5, dimensions=128, seed=0, **kwargs):
+    def __init__(
+        self, encoder, patch=None, margin=0.5, dimensions=128, seed=0, noise=0.0, **kwargs
+    ):
         super().__init__(encoder, **kwargs)
         if not 0 < margin <= 2:
             raise ValueError(f"margin must be in (0, 2], got {margin!r}")
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, got {dimensions!r}")
+        exemplars.check_noise(noise)
         self.patch = exemplars.check_patch(encoder, patch)
         self.margin, self.dimensions, self.seed = margin, dimensions, seed
+        self.noise = noise
         self.head = keras.layers.Dense(dimensions, dtype="float32", name="head")
 
     def pretext(self, batch, seed):
         image, ids = batch["image"], tf.cast(batch["id"], tf.int64)
         fixed = tf.stack([tf.fill(tf.shape(ids), tf.constant(self.seed, tf.int64)), ids], axis=1)
         corners = exemplars.strong_corners(image, fixed, self.patch)
-        views = [exemplars.transform(image, corners, s, self.patch) for s in split(seed, 2)]
+        views = [
+            exemplars.transform(image, corners, s, self.patch, self.noise) for s in split(seed, 2)
+        ]
         return tf.stack(views, axis=1), ids
 
     def call(self, x, training=False):

@@ -9,7 +9,7 @@ import math
 import tensorflow as tf
 
 from keras_ssl import encoders
-from keras_ssl.ops.random import uniform
+from keras_ssl.ops.random import normal, uniform
 
 TRANSLATION = 0.2  # of the side of the patch
 SCALE = (0.7, 1.4)  # of the patch
@@ -62,14 +62,15 @@ def strong_corners(image, seed, size):
     return tf.stack([index // columns, index % columns], axis=1)
 
 
-def transform(image, corners, seed, size):
+def transform(image, corners, seed, size, noise=0.0):
     """Translates, scales, rotates and recolors a patch of each image, in the ranges of the paper.
 
     - translation by up to 0.2 of the patch, vertically and horizontally;
     - scale of the patch times 0.7 to 1.4; rotation by up to 20 degrees;
     - contrast: each principal component of the colors times 0.5 to 2;
     - saturation and value to the power of 0.25 to 4, times 0.7 to 1.4, plus -0.1 to 0.1;
-    - hue plus -0.1 to 0.1 of the color circle.
+    - hue plus -0.1 to 0.1 of the color circle;
+    - Gaussian noise, which the paper does not have, on every channel of every pixel.
 
     Factors and powers are log-uniform. The image is mirrored at its border.
 
@@ -78,6 +79,7 @@ def transform(image, corners, seed, size):
         corners: (B, 2) int32 tensor, as from `strong_corners`.
         seed: (B, 2) int64 tensor, one seed per image.
         size: int, side of the patch in pixels.
+        noise: float, standard deviation of the noise, in the units of the pixels.
 
     Returns:
         (B, size, size, 3) float32 tensor in 0..255.
@@ -88,7 +90,12 @@ def transform(image, corners, seed, size):
         TensorShape([2, 24, 24, 3])
     """
     random = uniform(seed, NUMBERS)
-    return recolor(warp(image, corners, random[:, :4], size), random[:, 4:])
+    patch = recolor(warp(image, corners, random[:, :4], size), random[:, 4:])
+    if not noise:
+        return patch
+    # `normal` and `uniform` are independent for the same seed.
+    drawn = tf.reshape(normal(seed, size * size * 3), [-1, size, size, 3])
+    return tf.clip_by_value(patch + noise * drawn, 0, 255)
 
 
 def warp(image, corners, random, size):
@@ -152,6 +159,21 @@ def recolor(patch, random):
 def _between(random, bounds):
     low, high = bounds
     return low * (high / low) ** random
+
+
+def check_noise(noise):
+    """Validates `noise`, a standard deviation in the units of the pixels.
+
+    Args:
+        noise: float.
+
+    Raises:
+        ValueError: `noise` is not in 0..255.
+    """
+    if not 0 <= noise <= 255:
+        raise ValueError(
+            f"noise must be in 0..255, a standard deviation for pixels in 0..255, got {noise!r}"
+        )
 
 
 def check_patch(encoder, patch=None):

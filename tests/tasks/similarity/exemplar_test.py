@@ -33,6 +33,19 @@ def test_each_image_is_a_class_with_new_transformations_per_epoch(noise):
     np.testing.assert_array_equal(later, exemplars.transform(noise[7:20], corners, seed, 24))
 
 
+@pytest.mark.parametrize("name", ["Exemplar", "ExemplarTriplet"])
+def test_noise_of_the_task_is_that_of_its_patches(name, noise):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    arguments = {"num_images": 40} if name == "Exemplar" else {}
+    batch = {"image": noise, "id": np.arange(40)}
+    plain, noisy = (
+        getattr(kssl.tasks, name)(encoder, noise=n, **arguments).pretext(batch, seeds(40))[0]
+        for n in (0.0, 3.0)
+    )
+    inside = (plain.numpy() > 30) & (plain.numpy() < 225)
+    assert (noisy - plain).numpy()[inside].std() == pytest.approx(3, rel=0.05)
+
+
 def test_fixed_number_of_transformations(noise):
     task = make(num_transformations=3)
     batch = {"image": noise[:2], "id": np.arange(2)}

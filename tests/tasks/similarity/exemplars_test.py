@@ -144,6 +144,38 @@ def test_transform_is_in_range_and_deterministic():
     )
 
 
+def test_noise_is_gaussian_independent_and_added_last():
+    image = np.random.default_rng(0).uniform(90, 160, (50, 32, 32, 3)).astype(np.float32)
+    corners = np.full((50, 2), 4, np.int32)
+    plain = exemplars.transform(image, corners, seeds(50), 24).numpy()
+    noisy = exemplars.transform(image, corners, seeds(50), 24, noise=4.0).numpy()
+    inside = (plain > 30) & (plain < 225)  # the noise is clipped elsewhere
+    added = (noisy - plain)[inside]
+    assert added.mean() == pytest.approx(0, abs=0.05)
+    assert added.std() == pytest.approx(4, rel=0.02)
+    assert np.mean(np.abs(added) < 4) == pytest.approx(0.683, abs=0.01)
+    difference = noisy - plain
+    pairs = [
+        (difference[:25], difference[25:]),  # images
+        (difference[:, :12], difference[:, 12:]),  # pixels
+        (difference[..., 0], difference[..., 2]),  # channels
+    ]
+    for a, b in pairs:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.03
+    loud = exemplars.transform(image, corners, seeds(50), 24, noise=200.0).numpy()
+    assert loud.min() == 0
+    assert loud.max() == 255
+
+
+@pytest.mark.parametrize("noise", [-1, 256, float("nan")])
+@pytest.mark.parametrize("name", ["Exemplar", "ExemplarTriplet"])
+def test_refuses_noise(name, noise):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    arguments = {"num_images": 5} if name == "Exemplar" else {}
+    with pytest.raises(ValueError, match=r"noise must be in 0..255.*got "):
+        getattr(kssl.tasks, name)(encoder, noise=noise, **arguments)
+
+
 def test_images_are_mirrored_at_the_border():
     image = np.zeros((1, 10, 10, 3), np.float32)
     image[..., 0] = np.arange(10)[:, None]
