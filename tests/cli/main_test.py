@@ -169,7 +169,8 @@ def test_from_images_to_features(command, photos, tmp_path):
     code, out, _ = command("evaluate", "rotation_photos.keras", "--data", photos)
     assert code == 0
     stages = ["stage", "stage1", "stage2", "features"]
-    assert [line.split()[0] for line in out.splitlines()] == stages
+    assert [line.split()[0] for line in out.splitlines()[:4]] == stages
+    assert "kNN: 20 and 200 neighbors" in out
     columns = "stage kNN untrained kNN 200 untrained linear untrained L2 chance"
     assert " ".join(out.splitlines()[0].split()) == columns
     assert out.splitlines()[1].split()[-1] == "50.0"
