@@ -22,7 +22,7 @@ def alignment(first, second, alpha=2):
     Uniformity on the Hypersphere", ICML 2020, section 4.1.
 
     Example:
-        >>> alignment([[3.0, 0.0]], [[0.0, 1.0]])
+        >>> round(alignment([[3.0, 0.0]], [[0.0, 1.0]]), 6)
         2.0
     """
     first, second = _unit("first", first), _unit("second", second)
@@ -50,7 +50,7 @@ def uniformity(features, t=2):
     Reference: Wang & Isola, ICML 2020, section 4.1.
 
     Example:
-        >>> uniformity([[1.0, 0.0], [-1.0, 0.0]])
+        >>> round(uniformity([[1.0, 0.0], [-1.0, 0.0]]), 6)
         -8.0
     """
     features = _unit("features", features)
