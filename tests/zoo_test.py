@@ -5,6 +5,7 @@ import runpy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import keras_ssl as kssl
@@ -77,10 +78,64 @@ def test_command(models, command, monkeypatch):
     assert error.startswith("keras-ssl: no trained models found: run this in a clone")
 
 
-def test_page_agrees_with_the_cards():
+@pytest.fixture
+def tool(monkeypatch):
+    """Runs a file of tools/, and returns its names."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return lambda name: runpy.run_path(str(ROOT / "tools" / name))
+
+
+def test_every_task_has_arguments_for_the_zoo(tool):
+    assert set(tool("build_zoo.py")["TASKS"]) == {row.name for row in kssl.tasks.TASKS}
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "views"),
+    [
+        ("Rotation", (8, 4, 32, 32, 3), 4),
+        ("Jigsaw", (8, 4, 16, 16, 3), 1),
+        ("Colorization", (8, 32, 64, 3), 2),
+        ("DeepCluster", (8, 32, 32, 3), 4 / 3),  # each epoch's relabeling: the forward third
+        ("SiftClusters", (8, 32, 32, 3), 1),  # clusters descriptors
+    ],
+)
+def test_views_of_an_image(tool, task, shape, views):
+    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    arguments = {"num_images": 10} if "Cluster" in task else {}
+    task = getattr(kssl.tasks, task)(encoder, **arguments)
+    assert tool("build_zoo.py")["views_per_image"](task, np.zeros(shape)) == pytest.approx(views)
+
+
+def test_page_of_cards(tool):
+    """The stage in bold is the selected one, and its gain is that over the mean of the seeds."""
+    row = {"knn": 0.3, "l2": 1.0, "selected": False}
+    stages = {f"stage{k}": {**row, "linear": k / 10} for k in range(1, 5)}
+    stages["features"] = {**stages["stage4"], "linear": 0.4}
+    others = {
+        "fine_tuned_10": 0.6,
+        "effective_rank": 12.34,
+        "alignment": 0.1236,
+        "uniformity": -2.5,
+    }
+    results = [
+        {**others, "stages": {**stages, name: {**stages[name], "selected": True}}}
+        for name in ("stage3", "stage1", "stage2")
+    ]
+    card = {
+        "results": results[0], "pretext": {"accuracy": 0.875}, "views_per_second": 1234, "minutes": 8.8,
+        "machine": "2 cores, avx2",
+    }  # fmt: skip
+    text = tool("draw_zoo.py")["page"]({"jigsaw": card}, results[1:])
+    assert "| `jigsaw` | 10.0 | 20.0 | **30.0** | 40.0 | +15.0 | 30.0 | 60.0 |" in text
+    assert "| `jigsaw` | accuracy 87.5 | 12.3 | 0.124 | -2.50 | 1,234 | 9 |" in text
+    assert "2 seeds, whose best stages have 10.0 and 20.0" in text
+    assert "Not trained yet: `rotation`," in text
+
+
+def test_page_agrees_with_the_cards(tool):
     folder = ROOT / "saved_models"
     if not (folder / "untrained.json").exists():
         pytest.skip("the zoo has not been trained yet")
-    draw = runpy.run_path(str(ROOT / "tools" / "draw_zoo.py"))
+    draw = tool("draw_zoo.py")
     untrained = list(json.loads((folder / "untrained.json").read_text()).values())
     assert draw["page"](draw["cards"](folder), untrained) == (ROOT / "docs" / "zoo.md").read_text()
