@@ -127,7 +127,7 @@ def measure(encoder, images, test):
     return {
         "stages": rows,
         "fine_tuned_10": kssl.evaluation.fine_tune(encoder, images, test, fraction=0.1),
-        "effective_rank": kssl.callbacks.effective_rank(features),
+        "effective_rank": kssl.evaluation.effective_rank(features),
         "alignment": kssl.evaluation.alignment(*views),
         "uniformity": kssl.evaluation.uniformity(features),
     }

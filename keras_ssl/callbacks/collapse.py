@@ -1,12 +1,11 @@
 """Detects feature collapse."""
 
-import math
 import warnings
 
 import keras
-import numpy as np
 
 from keras_ssl.callbacks.sample import Sample
+from keras_ssl.evaluation.geometry import effective_rank, feature_std
 
 # Below it features have collapsed, regardless of the initial value; healthy ones have at least 0.09.
 MIN_FEATURE_STD = 0.01
@@ -81,67 +80,3 @@ class Collapse(keras.callbacks.Callback):
                 "smaller learning rate, and check that no constant prediction minimizes the loss",
                 stacklevel=2,
             )
-
-
-def feature_std(features):
-    """Computes the standard deviation of features over the images, relative to their norm.
-
-    Args:
-        features: (N, D) float array.
-
-    Returns:
-        float in [0, 1]: the square root of the variance, summed over the dimensions and divided by the mean
-        squared norm. 0 if all images have the same features or features are not finite; 1 if their mean
-        is 0.
-
-    Raises:
-        ValueError: `features` is not an (N, D) array with N and D of at least 1.
-
-    Example:
-        >>> round(feature_std([[1.0, 1.0], [1.0, -1.0]]) ** 2, 3)
-        0.5
-    """
-    features = _normalized(features)
-    return float(np.sqrt(np.square(features - features.mean(axis=0)).mean(axis=0).sum()))
-
-
-def effective_rank(features):
-    """Computes the effective rank of features: the exponential of the entropy of their singular values.
-
-    Args:
-        features: (N, D) float array, centered first.
-
-    Returns:
-        float: k if features vary in k directions by equal amounts, between 1 and k if the amounts differ. 0
-        if all images have the same features or features are not finite.
-
-    Raises:
-        ValueError: `features` is not an (N, D) array with N and D of at least 1.
-
-    Reference: Roy & Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007;
-    Garrido et al., "RankMe", ICML 2023, where it predicts the accuracy of linear probes.
-
-    Example:
-        >>> round(effective_rank([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]), 3)
-        2.0
-    """
-    features = _normalized(features)
-    values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
-    # Equal features differ by rounding errors of float32, which have a high rank.
-    values = values[values > np.finfo(np.float32).eps * math.sqrt(len(features))]
-    if not len(values):
-        return 0.0
-    parts = values / values.sum()
-    return float(np.exp(-(parts * np.log(parts)).sum()))
-
-
-def _normalized(features):
-    """Scales features to a mean squared norm of 1, in float64; returns zeros if that is impossible."""
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features must be a (N, D) array, got shape {features.shape}")
-    largest = np.abs(features).max()
-    if not (np.isfinite(largest) and largest > 0):
-        return np.zeros_like(features)
-    features = features / largest  # so that squares of large values do not overflow
-    return features / np.sqrt(np.square(features).sum(axis=1).mean())
