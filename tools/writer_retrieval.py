@@ -1,9 +1,13 @@
-"""Writer retrieval: features learned from SIFT clusters versus RootSIFT itself, both encoded by VLAD.
+"""Writer retrieval: features learned from SIFT clusters versus RootSIFT itself.
+
+Both are encoded by VLAD, by m-VLAD (several codebooks, PCA-whitened together) and by m-VLAD with exemplar
+SVMs, whose negatives are the training pages.
 
 Pages are tiled from Omniglot: the characters of one drawer of one alphabet are enlarged by 2 and divided
-among four pages of five to ten characters, so that no character is on two pages of a writer. Odd drawers
-are for training, even drawers for testing: the network, the codebook and the whitening have seen no test
-writer. Alternatively, pass a folder of page images with train/ and test/, each with one folder per writer.
+among four pages of five to ten characters, so that no character is on two pages of a writer. The last two
+alphabets are for testing, the others for training: network, codebooks, whitening and negatives have seen
+neither a test writer nor a character of its alphabet. Alternatively, pass a folder of page images with
+train/ and test/, each with one folder per writer.
 
     python tools/writer_retrieval.py --omniglot omniglot_small1.zip --minutes 10
     python tools/writer_retrieval.py --pages pages/
@@ -31,6 +35,7 @@ from keras_ssl.solvers import clustering
 from keras_ssl.training.optimizers import sgd_cosine
 
 PAGES, COLUMNS, BATCH = 4, 4, 64
+TEST_ALPHABETS = 2
 
 
 def tile_pages(archive, out):
@@ -42,8 +47,11 @@ def tile_pages(archive, out):
             drawer = int(path.stem.split("_")[1])
             character = Image.open(io.BytesIO(source.read(name))).convert("L")
             characters[path.parts[-3], drawer].append(np.asarray(character))
+    held_out = sorted({alphabet for alphabet, _ in characters})[-TEST_ALPHABETS:]
+    print("alphabets for testing:", ", ".join(held_out))
     for (alphabet, drawer), drawn in characters.items():
-        folder = Path(out) / ("train" if drawer % 2 else "test") / f"{alphabet}_{drawer:02d}"
+        part = "test" if alphabet in held_out else "train"
+        folder = Path(out) / part / f"{alphabet}_{drawer:02d}"
         folder.mkdir(parents=True)
         for number in range(PAGES):
             mine = drawn[number::PAGES]
@@ -57,13 +65,26 @@ def tile_pages(archive, out):
 
 
 def encode(train, test, train_pages, test_pages, options):
-    """Encodes the test pages by VLAD, without and with PCA whitening learned on the training pages."""
+    """Encodes the test pages by VLAD, m-VLAD and m-VLAD with exemplar SVMs; returns a dict of arrays."""
     # Local descriptors are L2-normalized, whatever they are.
     train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
-    _, codebook = clustering.kmeans(train, options.centroids, seed=options.seed)
-    reference = kssl.evaluation.vlad(train, train_pages, codebook)
-    encoded = kssl.evaluation.vlad(test, test_pages, codebook)
-    return encoded, clustering.whiten(encoded, 256, reference=reference)
+    codebooks = np.stack(
+        [
+            clustering.kmeans(train, options.centroids, seed=options.seed + i)[1]
+            for i in range(options.codebooks)
+        ]
+    )
+    one = kssl.evaluation.vlad(test, test_pages, codebooks[0])
+    several, reference = (
+        kssl.evaluation.vlad(part, pages, codebooks)
+        for part, pages in ((test, test_pages), (train, train_pages))
+    )
+    queries, negatives = (
+        clustering.whiten(part, options.dimensions, reference=reference)
+        for part in (several, reference)
+    )
+    svm = kssl.evaluation.exemplar_svm(queries, negatives, options.cost)
+    return {"VLAD": one, "m-VLAD": several, "whitened": queries, "E-SVM": svm}
 
 
 def train_network(patches, options):
@@ -108,6 +129,9 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clusters", type=int, default=500)
     parser.add_argument("--centroids", type=int, default=16, help="of VLAD")
+    parser.add_argument("--codebooks", type=int, default=5, help="of m-VLAD")
+    parser.add_argument("--dimensions", type=int, default=128, help="of whitened m-VLAD")
+    parser.add_argument("--cost", type=float, default=1000, help="of the exemplar SVMs")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
@@ -134,13 +158,13 @@ def main():
         stages = [kssl.evaluation.extract(encoder, part)[0] for part in (train, test)]
         for stage in list(stages[0])[:-1]:  # the last repeats the features
             found[f"{name} {stage}"] = [part[stage] for part in stages]
-    rows = [("descriptors", "size", "mAP", "top-1", "top-5", "mAP whitened", "top-1", "top-5")]
+    keys = ("map", "top1", "top5", "hard2", "hard3")
+    rows = [("descriptors", "size", "encoding", "mAP", "top-1", "soft top-5", "hard 2", "hard 3")]
     for name, (of_train, of_test) in found.items():
-        cells = []
-        for encoded in encode(of_train, of_test, *pages, options):
-            result = kssl.evaluation.retrieval(encoded, test.writers)
-            cells += [f"{100 * result[key]:.1f}" for key in ("map", "top1", "top5")]
-        rows.append((name, str(of_test.shape[1]), *cells))
+        for encoding, encoded in encode(of_train, of_test, *pages, options).items():
+            result = kssl.evaluation.retrieval(encoded, test.writers, hard=(2, 3))
+            cells = [f"{100 * result[key]:.1f}" for key in keys]
+            rows.append((name, str(of_test.shape[1]), encoding, *cells))
     print_table(rows)
 
 

@@ -65,17 +65,16 @@ def table(results):
     """Formats the results of `compare` as rows of text.
 
     Args:
-        results: dict that `compare` returned.
+        results: dict that `compare` returned, perhaps without some of its numbers.
 
     Returns:
         list of tuples of str, the header first; accuracies are in percent. `l2` is that of the trained
         encoder, and the selected stage has a star.
 
     Example:
-        >>> row = dict(knn=0.5, knn200=0.4, linear=0.6, l2=10.0, selected=True)
-        >>> row |= dict(knn_untrained=0.3, knn200_untrained=0.2, linear_untrained=0.5)
-        >>> table({"chance": 0.1, "stage1": row})[1]
-        ('stage1 *', '50.0', '30.0', '40.0', '20.0', '60.0', '50.0', '10', '10.0')
+        >>> row = dict(knn=0.5, knn_untrained=0.3, linear=0.6, linear_untrained=0.5, l2=10.0)
+        >>> table({"chance": 0.1, "stage1": {**row, "selected": True}})[1]
+        ('stage1 *', '50.0', '30.0', '60.0', '50.0', '10', '10.0')
     """
     rows = {stage: row for stage, row in results.items() if stage != "chance"}
     names = [name for name in LABELS if name in next(iter(rows.values()))]
@@ -83,11 +82,9 @@ def table(results):
     formatted = [("stage", *head, "L2", "chance")]
     for stage, row in rows.items():
         cells = [row[f"{name}{suffix}"] for name in names for suffix in ("", "_untrained")]
-        cells = [f"{100 * cell:.1f}" for cell in cells]
-        star = " *" if row["selected"] else ""
-        formatted.append(
-            (f"{stage}{star}", *cells, f"{row['l2']:g}", f"{100 * results['chance']:.1f}")
-        )
+        cells = [f"{100 * cell:.1f}" for cell in (*cells, results["chance"])]
+        l2 = f"{row['l2']:g}" if "l2" in row else ""
+        formatted.append((stage + " *" * row.get("selected", False), *cells[:-1], l2, cells[-1]))
     return formatted
 
 
