@@ -35,7 +35,7 @@ class Servable:
         >>> import numpy as np
         >>> servable = Servable("saved_models/rotation_cifar10/1")
         >>> servable.run({"images": np.zeros((1, 32, 32, 3), "uint8")})["features"].shape
-        (1, 256)
+        (1, 128)
     """
 
     def __init__(self, path, config=None):
