@@ -18,7 +18,7 @@ from keras_ssl import plotting
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("stage1", "stage2", "stage3", "stage4")
-NEIGHBORS, SEARCHED = 9, 10_000
+NEIGHBORS, SEARCHED, QUERY = 9, 10_000, 7_012
 
 TEXT = """# The zoo
 
@@ -156,7 +156,7 @@ def chart(found, untrained):
     axes.axvline(np.mean(best), color="tab:orange", label="untrained encoder, best stage")
     axes.set_xlim(0, max(values) + 6)
     axes.set_xlabel("linear probe, selected stage (%)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return figure
 
 
@@ -164,12 +164,12 @@ def neighbors(found, folder, test):
     """Draws the nearest neighbors of the same image in the features of each task."""
     part = kssl.data.subset(test, np.arange(SEARCHED))
     pixels = kssl.data.to_arrays(part)["image"]
-    query, rows = SEARCHED // 2 + 7, []
+    rows = []
     for name in found:
         encoder = kssl.load(Path(folder, f"{name}_cifar10"))
         features = kssl.evaluation.extract(encoder, part)[0]["features"]
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        nearest = np.argsort(-(features @ features[query]))[: NEIGHBORS + 1]
+        nearest = np.argsort(-(features @ features[QUERY]))[: NEIGHBORS + 1]
         rows.append([(pixels[i], name if k == 0 else "") for k, i in enumerate(nearest)])
     return plotting.grid(rows)
 
