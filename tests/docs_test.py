@@ -85,7 +85,7 @@ def blocks(markdown):
     """The fenced and the indented code blocks of a page, in order."""
     found, lines, i = [], markdown.splitlines(), 0
     while i < len(lines):
-        start, fence = i, re.match(r"( *)```(\w*)", lines[i])
+        start, fence, code = i, re.match(r"( *)```(\w*)", lines[i]), []
         if fence:
             i = (
                 start
@@ -97,12 +97,18 @@ def blocks(markdown):
             while i < len(lines) and (lines[i].startswith("    ") or not lines[i].strip()):
                 i += 1
             code, language = lines[start:i], ""
+            i -= 1
         i += 1
-        if i > start + 1:
+        if code:
             indent = min(len(line) - len(line.lstrip()) for line in code if line.strip())
             text = "\n".join(line[indent:] for line in code).strip("\n") + "\n"
             found.append(Block(start + 1, i, language, text))
     return found
+
+
+def test_blocks_that_follow_each_other():
+    page = "text\n\n    one\n\n```python\ntwo\n```\n\n    three"
+    assert [block.text for block in blocks(page)] == ["one\n", "two\n", "three\n"]
 
 
 def commands(text):

@@ -18,7 +18,7 @@ from keras_ssl import plotting
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("stage1", "stage2", "stage3", "stage4")
-NEIGHBORS, SEARCHED, QUERY = 9, 10_000, 7_012
+NEIGHBORS, SEARCHED, QUERY = 9, 10_000, 7_032
 
 TEXT = """# The zoo
 
