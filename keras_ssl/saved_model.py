@@ -109,12 +109,10 @@ def load(path):
         >>> encoder = load("rotation_cifar10")
         >>> model = keras.Sequential([encoder, keras.layers.Dense(10)])
     """
-    from keras_ssl.serving.server.servable import versions
-
     directory = Path(path)
     if not directory.exists() and str(path) in (trained := zoo.models()):
         directory, _ = trained[str(path)]
-    if found := versions(directory):
+    if found := zoo.versions(directory):
         directory = found[max(found)]
     architecture = directory / "assets.extra" / "encoder.json"
     if not architecture.is_file():
@@ -138,13 +136,11 @@ def _remove_old_drafts(path):
 
 def _rename_to_next_version(draft, path):
     """Renames a draft to the next free version of the model and returns that directory."""
-    from keras_ssl.serving.server.servable import versions
-
     # So that a power failure leaves no version half-written.
     for written in (*draft.rglob("*"), draft):
         files.sync(written)
     while True:
-        version = path / str(max(versions(path), default=0) + 1)
+        version = path / str(max(zoo.versions(path), default=0) + 1)
         try:
             os.rename(draft, version)
         except OSError:

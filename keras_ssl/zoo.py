@@ -1,9 +1,10 @@
-"""Finds the trained models that come with the repository, without TensorFlow."""
+"""Finds models, their versions and cards, without TensorFlow; above all those of the repository."""
 
 import json
 import os
 from pathlib import Path
 
+CARD = "assets.extra/card.json"  # in the directory of a version
 VARIABLE = "KERAS_SSL_ZOO"  # environment variable with the folder of the models
 CHECKOUT = Path(__file__).parent.parent / "saved_models"
 
@@ -37,15 +38,39 @@ def models():
     """
     found = {}
     for folder in reversed(folders()):
-        for file in folder.glob("*/*/assets.extra/card.json"):
-            version, model = file.parent.parent, file.parent.parent.parent
-            newest = found.get(model.name)
-            if not version.name.isdigit():
-                continue
-            if newest and newest.parent == model and int(newest.name) > int(version.name):
-                continue
-            found[model.name] = version
+        for model in folder.iterdir():
+            if version := newest(model):
+                found[model.name] = version
     return {
-        name: (found[name], json.loads((found[name] / "assets.extra" / "card.json").read_text()))
-        for name in sorted(found)
+        name: (found[name], json.loads((found[name] / CARD).read_text())) for name in sorted(found)
     }
+
+
+def newest(path):
+    """Finds the newest version of a model that has a card.
+
+    Args:
+        path: directory of a model.
+
+    Returns:
+        pathlib.Path, or None if there is no such version.
+    """
+    with_card = [version for version in versions(path).values() if (version / CARD).is_file()]
+    return with_card[-1] if with_card else None
+
+
+def versions(path):
+    """Lists the versions of a model: its numeric directories, as TensorFlow Serving does.
+
+    Args:
+        path: directory of a model.
+
+    Returns:
+        dict of int to pathlib.Path, ascending ("00000123" is version 123); empty if there is no such
+        directory.
+    """
+    try:
+        found = {int(p.name): p for p in Path(path).iterdir() if p.name.isdecimal() and p.is_dir()}
+    except OSError:
+        return {}
+    return {version: found[version] for version in sorted(found) if version < 2**63}

@@ -14,7 +14,8 @@ from tensorflow_serving.config import model_server_config_pb2
 
 import keras_ssl as kssl
 from keras_ssl import tasks
-from keras_ssl.serving.server.servable import Servable, versions
+from keras_ssl.serving.server.servable import Servable
+from keras_ssl.zoo import versions
 
 ROOT = Path(__file__).parent.parent
 MODELS = sorted(p.name for p in (ROOT / "saved_models").iterdir() if versions(p))

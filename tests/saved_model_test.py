@@ -16,7 +16,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 import keras_ssl as kssl
 from keras_ssl import files
-from keras_ssl.serving.server.servable import Servable, versions
+from keras_ssl.serving.server.servable import Servable
+from keras_ssl.zoo import versions
 
 sys.path.append(str(Path(__file__).parent.parent / "tools"))
 import soak_export

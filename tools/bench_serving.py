@@ -190,7 +190,7 @@ def main():
     server_core, client_core = cores[:2]
     os.sched_setaffinity(0, {client_core})
 
-    from keras_ssl.serving.server.servable import versions
+    from keras_ssl.zoo import versions
 
     found = versions(Path(args.model).resolve())
     version = found[max(found)]

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import keras_ssl as kssl
-from keras_ssl import plotting
+from keras_ssl import plotting, zoo
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -64,10 +64,8 @@ def cards(folder):
     """Returns the cards of the zoo's models, a dict by task in the order of the task table."""
     found = {}
     for row in kssl.tasks.TASKS:
-        versions = Path(folder, f"{row.name}_cifar10").glob("[0-9]*/assets.extra/card.json")
-        files = sorted(versions, key=lambda file: int(file.parent.parent.name))
-        if files:
-            found[row.name] = json.loads(files[-1].read_text())
+        if version := zoo.newest(Path(folder, f"{row.name}_cifar10")):
+            found[row.name] = json.loads((version / zoo.CARD).read_text())
     return found
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_ssl.serving.server.servable import Servable, versions
+from keras_ssl.serving.server.servable import Servable
+from keras_ssl.zoo import versions
 
 EXPORTS_FOREVER = """
 import sys

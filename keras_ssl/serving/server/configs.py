@@ -13,7 +13,7 @@ from google.protobuf import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_ssl.serving.server.errors import invalid_argument
-from keras_ssl.serving.server.servable import versions
+from keras_ssl.zoo import versions
 
 # The tensorflow-serving-api package lacks these messages. Names and numbers of the fields are those of
 # ssl_config.proto, monitoring_config.proto and session_bundle_config.proto of TensorFlow Serving.

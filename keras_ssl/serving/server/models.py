@@ -10,7 +10,8 @@ from tensorflow_serving.apis import get_model_status_pb2
 
 from keras_ssl.serving.server.configs import check_models
 from keras_ssl.serving.server.errors import StatusError, invalid_argument
-from keras_ssl.serving.server.servable import Servable, versions
+from keras_ssl.serving.server.servable import Servable
+from keras_ssl.zoo import versions
 
 State = get_model_status_pb2.ModelVersionStatus
 Code = grpc.StatusCode

@@ -156,20 +156,3 @@ def check_files(path):
                 raise ValueError(f"{name} differs from what was exported")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"path {str(path)!r} is damaged or copied only in part: {error}") from None
-
-
-def versions(path):
-    """Lists the versions of a model: its numeric directories, as TensorFlow Serving does.
-
-    Args:
-        path: directory of a model.
-
-    Returns:
-        dict of int to pathlib.Path, ascending ("00000123" is version 123); empty if there is no such
-        directory.
-    """
-    try:
-        found = {int(p.name): p for p in Path(path).iterdir() if p.name.isdecimal() and p.is_dir()}
-    except OSError:
-        return {}
-    return {version: found[version] for version in sorted(found) if version < 2**63}

@@ -9,7 +9,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 import keras_ssl as kssl
 from keras_ssl.serving.server import configs
-from keras_ssl.serving.server.servable import versions
+from keras_ssl.zoo import versions
 
 
 def test_model_and_monitoring_configs_are_valid(serving_files):
