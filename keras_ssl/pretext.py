@@ -36,6 +36,7 @@ class PretextModel(keras.Model):
         reader: function by which the command reads a folder.
         whole_batches: whether `pretext` mixes the images of a batch.
         label_name: what a label is called in previews.
+        weight_decay: float, of the default optimizer.
 
     Raises:
         ValueError: `encoder` is not such a model, or `needs` or `networks` of the class is a str.
@@ -49,6 +50,7 @@ class PretextModel(keras.Model):
     reader = staticmethod(data.from_folder)
     whole_batches = False
     label_name = "label"
+    weight_decay = 0.0
 
     def __init__(self, encoder, **kwargs):
         super().__init__(**kwargs)
@@ -100,7 +102,7 @@ class PretextModel(keras.Model):
 
     def default_optimizer(self, steps, learning_rate=0.1):
         """Returns the optimizer of `keras-ssl pretrain`, for `steps` int steps and a peak rate."""
-        return optimizers.sgd_cosine(learning_rate, steps)
+        return optimizers.sgd_cosine(learning_rate, steps, self.weight_decay)
 
     def default_callbacks(self, images):
         """Returns the list of callbacks that `fit` needs, for the dataset `images` to train on."""

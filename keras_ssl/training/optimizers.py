@@ -32,10 +32,14 @@ class SGD(keras.optimizers.SGD):
         pass  # in `update_step`
 
     def update_step(self, gradient, variable, learning_rate):
-        if self.weight_decay and self.adapts(variable):
-            weight = tf.convert_to_tensor(variable)
-            gradient = tf.cast(gradient, weight.dtype) + self.weight_decay * weight
-        super().update_step(gradient, variable, learning_rate)
+        super().update_step(self.decayed(gradient, variable), variable, learning_rate)
+
+    def decayed(self, gradient, variable):
+        """Returns the gradient with that of the weight decay."""
+        if not (self.weight_decay and self.adapts(variable)):
+            return gradient
+        weight = tf.convert_to_tensor(variable)
+        return tf.cast(gradient, weight.dtype) + self.weight_decay * weight
 
     def adapts(self, variable):
         """Returns whether weight decay (and the rate of `LARS`) applies to a variable."""
@@ -82,10 +86,9 @@ class LARS(SGD):
         self.trust, self.rate_in_momentum = trust, rate_in_momentum
 
     def update_step(self, gradient, variable, learning_rate):
+        gradient = self.decayed(gradient, variable)
         if self.adapts(variable):
-            weight = tf.convert_to_tensor(variable)
-            gradient = tf.cast(gradient, weight.dtype) + (self.weight_decay or 0.0) * weight
-            size, slope = tf.norm(weight), tf.norm(gradient)
+            size, slope = tf.norm(tf.convert_to_tensor(variable)), tf.norm(gradient)
             known = tf.logical_and(size > 0, slope > 0)
             gradient *= tf.where(known, self.trust * tf.math.divide_no_nan(size, slope), 1.0)
         if self.rate_in_momentum or not self.momentum:

@@ -10,7 +10,6 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.context import puzzles
 from keras_ssl.tasks.context.permutations import check_permutations
 from keras_ssl.tasks.context.permutations import permutations as choose
-from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -77,6 +76,8 @@ class Jigsaw(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
+    weight_decay = 5e-4  # as in the authors' code
+
     def __init__(
         self, encoder, grid=3, num_permutations=None, tile=None, jitter=None, normalize=True,
         gray=0.3, permutations=None, crop=0.5, hidden=512, tile_units=128, **kwargs,
@@ -112,9 +113,6 @@ class Jigsaw(PretextModel):
         features = self.tile_layer(encoders.on_patches(self.encoder, x, training))
         merged = tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
         return self.head(self.merge_layer(merged))
-
-    def default_optimizer(self, steps, learning_rate=0.1):
-        return optimizers.sgd_cosine(learning_rate, steps, weight_decay=5e-4)
 
     def preview(self, x, y, y_pred=None):
         return puzzles.preview(x, y, self.permutations, y_pred)

@@ -6,7 +6,6 @@ import tensorflow as tf
 from keras_ssl import encoders
 from keras_ssl.ops import augment, images
 from keras_ssl.pretext import PretextModel
-from keras_ssl.training import optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -52,6 +51,7 @@ class Rotation(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
+    weight_decay = 5e-4  # as in the authors' code
     label_name = "rotated"
 
     def __init__(self, encoder, num_rotations=4, angles=None, shift=0.125, flip=True, **kwargs):
@@ -89,9 +89,6 @@ class Rotation(PretextModel):
 
     def label_text(self, label):
         return f"{self.angles[label]}\N{DEGREE SIGN}"
-
-    def default_optimizer(self, steps, learning_rate=0.1):
-        return optimizers.sgd_cosine(learning_rate, steps, weight_decay=5e-4)
 
     def prediction(self, images):
         return {"rotation": self.head(self.encoder(images, training=False))}
