@@ -1,4 +1,4 @@
-"""Training within a budget of minutes and evaluation by probes: shared by the comparison tools."""
+"""Duration of training steps, and random subsets: shared by the tools that train."""
 
 import time
 
@@ -9,7 +9,6 @@ import keras_ssl as kssl
 from keras_ssl.data.columns import random_access
 
 TRIAL_STEPS = 60  # to measure the duration of a step
-LABELS = 10_000  # for the probes
 
 
 class StepClock(keras.callbacks.Callback):
@@ -41,8 +40,3 @@ def random_subset(images, number, seed=0):
     part = kssl.data.subset(images, np.sort(rows))
     columns = {**part.columns, "id": np.arange(len(rows), dtype=np.int64)}
     return random_access(columns, part.load_row)
-
-
-def evaluate(encoder, untrained, images, test):
-    """Evaluates every stage by kNN and linear probe, as `evaluation.compare`, on 10,000 random labels."""
-    return kssl.evaluation.compare(encoder, untrained, random_subset(images, LABELS), test)

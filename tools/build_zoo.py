@@ -120,22 +120,21 @@ def measure(encoder, images, test):
     """Evaluates an encoder: a dict of probes by stage, fine-tuning and the geometry of the features."""
     labeled = random_subset(images, LABELS)
     rows, _ = kssl.evaluation.probe_stages(encoder, labeled, test)
-    features = kssl.evaluation.extract(encoder, test)[0]["features"]
-    views = [
-        kssl.evaluation.extract(encoder, mirrored(test, flip))[0]["features"] for flip in (False, True)
-    ]  # fmt: skip
+    features, mirrored = (
+        kssl.evaluation.extract(encoder, part)[0]["features"] for part in (test, test.map(flip))
+    )
     return {
         "stages": rows,
         "fine_tuned_10": kssl.evaluation.fine_tune(encoder, images, test, fraction=0.1),
         "effective_rank": kssl.evaluation.effective_rank(features),
-        "alignment": kssl.evaluation.alignment(*views),
+        "alignment": kssl.evaluation.alignment(features, mirrored),
         "uniformity": kssl.evaluation.uniformity(features),
     }
 
 
-def mirrored(images, flip):
-    """Returns the images, mirrored or not."""
-    return images.map(lambda row: {**row, "image": row["image"][:, ::-1] if flip else row["image"]})
+def flip(row):
+    """Mirrors the image of a row."""
+    return {**row, "image": row["image"][:, ::-1]}
 
 
 def pretext_metrics(task, test):

@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from build_zoo import VIEWS
 from matplotlib.figure import Figure
 
 import keras_ssl as kssl
@@ -87,9 +88,8 @@ def markdown(rows):
 def accuracies(task, results, base):
     name, best = selected(results)
     shown = [percent(results["stages"][stage]["linear"]) for stage in STAGES]
-    if name in (*STAGES, "features"):
-        place = STAGES.index(name) if name in STAGES else len(STAGES) - 1
-        shown[place] = f"**{shown[place]}**"
+    place = STAGES.index(name) if name in STAGES else -1  # the features are those of the last stage
+    shown[place] = f"**{shown[place]}**"
     gain = "" if base is None else f"{100 * (best['linear'] - base):+.1f}"
     return [task, *shown, gain, percent(best["knn"]), percent(results["fine_tuned_10"])]
 
@@ -117,15 +117,12 @@ def page(found, untrained):
     first += [accuracies(f"untrained, seed {i}", r, None) for i, r in enumerate(untrained)]
     second = [("task", "pretext", "rank", "alignment", "uniformity", "views/s", "minutes")]
     for task, card in found.items():
-        results, speed = (
-            card["results"],
-            (f"{card['views_per_second']:,}", f"{card['minutes']:.0f}"),
-        )
-        second.append((f"`{task}`", pretext(card), *geometry(results), *speed))
+        speed = f"{card['views_per_second']:,}", f"{card['minutes']:.0f}"
+        second.append((f"`{task}`", pretext(card), *geometry(card["results"]), *speed))
     second += [(f"untrained, seed {i}", "", *geometry(r), "", "") for i, r in enumerate(untrained)]
     missing = [f"`{row.name}`" for row in kssl.tasks.TASKS if row.name not in found]
     return TEXT.format(
-        views=600_000,
+        views=VIEWS,
         accuracies=markdown(first),
         details=markdown(second),
         seeds=f"{len(best)} seeds, whose best stages have {' and '.join(map(percent, best))}",
