@@ -178,10 +178,10 @@ class AdversarialModel(PretextModel):
         Returns:
             (losses, gradients, pairs): `losses` are the discriminator's and the generator's, as means
             over the images. In training, `gradients` are those of the discriminator's loss with respect
-            to its variables, and `pairs` is a list of a tensor of `fake` or `real` and the gradient of
-            the generator's loss with respect to this tensor. Both are divided by the number of replicas,
-            over which they are summed, and scaled as the respective optimizer scales its loss. Otherwise
-            both are None.
+            to its variables, and `pairs` is a list of (tensor, gradient): a tensor of `fake` or `real`,
+            and the gradient of the generator's loss with respect to it. All gradients are divided by the
+            number of replicas, over which they are summed, and scaled as the respective optimizer scales
+            its loss. Otherwise `gradients` and `pairs` are None.
         """
         inputs = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
         with tf.GradientTape(persistent=True, watch_accessed_variables=training) as tape:
