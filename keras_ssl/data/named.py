@@ -26,7 +26,8 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True):
         check: bool, as in `from_folder`.
 
     Returns:
-        (train, test): tf.data.Datasets; without `split` the training part, or all images, and None.
+        (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
+        data set has parts, and `test` is None.
 
     Raises:
         ValueError: a built-in data set does not have this size, the parts have different classes, there are

@@ -58,7 +58,7 @@ def effective_rank(features):
 
 
 def alignment(features, other, alpha=2):
-    """Computes the alignment of features of two views of each image: their mean distance, to a power.
+    """Computes the alignment of two views of each image: the mean power of their features' distance.
 
     Args:
         features, other: (N, D) float arrays, row i of both from the same image; L2-normalized first.

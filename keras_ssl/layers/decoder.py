@@ -27,7 +27,7 @@ class Decoder(keras.layers.Layer):
     Call arguments:
         x: (B, h, w, c) tensor.
         size: (H, W) of the output instead, for a map that is larger or smaller by the same factor.
-        skips: tensors, one for each of the shapes.
+        skips: tensors, one of each shape in the argument `skips` of the constructor.
         training: bool.
 
     Returns:

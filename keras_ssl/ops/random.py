@@ -145,8 +145,7 @@ def threefry(key, counter):
     """Encrypts a counter with the Threefry-2x64 block cipher.
 
     Args:
-        key: pair of uint64 tensors.
-        counter: pair of uint64 tensors, all four of shapes that broadcast.
+        key, counter: pairs of uint64 tensors. The shapes of all four can be broadcast.
 
     Returns:
         Pair of uint64 tensors.

@@ -63,7 +63,7 @@ def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
 class AdversarialModel(PretextModel):
     """Trains a pretext task together with a discriminator, which has its own optimizer.
 
-    A task sets `self.discriminator`, or leaves it None to be trained without one, and defines
+    A task sets `self.discriminator` (with None it is trained without one) and defines
     `discriminator_inputs(x, y, y_pred)`. In one step the discriminator minimizes its cross-entropy, and
     the other networks minimize the non-saturating loss of Goodfellow et al. (2014). Every network runs
     forward once and backward once: the derivatives of the two losses with respect to the logit of an image
@@ -176,11 +176,12 @@ class AdversarialModel(PretextModel):
             training: bool.
 
         Returns:
-            (losses, gradients, pairs): `losses` are the discriminator's and the generator's, as means over
-            the images. In training, `gradients` are those of the discriminator's loss with respect to its
-            variables, and `pairs` are a tensor of `fake` or `real` and the gradient of the generator's loss
-            with respect to it. Both are divided by the number of replicas, over which they are summed, and
-            scaled as the respective optimizer scales its loss. Otherwise both are None.
+            (losses, gradients, pairs): `losses` are the discriminator's and the generator's, as means
+            over the images. In training, `gradients` are those of the discriminator's loss with respect
+            to its variables, and `pairs` is a list of (tensor, gradient): a tensor of `fake` or `real`,
+            and the gradient of the generator's loss with respect to it. All gradients are divided by the
+            number of replicas, over which they are summed, and scaled as the respective optimizer scales
+            its loss. Otherwise `gradients` and `pairs` are None.
         """
         inputs = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
         with tf.GradientTape(persistent=True, watch_accessed_variables=training) as tape:

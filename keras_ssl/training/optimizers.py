@@ -58,9 +58,9 @@ class LARS(SGD):
         learning_rate: float or schedule.
         momentum: float in [0, 1].
         trust: float, the size of a step relative to the weight at a learning rate of 1.
-        rate_in_momentum: bool, whether the momentum sums steps (gradients times the learning rate of their
-            time), as for SimCLR, or gradients, whose sum is multiplied by the current learning rate, as for
-            BYOL. Both are equal at a constant rate.
+        rate_in_momentum: bool. True: each gradient is multiplied by the learning rate before it is added to
+            the momentum (SimCLR). False: the momentum is multiplied by the current learning rate (BYOL). With
+            a constant rate both give the same steps.
         **kwargs: passed to keras.optimizers.SGD, such as `weight_decay`.
 
     Raises:
@@ -187,7 +187,7 @@ def with_rate(optimizer, factor):
     """Copies an optimizer that is not built yet, with another learning rate.
 
     Args:
-        optimizer: keras.optimizers.Optimizer; of one that scales its loss, the inner one is copied.
+        optimizer: keras.optimizers.Optimizer; if it scales its loss, its inner optimizer is copied.
         factor: float, by which the learning rate, or every rate of its schedule, is multiplied.
 
     Returns:

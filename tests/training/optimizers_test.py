@@ -152,11 +152,14 @@ def test_with_rate(scaled):
 
 
 def test_rates_and_decay_of_the_papers():
-    """RotNet's and DeepCluster's code; section 3.2 of context encoders."""
+    """The authors' code; section 3.2 of context encoders."""
     encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
-    assert kssl.tasks.Rotation(encoder).default_optimizer(1000).weight_decay == 5e-4
+    decays = {"Rotation": 5e-4, "DeepCluster": 1e-5, "SelfLabel": 1e-5, "SiftClusters": 1e-4}
+    for name, decay in decays.items():
+        numbers = {} if name == "Rotation" else {"num_images": 10}
+        task = getattr(kssl.tasks, name)(encoder, **numbers)
+        assert task.weight_decay == task.default_optimizer(1000).weight_decay == decay
     clusters = kssl.tasks.DeepCluster(encoder, num_images=10).default_optimizer(1000)
-    assert clusters.weight_decay == 1e-5
     assert float(clusters._learning_rate(999)) == pytest.approx(0.05)
     task = kssl.tasks.Inpainting(encoder, filters=2)
     task.compile(task.default_optimizer(1000))

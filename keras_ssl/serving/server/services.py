@@ -90,7 +90,7 @@ def metadata(models, request):
         request: GetModelMetadataRequest.
 
     Raises:
-        StatusError: no metadata field or an unknown one, or as `Models.lease`.
+        StatusError: the request names no metadata field or an unknown one, or `Models.lease` raises it.
     """
     if not request.metadata_field:
         raise invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")

@@ -65,6 +65,7 @@ class DeepCluster(PretextModel):
     """
 
     label_name = "image"
+    weight_decay = 1e-5  # as in the authors' code
 
     def __init__(
         self, encoder, num_images, num_clusters=None, dimensions=256, crop=0.3, seed=0, **kwargs
@@ -129,7 +130,7 @@ class DeepCluster(PretextModel):
                 slot.assign(tf.zeros_like(slot))
 
     def default_optimizer(self, steps, learning_rate=0.05):
-        return optimizers.sgd_constant(learning_rate, steps, weight_decay=1e-5)
+        return optimizers.sgd_constant(learning_rate, steps, self.weight_decay)
 
     def default_callbacks(self, images):
         return [Relabel(images)]

@@ -75,6 +75,8 @@ class SelfLabel(PretextModel):
         >>> history = task.fit(task.dataset(images, batch_size=60), callbacks=[relabel], verbose=0)
     """
 
+    weight_decay = 1e-5  # as in the authors' code for ImageNet; 5e-4 for CIFAR
+
     def __init__(
         self,
         encoder,
@@ -183,7 +185,7 @@ class SelfLabel(PretextModel):
         self.relabeled.assign_add(1)
 
     def default_optimizer(self, steps, learning_rate=0.05):
-        return optimizers.sgd_cosine(learning_rate, steps, weight_decay=1e-5)
+        return optimizers.sgd_cosine(learning_rate, steps, self.weight_decay)
 
     def default_callbacks(self, images):
         return [Relabel(images, when=("quadratic", self.relabelings))]

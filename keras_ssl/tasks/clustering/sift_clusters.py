@@ -57,6 +57,7 @@ class SiftClusters(PretextModel):
     """
 
     label_name = "patch"
+    weight_decay = 1e-4  # as in the authors' code
     reader = staticmethod(data.from_pages)
 
     def __init__(

@@ -24,7 +24,7 @@ def check_tiles(encoder, grid, tile=None, jitter=None):
         ValueError: `grid` is not 2 or 3; a tile with its jitter is larger than a cell, or too small for
             the encoder.
 
-    Reference: Noroozi & Favaro, ECCV 2016, section 4.2: tiles of 64 pixels in cells of 75, jitter 2.
+    Reference: Noroozi & Favaro, ECCV 2016, section 3 (tiles of 64 pixels in cells of 75) and 4.2 (jitter 2).
     """
     height, width = encoder.input_shape[1:3]
     if height is None or width is None:

@@ -10,6 +10,7 @@ from keras_ssl.training import optimizers, pipeline
 
 DOWNSAMPLING = 4  # colors are predicted at a quarter of the resolution, as in the paper
 REBALANCING, TEMPERATURE = 0.5, 0.38  # lambda of section 2.2, T of section 2.3
+MIN_COLOR = 5.0  # images whose a and b are nowhere larger are left out, as in the authors' code
 MEASURED_IMAGES = 5_000  # maximum number of images for the frequencies of the colors
 
 
@@ -26,8 +27,8 @@ class Colorization(PretextModel):
     - `target="ab_bins"`: classification, as in the paper. The encoder gets the lightness L of Lab. For
       every pixel of the low resolution the network predicts a distribution over 262 bins of a and b. Rare
       colors have larger weights in the loss (class rebalancing, lambda = 0.5), since most pixels are
-      nearly gray. Colors are reconstructed by the annealed mean of the distribution (T = 0.38), which is
-      between its mean and its mode.
+      nearly gray, and images that are gray everywhere have no weight. Colors are reconstructed by the
+      annealed mean of the distribution (T = 0.38), which is between its mean and its mode.
 
     The frequencies of the colors are measured on the first data set that `dataset` is called with, and
     saved with the task.
@@ -137,7 +138,10 @@ class Colorization(PretextModel):
         weight = 1 / ((1 - REBALANCING) * prior + REBALANCING / number)
         weight /= tf.maximum(tf.reduce_sum(prior * weight), 1e-6)
         weight = tf.where(tf.reduce_sum(prior) > 0, weight, tf.ones_like(weight))
-        return y, tf.gather(weight, tf.argmin(lab.distances(y), axis=-1))
+        weight = tf.gather(weight, tf.argmin(lab.distances(y), axis=-1))
+        # A gray photograph has lost its colors: it would teach that its objects are gray.
+        has_color = tf.reduce_any(tf.abs(y) > MIN_COLOR, axis=[1, 2, 3], keepdims=True)
+        return y, weight * tf.cast(has_color[..., 0], weight.dtype)
 
     def dataset(self, images, *args, **kwargs):
         """Creates the training data as `PretextModel.dataset` does; the first call measures the colors."""

@@ -16,10 +16,10 @@ class GAN(adversary.AdversarialModel):
     """Trains a bidirectional GAN: a generator, and an encoder that inverts it.
 
     The generator maps random codes to images, the encoder maps images to codes. The discriminator gets
-    pairs of image and code, and classifies whether they are (image, its code by the encoder) or (image by
-    the generator, its code). If it no longer can, encoder and generator are inverse to each other, though
-    neither ever gets the other's output (theorem 2 of the paper). The code then contains all that is
-    needed to generate such an image.
+    pairs of an image and a code, and tells two kinds apart: a real image with the code that the encoder
+    computes from it, and a random code with the image that the generator makes of it. If it no longer
+    can, encoder and generator are inverse to each other, though neither ever gets the other's output
+    (theorem 2 of the paper). The code then contains all that is needed to generate such an image.
 
     Using the features of a discriminator instead would restrict the encoder: it could not have batch
     normalization, whose statistics would include those of generated images. In a BiGAN the encoder gets

@@ -28,11 +28,11 @@ class Exemplar(PretextModel):
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling, since it
             is trained on patches and used on whole images.
         num_images: int N, images in the data set, with one seed patch each; their ids are 0 to N - 1.
-            8,000 in the paper.
+            16,000 in the authors' code.
         patch: int, side of a patch in pixels, or None for a third of the image as in the paper (32 of 96),
             but at least 24, or the whole image if that is smaller.
-        num_transformations: int K, transformations of each seed patch (100 and more in the paper), or None
-            for new ones in every epoch.
+        num_transformations: int K, transformations of each seed patch (150 in the authors' code), or None for
+            new ones in every epoch.
         seed: int, of the seed patches.
         noise: float in 0..255, the standard deviation of Gaussian noise on the transformed patches, in
             the units of the pixels; 0 in the paper.

@@ -24,7 +24,7 @@ class ExemplarTriplet(PretextModel):
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling.
         patch: int, side of a patch in pixels, or None for a third of the image, but at least 24, or the
             whole image if that is smaller.
-        margin: float in (0, 2], of the cosine similarities; 0.5 in the paper.
+        margin: float in (0, 2], of the cosine similarities.
         dimensions: int, of the embedding.
         seed: int, of the seed patches.
         noise: float in 0..255, the standard deviation of Gaussian noise on the transformed patches, in
@@ -42,8 +42,9 @@ class ExemplarTriplet(PretextModel):
             take 3 channels; `margin` is not in (0, 2]; `dimensions` is below 1; `noise` is not in
             0..255.
 
-    Reference: Doersch & Zisserman, "Multi-task Self-Supervised Visual Learning", ICCV 2017, section
-    3.3; Dosovitskiy et al., PAMI 2016.
+    Reference: Doersch & Zisserman, "Multi-task Self-Supervised Visual Learning", ICCV 2017; Kolesnikov, Zhai
+    & Beyer, "Revisiting Self-Supervised Visual Representation Learning", CVPR 2019 (whose code has the
+    default margin); Dosovitskiy et al., PAMI 2016.
 
     Example:
         >>> import keras_ssl as kssl

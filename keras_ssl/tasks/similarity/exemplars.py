@@ -19,8 +19,8 @@ POWER, FACTOR, SUMMAND = (0.25, 4.0), (0.7, 1.4), 0.1  # of saturation and value
 HUE = 0.1  # of the color circle, in either direction
 NUMBERS = 4 + 3 + 6 + 1  # random numbers per transformation
 
-# The principal components of the colors of natural images: luminance, blue-yellow, red-green (Ruderman,
-# Cronin & Chiao, "Statistics of Cone Responses to Natural Images", JOSA A 1998).
+# The principal components of the colors of natural images: luminance, red-blue, green-magenta (Ohta, Kanade
+# & Sakai, "Color Information for Region Segmentation", Computer Graphics and Image Processing 1980).
 COMPONENTS = (
     (3**-0.5, 3**-0.5, 3**-0.5),
     (2**-0.5, 0.0, -(2**-0.5)),

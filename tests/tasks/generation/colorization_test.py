@@ -86,7 +86,7 @@ def test_annealed_mean():
 def test_rebalancing_gives_rare_colors_larger_weights(blotches):
     task = make("ab_bins")
     images = kssl.data.from_array(blotches)
-    assert task.late_labels(None, np.zeros((1, 2, 2, 2), np.float32), None)[1].numpy().max() == 1
+    assert task.late_labels(None, np.full((1, 2, 2, 2), 9, np.float32), None)[1].numpy().max() == 1
     task.dataset(images, 4)
     prior = task.prior.numpy()
     assert prior.sum() == pytest.approx(1, abs=1e-4)
@@ -102,7 +102,18 @@ def test_rebalancing_gives_rare_colors_larger_weights(blotches):
     weight /= (expected * weight).sum()
     labels, found = task.late_labels(None, y, None)
     np.testing.assert_array_equal(labels, y)
-    np.testing.assert_allclose(found, weight[nearest], rtol=1e-3)
+    has_color = np.abs(y).max((1, 2, 3), keepdims=True)[..., 0] > 5
+    assert 0 < has_color.sum() < 20  # the others are gray
+    np.testing.assert_allclose(found, weight[nearest] * has_color, rtol=1e-3)
+
+
+def test_a_gray_image_has_no_weight():
+    """As in the authors' NonGrayMaskLayer: one colored pixel of 64 is enough, of a or of b."""
+    y = np.zeros((4, 8, 8, 2), np.float32)
+    y[0], y[1, 3, 4, 0], y[2, 7, 0, 1], y[3] = 4.9, -5.1, 5.1, 30
+    weight = make("ab_bins").late_labels(None, y, None)[1].numpy()
+    np.testing.assert_array_equal(weight.max((1, 2)), [0, 1, 1, 1])
+    np.testing.assert_array_equal(weight.min((1, 2)), [0, 1, 1, 1])
 
 
 @pytest.mark.parametrize("target", ["rgb", "ab_bins"])
