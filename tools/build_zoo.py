@@ -14,6 +14,7 @@ in bfloat16, evaluation and export in float32.
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import tensorflow as tf
 from budget import StepClock, random_subset
 
 import keras_ssl as kssl
@@ -65,10 +67,12 @@ def new_task(name, policy):
 
 def views_per_image(task, x):
     """Returns how many views of 32x32 pixels an image of an epoch costs, given a batch of `pretext`."""
-    height, width = x.shape[-3:-1]
-    versions = x.shape[1] if len(x.shape) == 5 else 1
+    # Beside the images there may be codes or random numbers.
+    *versions, height, width, _ = next(
+        part for part in tf.nest.flatten(x) if len(part.shape) > 3
+    ).shape[1:]
     relabeled = isinstance(task, Relabels) and not isinstance(task, Describes)
-    return versions * height * width / 32**2 + (1 / 3 if relabeled else 0)
+    return math.prod([*versions, height, width]) / 32**2 + (1 / 3 if relabeled else 0)
 
 
 def train(name, images, options):
