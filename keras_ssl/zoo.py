@@ -70,7 +70,31 @@ def versions(path):
         directory.
     """
     try:
-        found = {int(p.name): p for p in Path(path).iterdir() if p.name.isdecimal() and p.is_dir()}
+        return scan_versions(path)
     except OSError:
         return {}
+
+
+def scan_versions(path):
+    """Lists the versions of a model like `versions`, but raises an OSError if that is not possible.
+
+    Args:
+        path: directory of a model.
+
+    Returns:
+        dict of int to pathlib.Path, ascending.
+
+    Raises:
+        OSError: there is no such directory, or it cannot be read.
+    """
+    found = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            digits = entry.name.lstrip("0") or "0"
+            # The length comes first: int() refuses strings of more than 4,300 digits.
+            if len(digits) > 19 or not (entry.name.isascii() and entry.name.isdecimal()):
+                continue
+            # A folder needs no system call, and a link that leads nowhere or in a circle is no folder.
+            if entry.is_dir(follow_symlinks=False) or os.path.isdir(entry.path):
+                found[int(digits)] = Path(entry.path)
     return {version: found[version] for version in sorted(found) if version < 2**63}
