@@ -81,7 +81,7 @@ class Loader:
         for version in sorted(found, reverse=True)[: count + MAX_SKIPPED]:
             if len(available) == count:
                 break
-            if version in served or self._load(model.name, version, found[version], publish):
+            if version in served or self._load(model.name, version, Path(found[version]), publish):
                 available.add(version)
         return None if found and not available else available
 

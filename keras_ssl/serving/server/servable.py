@@ -64,8 +64,8 @@ class Servable:
                     self.session, [tf.saved_model.SERVING], str(path)
                 )
             self.signatures = dict(meta_graph.signature_def)
-            self.inputs = {name: declared_inputs(s) for name, s in self.signatures.items()}
-        # A damaged graph can raise anything, and a foreign one has types that NumPy does not have.
+            self.inputs = {name: _inputs(name, s) for name, s in self.signatures.items()}
+        # A damaged graph can raise anything.
         except Exception as error:
             self.session.close()
             raise _unusable(
@@ -181,6 +181,16 @@ def check_files(path):
                 raise ValueError(f"{name} differs from what was exported")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise _unusable(f"path {str(path)!r} is damaged or copied only in part", error) from None
+
+
+def _inputs(name, signature):
+    """Returns the InputSpec of each input of a signature."""
+    try:
+        return declared_inputs(signature)
+    except KeyError:
+        raise ValueError(
+            f"signature {name!r} has an input of a type that NumPy does not have"
+        ) from None
 
 
 def _sha256(file):
