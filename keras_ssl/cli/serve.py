@@ -115,10 +115,10 @@ def main(arguments):
     server = _started(args, host, stopped)
     _announce(server, host)
     stopped.wait()
-    if not server.stop():
-        # Neither a hanging request, whose client has got a response, nor a model that is being loaded
-        # must keep the process.
-        _exit()
+    server.stop()
+    # Neither a hanging request, whose client has got a response, nor a model that is being loaded must
+    # keep the process; and Python needs seconds on a busy machine to take TensorFlow down.
+    _exit()
 
 
 def _check(args):
