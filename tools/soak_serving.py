@@ -416,35 +416,69 @@ def write_counters(folder, versions=(1, 2, 3)):
         tf.saved_model.save(module, str(Path(folder) / "counter" / str(version)), add)
 
 
+class Folders:
+    """The folders that the parts serve: copies, which they may change.
+
+    Args:
+        place: path of an empty folder.
+        model: path of an exported model for images of 32 x 32 pixels.
+
+    Attributes:
+        export: the model, alone in its parent folder.
+        counter: versions to copy, as `write_counters` writes them.
+        swapped: the model `counter` with its first version, alone in its parent folder.
+    """
+
+    def __init__(self, place, model):
+        self.export = Path(place) / "models" / Path(model).name
+        shutil.copytree(model, self.export)
+        write_counters(place)
+        self.counter = Path(place) / "counter"
+        self.swapped = Path(place) / "swapped" / "counter"
+        shutil.copytree(self.counter / "1", self.swapped / "1")
+
+
+def soak_load(folders, **seconds):
+    with Served(folders.export.parent) as server:
+        load(server, folders.export, **seconds)
+
+
+def soak_swaps(folders, **seconds):
+    with Served(folders.swapped.parent, "--file_system_poll_wait_seconds=0.2") as server:
+        growth = swaps(server, folders.counter, folders.swapped, **seconds)
+        assert growth < 0.1, growth
+
+
+def soak_overload(folders, **seconds):
+    with Served(folders.export.parent, "--grpc_max_threads=32") as server:
+        _, slowest, recovery = overload(server, folders.export.name, **seconds)
+        assert slowest < 1, slowest
+        assert recovery < 2, recovery
+
+
+def soak_malformed(folders, **_):
+    with Served(folders.export.parent) as server:
+        malformed(server, folders.export.name)
+
+
+PARTS = {
+    "load": soak_load, "swaps": soak_swaps, "overload": soak_overload, "malformed": soak_malformed,
+}  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ["load", "swaps", "overload", "malformed"]
-    parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)}; default: all")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--seconds", type=float, help="of each part; 120, 60, 60 by default")
     parser.add_argument("--model", default="saved_models/rotation_cifar10")
     args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     seconds = {"seconds": args.seconds} if args.seconds else {}
     with tempfile.TemporaryDirectory() as place:
-        export = Path(place) / "models" / Path(args.model).name
-        shutil.copytree(args.model, export)
-        served = Path(place) / "swapped" / "counter"
-        write_counters(place)
-        shutil.copytree(Path(place) / "counter" / "1", served / "1")
-        if "load" in args.parts:
-            with Served(export.parent) as server:
-                load(server, export, **seconds)
-        if "swaps" in args.parts:
-            with Served(served.parent, "--file_system_poll_wait_seconds=0.2") as server:
-                growth = swaps(server, Path(place) / "counter", served, **seconds)
-                assert growth < 0.1, growth
-        if "overload" in args.parts:
-            with Served(export.parent, "--grpc_max_threads=32") as server:
-                _, slowest, recovery = overload(server, export.name, **seconds)
-                assert slowest < 1, slowest
-                assert recovery < 2, recovery
-        if "malformed" in args.parts:
-            with Served(export.parent) as server:
-                malformed(server, export.name)
+        folders = Folders(place, args.model)
+        for name in args.parts or PARTS:
+            PARTS[name](folders, **seconds)
 
 
 if __name__ == "__main__":
