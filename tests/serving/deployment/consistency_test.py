@@ -7,15 +7,18 @@ from pathlib import Path
 import yaml
 
 import keras_ssl as kssl
+from keras_ssl.cli import serve
 from keras_ssl.serving.server import configs
 
 
 def test_flags_are_those_of_tensorflow_model_server(serving_files):
     assert set(serving_files.flags(serving_files.server["command"])) <= serving_files.known_flags
     assert set(serving_files.flags(serving_files.container["args"])) <= serving_files.known_flags
+    own = {"reload_config", "reload_config_roots"}  # of the embedded server alone
+    assert own <= {action.dest for action in serve.parser()._actions} - serving_files.known_flags
     for path in serving_files.documents:
         for name in re.findall(r"--(\w+)=", path.read_text()):
-            assert name in serving_files.known_flags, f"{path.name}: --{name}"
+            assert name in serving_files.known_flags | own, f"{path.name}: --{name}"
     # The entrypoint of the image sets these.
     for given in (
         serving_files.flags(serving_files.server["command"]),
