@@ -133,9 +133,8 @@ class Loader:
             servable = _loaded(path, self._session_config)
         except OSError as error:
             raise self._later(path, found, error) from None
-        except (
-            Exception
-        ) as error:  # a damaged graph can raise anything: it concerns this version only
+        # A damaged graph can raise anything, which concerns this version only.
+        except Exception as error:
             self._failures[path] = _Failure(found, 0, math.inf)
             if isinstance(error, ValueError):
                 raise
