@@ -70,7 +70,39 @@ def versions(path):
         directory.
     """
     try:
-        found = {int(p.name): p for p in Path(path).iterdir() if p.name.isdecimal() and p.is_dir()}
+        found = scan_versions(path)
     except OSError:
         return {}
-    return {version: found[version] for version in sorted(found) if version < 2**63}
+    return {version: Path(found[version]) for version in sorted(found)}
+
+
+def scan_versions(path):
+    """Lists the versions of a model, fast enough for a folder of many entries that is polled.
+
+    Args:
+        path: directory of a model.
+
+    Returns:
+        dict of int to the path as str, in no order.
+
+    Raises:
+        OSError: there is no such directory, or it cannot be read.
+    """
+    found = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            digits = entry.name.lstrip("0") or "0"
+            # The length comes first: int() refuses strings of more than 4,300 digits.
+            if len(digits) > 19 or not (entry.name.isascii() and entry.name.isdecimal()):
+                continue
+            if is_folder(entry):
+                found[int(digits)] = entry.path
+    return {version: found[version] for version in found if version < 2**63}
+
+
+def is_folder(entry):
+    """Returns whether an os.DirEntry is a folder or a link to one, by a system call for links only.
+
+    A link that leads nowhere or in a circle is none, for which `entry.is_dir()` raises an OSError.
+    """
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))

@@ -37,6 +37,7 @@ num_batch_threads { value: 2 }
 """
 MONITORING = "prometheus_config { enable: true }"
 COMMAND = Path(sys.executable).with_name("keras-ssl")  # as pip installs it
+SECONDS_PER_SWAP = 10.0  # at most, to poll, load and warm up a version
 OVERLOAD_STATUSES = {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 FAULTS = {"UNKNOWN", "INTERNAL", "DEADLINE_EXCEEDED"}  # that a malformed request must not cause
 
@@ -176,11 +177,14 @@ class Swapper:
         source: folder of versions to copy; version n computes x + n.
         served: folder of the model that the server polls; it holds a copy of the first version as 1.
         times: int, swaps.
-        interval: float, seconds between two swaps.
+        interval: float, seconds between two swaps at least.
+        seen: dict with the versions that have responded. The next swap waits for the last one: the server
+            polls and loads in its own time, and skips versions that are removed meanwhile.
     """
 
-    def __init__(self, server, source, served, times, interval):
+    def __init__(self, server, source, served, times, interval, seen):
         self.server, self.served, self.times, self.interval = server, Path(served), times, interval
+        self.seen, self.done = seen, False
         self.versions = sorted(Path(source).iterdir(), key=lambda path: int(path.name))
         self.offsets = {1: int(self.versions[0].name)}  # what each served version adds
         self.memory = []  # of the server, after each swap
@@ -203,9 +207,12 @@ class Swapper:
             shutil.copytree(version, draft)
             draft.rename(self.served / str(i + 2))
             shutil.rmtree(self.served / str(i), ignore_errors=True)
-            if self._stop.wait(self.interval):
-                return
+            end = time.monotonic() + self.interval
+            while i + 2 not in self.seen or time.monotonic() < end:
+                if self._stop.wait(0.02):
+                    return
             self.memory.append(self.server.memory())
+        self.done = True
 
 
 def swaps(server, source, served, seconds=60, number=16, times=20):
@@ -214,7 +221,7 @@ def swaps(server, source, served, seconds=60, number=16, times=20):
     Args:
         server: Served, started with a short --file_system_poll_wait_seconds.
         source, served: as in `Swapper`.
-        seconds: float, for all swaps.
+        seconds: float, for all swaps, or longer if the server needs longer to load the versions.
         number: int, clients.
         times: int, swaps.
 
@@ -223,26 +230,26 @@ def swaps(server, source, served, seconds=60, number=16, times=20):
     """
     name = Path(served).name
     seen = collections.Counter()
-    with Swapper(server, source, served, times, seconds / (times + 1)) as swapper:
+    with Swapper(server, source, served, times, seconds / (times + 1), seen) as swapper:
 
         def work(i, running):
             value = np.float32(i)
             with server.stub() as stub:
-                while running():
+                while running() and not swapper.done:
                     response = stub.Predict(request(name, x=[[value]]), timeout=30)
                     version = response.model_spec.version.value
                     expected = value + swapper.offsets[version]
                     assert response.outputs["y"].float_val[0] == expected, (version, response)
                     seen[version] += 1
 
-        run_clients(number, work, seconds + 1)
+        run_clients(number, work, seconds + SECONDS_PER_SWAP * times)
     memory = swapper.memory
     growth = memory[-1] / memory[min(1, len(memory) - 1)] - 1
     print(
         f"swaps: {sum(seen.values())} requests over {len(seen)} versions, no error; memory "
         f"{memory[-1] / 2**20:.0f} MiB, {growth:+.1%} since the second swap"
     )
-    assert len(seen) >= times, f"only {sorted(seen)} of {times + 1} versions responded"
+    assert swapper.done, f"only {sorted(seen)} of {times + 1} versions responded"
     return growth
 
 
@@ -409,35 +416,69 @@ def write_counters(folder, versions=(1, 2, 3)):
         tf.saved_model.save(module, str(Path(folder) / "counter" / str(version)), add)
 
 
+class Folders:
+    """The folders that the parts serve: copies, which they may change.
+
+    Args:
+        place: path of an empty folder.
+        model: path of an exported model for images of 32 x 32 pixels.
+
+    Attributes:
+        export: the model, alone in its parent folder.
+        counter: versions to copy, as `write_counters` writes them.
+        swapped: the model `counter` with its first version, alone in its parent folder.
+    """
+
+    def __init__(self, place, model):
+        self.export = Path(place) / "models" / Path(model).name
+        shutil.copytree(model, self.export)
+        write_counters(place)
+        self.counter = Path(place) / "counter"
+        self.swapped = Path(place) / "swapped" / "counter"
+        shutil.copytree(self.counter / "1", self.swapped / "1")
+
+
+def soak_load(folders, **seconds):
+    with Served(folders.export.parent) as server:
+        load(server, folders.export, **seconds)
+
+
+def soak_swaps(folders, **seconds):
+    with Served(folders.swapped.parent, "--file_system_poll_wait_seconds=0.2") as server:
+        growth = swaps(server, folders.counter, folders.swapped, **seconds)
+        assert growth < 0.1, growth
+
+
+def soak_overload(folders, **seconds):
+    with Served(folders.export.parent, "--grpc_max_threads=32") as server:
+        _, slowest, recovery = overload(server, folders.export.name, **seconds)
+        assert slowest < 1, slowest
+        assert recovery < 2, recovery
+
+
+def soak_malformed(folders, **_):
+    with Served(folders.export.parent) as server:
+        malformed(server, folders.export.name)
+
+
+PARTS = {
+    "load": soak_load, "swaps": soak_swaps, "overload": soak_overload, "malformed": soak_malformed,
+}  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ["load", "swaps", "overload", "malformed"]
-    parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)}; default: all")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--seconds", type=float, help="of each part; 120, 60, 60 by default")
     parser.add_argument("--model", default="saved_models/rotation_cifar10")
     args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     seconds = {"seconds": args.seconds} if args.seconds else {}
     with tempfile.TemporaryDirectory() as place:
-        export = Path(place) / "models" / Path(args.model).name
-        shutil.copytree(args.model, export)
-        served = Path(place) / "swapped" / "counter"
-        write_counters(place)
-        shutil.copytree(Path(place) / "counter" / "1", served / "1")
-        if "load" in args.parts:
-            with Served(export.parent) as server:
-                load(server, export, **seconds)
-        if "swaps" in args.parts:
-            with Served(served.parent, "--file_system_poll_wait_seconds=0.2") as server:
-                growth = swaps(server, Path(place) / "counter", served, **seconds)
-                assert growth < 0.1, growth
-        if "overload" in args.parts:
-            with Served(export.parent, "--grpc_max_threads=32") as server:
-                _, slowest, recovery = overload(server, export.name, **seconds)
-                assert slowest < 1, slowest
-                assert recovery < 2, recovery
-        if "malformed" in args.parts:
-            with Served(export.parent) as server:
-                malformed(server, export.name)
+        folders = Folders(place, args.model)
+        for name in args.parts or PARTS:
+            PARTS[name](folders, **seconds)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import signal
 import sys
 import tempfile
 import threading
+from concurrent import futures
 from pathlib import Path
 
 import click
 
 from keras_ssl.cli import common
 
+EVERYWHERE = "0.0.0.0"  # the only address of tensorflow_model_server
 # Flags of tensorflow_model_server without an effect that a client could observe.
 WITHOUT_EFFECT = (
     "num_load_threads", "num_unload_threads", "max_num_load_retries", "load_retry_interval_micros",
@@ -67,6 +69,14 @@ def parser():
     p.add_argument("--grpc_channel_arguments", default="", help="a=1,b=2")
     p.add_argument("--grpc_max_threads", type=int, default=128, help="concurrent requests at most")
     p.add_argument("--ssl_config_file", help="text-format SSLConfig")
+    p.add_argument(
+        "--reload_config", choices=["off", "socket", "all"], default="off",
+        help="who may call HandleReloadConfigRequest: clients of --grpc_socket_path, or all",
+    )  # fmt: skip
+    p.add_argument(
+        "--reload_config_roots", default="",
+        help="folders, separated by commas, from which such a request may load models",
+    )  # fmt: skip
     p.add_argument("--tensorflow_session_parallelism", type=int, default=0)
     p.add_argument("--tensorflow_intra_op_parallelism", type=int, default=0)
     p.add_argument("--tensorflow_inter_op_parallelism", type=int, default=0)
@@ -101,12 +111,14 @@ def main(arguments):
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    host = args.host or ("127.0.0.1" if args.directory else "0.0.0.0")
-    server = _server(args, host)
+    host = args.host or ("127.0.0.1" if args.directory else EVERYWHERE)
+    server = _started(args, host, stopped)
     _announce(server, host)
     stopped.wait()
-    if not server.stop():
-        os._exit(0)  # a hanging request must not keep the process: its client has got a response
+    server.stop()
+    # Neither a hanging request, whose client has got a response, nor a model that is being loaded must
+    # keep the process; and Python needs seconds on a busy machine to take TensorFlow down.
+    _exit()
 
 
 def _check(args):
@@ -126,8 +138,34 @@ def _check(args):
     _channel_arguments(args.grpc_channel_arguments)
 
 
+def _started(args, host, stopped):
+    """Starts the embedded server, or ends the process if `stopped` is set while models are loaded."""
+    # In a thread: Python would handle a signal only when TensorFlow has returned.
+    starting = futures.ThreadPoolExecutor(1).submit(_server, args, host)
+    while not starting.done():
+        if stopped.wait(0.02):
+            _exit()
+    return starting.result()
+
+
+def _exit():
+    """Ends the process at once, without waiting for its threads."""
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def _become(binary, args):
-    """Replaces this process by tensorflow_model_server."""
+    """Replaces this process by tensorflow_model_server.
+
+    Raises:
+        ValueError: `--host` is given, which that server does not have.
+    """
+    if args.host not in (None, EVERYWHERE):
+        raise ValueError(
+            f"serve: --host {args.host} cannot be passed to {binary}, which listens on all addresses: "
+            f"give --host {EVERYWHERE}, or --model_config_file instead of DIRECTORY, with which the "
+            "embedded server runs"
+        )
     from google.protobuf import text_format
 
     from keras_ssl.serving.server import configs
@@ -136,7 +174,7 @@ def _become(binary, args):
     with tempfile.NamedTemporaryFile("w", suffix=".config", delete=False) as file:
         file.write(text_format.MessageToString(configs.config_of(models)))
     port = args.port or common.free_port()
-    print(f"{binary} serves {', '.join(models)} on port {port}", flush=True)
+    print(f"{binary} serves {', '.join(models)} on {EVERYWHERE}:{port}", flush=True)
     os.execv(binary, [binary, f"--port={port}", f"--model_config_file={file.name}"])
 
 
@@ -171,6 +209,8 @@ def _server(args, host):
         channel_arguments=_channel_arguments(args.grpc_channel_arguments),
         session_config=_session_config(args),
         any_labels=args.allow_version_labels_for_unavailable_models,
+        reload=args.reload_config,
+        reload_roots=list(filter(None, args.reload_config_roots.split(","))),
     )
     server.__enter__()
     return server

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+import tensorflow as tf
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tensorflow_serving.apis import prediction_service_pb2_grpc
+from tensorflow.python.data.experimental.ops import testing
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
 from keras_ssl import serving
 from keras_ssl.serving.server import configs
+from keras_ssl.serving.server.servable import WARMUP
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 import soak_serving
@@ -110,3 +113,36 @@ def _certificate(name, signer):
         .sign(signer[1] if signer else key, hashes.SHA256())
     )
     return certificate, key
+
+
+@pytest.fixture(scope="session")
+def sleeper(tmp_path_factory):
+    """Folder of a version whose signature sleeps for x seconds, without holding the interpreter."""
+    folder = tmp_path_factory.mktemp("sleeper") / "1"
+
+    def work(x):
+        # It sleeps before the element and before the end.
+        micros = tf.cast(tf.reduce_max(x) * 5e5, tf.int64)
+        slow = tf.data.Dataset.from_tensors(0.0).apply(testing.sleep(micros))
+        return {"y": x + slow.reduce(0.0, lambda a, b: a + b)}
+
+    spec = tf.TensorSpec((None, 1), tf.float32, "x")
+    tf.saved_model.save(tf.Module(), str(folder), tf.function(work, input_signature=[spec]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_warmup():
+    """`write_warmup(version, *requests)`: writes warm-up records, PredictRequests or PredictionLogs."""
+
+    def write(version, *requests):
+        (version / "assets.extra").mkdir(exist_ok=True)
+        with tf.io.TFRecordWriter(str(version / "assets.extra" / WARMUP)) as writer:
+            for request in requests:
+                record = request
+                if isinstance(request, predict_pb2.PredictRequest):
+                    record = prediction_log_pb2.PredictionLog()
+                    record.predict_log.request.CopyFrom(request)
+                writer.write(record.SerializeToString())
+
+    return write

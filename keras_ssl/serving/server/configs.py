@@ -13,7 +13,7 @@ from google.protobuf import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_ssl.serving.server.errors import invalid_argument
-from keras_ssl.zoo import versions
+from keras_ssl.zoo import is_folder, scan_versions, versions
 
 # The tensorflow-serving-api package lacks these messages. Names and numbers of the fields are those of
 # ssl_config.proto, monitoring_config.proto and session_bundle_config.proto of TensorFlow Serving.
@@ -121,8 +121,14 @@ def models_in(directory):
     path = Path(directory).resolve()
     if not path.is_dir():
         raise ValueError(f"directory must exist, but there is no folder {str(directory)!r}")
-    candidates = [path] if versions(path) else sorted(path.iterdir())
-    models = {p.name: p for p in candidates if versions(p) and not p.name.startswith(".")}
+    if scan_versions(path):
+        models = {path.name: path}
+    else:
+        with os.scandir(path) as entries:
+            folders = [e for e in entries if not e.name.startswith(".") and is_folder(e)]
+        models = {
+            e.name: path / e.name for e in sorted(folders, key=lambda e: e.name) if versions(e)
+        }
     if not models:
         raise ValueError(
             f"no model in {str(directory)!r}: expected <model>/<version>/ as keras_ssl.export writes"
@@ -156,7 +162,7 @@ def check_models(config):
     Raises:
         StatusError: INVALID_ARGUMENT, with the message of TensorFlow Serving.
     """
-    if config.WhichOneof("config") == "custom_model_config":
+    if config.WhichOneof("config") != "model_config_list":  # an empty file would unload everything
         raise invalid_argument(
             "ServerModelConfig type not supported by HandleReloadConfigRequest."
             " Only ModelConfigList is currently supported"

@@ -7,7 +7,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from keras_ssl.serving.server import services
+from keras_ssl.serving.server import services, unix_socket
+from keras_ssl.serving.server.administration import RELOADS, Administration
 from keras_ssl.serving.server.batching import Batcher
 from keras_ssl.serving.server.metrics import Metrics
 from keras_ssl.serving.server.models import Models
@@ -28,7 +29,8 @@ class Server:
     HandleReloadConfigRequest of ModelService, with the statuses and messages of TensorFlow Serving,
     and the gRPC services for health checks and reflection. Folders are polled every `poll_seconds`: a
     new version is loaded and warmed up before it replaces the old one. A version that cannot be loaded
-    is skipped, and GetModelStatus reports the reason.
+    is skipped, and GetModelStatus reports the reason. HandleReloadConfigRequest is refused unless `reload`
+    allows it.
 
     It is a context manager: it starts on entry; on exit it finishes the requests in flight and stops.
 
@@ -39,7 +41,7 @@ class Server:
         host: address to listen on.
         rest_port: int, port for REST and metrics, 0 for a free one (see the attribute `rest_port`),
             None for no REST.
-        socket_path: path of a UNIX socket for gRPC in addition to `port`; or None.
+        socket_path: path of a UNIX socket for gRPC in addition to `port`, with the mode 0660; or None.
         config: ModelServerConfig proto, or the path of a file with one.
         config_poll_seconds: float, interval between two readings of the file `config`; 0 for never.
         poll_seconds: float, interval between two checks for new versions; 0 for never.
@@ -53,6 +55,10 @@ class Server:
         channel_arguments: dict of gRPC channel arguments.
         session_config: tf.compat.v1.ConfigProto of the Sessions; or None.
         any_labels: bool, allow a new label for a version that is not available yet.
+        reload: who may replace the configuration by HandleReloadConfigRequest: "off" for nobody,
+            "socket" for clients of `socket_path`, "all" for everybody who reaches a gRPC port.
+        reload_roots: sequence of paths of folders. A reload may name folders in these, in `directory`,
+            and those that are served now or were at the start.
 
     Raises:
         ValueError: no model can be loaded, a port cannot be bound, or an argument is invalid.
@@ -66,9 +72,9 @@ class Server:
         self, directory=None, port=0, host="127.0.0.1", rest_port=None, socket_path=None, config=None,
         config_poll_seconds=0.0, poll_seconds=1.0, batching=None, monitoring=None, tls=None,
         rest_timeout=30.0, tensor_content=False, limit=128, channel_arguments=None,
-        session_config=None, any_labels=False,
+        session_config=None, any_labels=False, reload="off", reload_roots=(),
     ):  # fmt: skip
-        _check_arguments(directory, config, port, socket_path, limit, rest_timeout)
+        _check_arguments(directory, config, port, socket_path, limit, rest_timeout, reload)
         source = ConfigSource(directory, config)
         model_config = source.read()
         with contextlib.ExitStack() as cleanup:
@@ -81,7 +87,8 @@ class Server:
             # Bound before the models are loaded, so that a taken port is reported without that delay.
             self.port = self._bind(f"{host}:{port}", tls) if port is not None else None
             if socket_path is not None:
-                self._bind(f"unix:{socket_path}", tls)
+                with unix_socket.claimed(socket_path):
+                    self._bind(f"unix:{socket_path}", tls)
             self.models = _load(model_config, session_config, any_labels)
             cleanup.callback(self.models.close)
             self._predictor = Predictor(self.models, metrics, batcher, limit)
@@ -90,10 +97,14 @@ class Server:
             )
             cleanup.pop_all()  # nothing failed: `stop` cleans up
         self.rest_port = self._rest.port if self._rest else None
-        self._server.add_generic_rpc_handlers(services.handlers(self._predictor, tensor_content))
+        roots = [*reload_roots, *([] if directory is None else [directory])]
+        administration = Administration(self.models, reload, roots)
+        self._server.add_generic_rpc_handlers(
+            services.handlers(self._predictor, tensor_content, administration)
+        )
         self._health = _add_health_and_reflection(self._server)
         interval = poll_seconds if directory is not None else config_poll_seconds
-        self._poller = Poller(self.models, source, model_config, poll_seconds, interval)
+        self._poller = Poller(self.models, source, poll_seconds, interval)
 
     def __enter__(self):
         if self._rest is not None:
@@ -114,20 +125,23 @@ class Server:
             seconds: float, time for the requests in flight; those that take longer are aborted.
 
         Returns:
-            bool, whether all requests finished.
+            bool, whether all requests finished, and no model is being loaded any more.
         """
         self._poller.stop()
+        self.models.stop_loading()
         self._health.enter_graceful_shutdown()
         finished = self._predictor.drain(seconds)
         if self._rest is not None:
             self._rest.close()
         self._server.stop(1.0 if finished else None).wait()
-        self._poller.join(1.0)  # not longer: it may be loading a model, which nobody needs now
+        idle = self._poller.join(
+            1.0
+        )  # not longer: it may be loading a model, which nobody needs now
         if finished:
             if self._predictor.batcher is not None:
                 self._predictor.batcher.close()
             self.models.close()
-        return finished
+        return finished and idle
 
     def _bind(self, address, tls):
         """Adds an address to listen on and returns its port."""
@@ -151,7 +165,7 @@ class Server:
         return port
 
 
-def _check_arguments(directory, config, port, socket_path, limit, rest_timeout):
+def _check_arguments(directory, config, port, socket_path, limit, rest_timeout, reload):
     if (directory is None) == (config is None):
         raise ValueError("give either directory or config to say which models to serve")
     if port is None and socket_path is None:
@@ -160,6 +174,10 @@ def _check_arguments(directory, config, port, socket_path, limit, rest_timeout):
         raise ValueError(f"limit must be at least 1, got {limit}")
     if not rest_timeout > 0:
         raise ValueError(f"rest_timeout must be a positive number of seconds, got {rest_timeout}")
+    if reload not in RELOADS:
+        raise ValueError(f"reload must be one of {', '.join(RELOADS)}, got {reload!r}")
+    if reload == "socket" and socket_path is None:
+        raise ValueError("reload is 'socket', but there is none: set socket_path, too")
 
 
 def _metrics(batching):

@@ -1,4 +1,4 @@
-"""Loads, serves and unloads the versions of models."""
+"""Serves the versions of models: which are loaded, which a request gets, and when they are unloaded."""
 
 import contextlib
 import gc
@@ -6,14 +6,12 @@ import logging
 import threading
 
 import grpc
-from tensorflow_serving.apis import get_model_status_pb2
 
 from keras_ssl.serving.server.configs import check_models
 from keras_ssl.serving.server.errors import StatusError, invalid_argument
-from keras_ssl.serving.server.servable import Servable
-from keras_ssl.zoo import versions
+from keras_ssl.serving.server.loading import RETRIES, Loader
+from keras_ssl.serving.server.states import State, States
 
-State = get_model_status_pb2.ModelVersionStatus
 Code = grpc.StatusCode
 log = logging.getLogger("keras_ssl.serving")
 
@@ -30,7 +28,8 @@ class Models:
 
     A new version is loaded and warmed up while the old one serves, and the old one is closed after
     its last request. A version that cannot be loaded is skipped for the next older one, and tried
-    again when its files have changed.
+    again after some seconds if the file system failed, or when its files have changed. The start waits
+    for the former.
 
     Args:
         config: ModelServerConfig proto with a model_config_list.
@@ -42,17 +41,19 @@ class Models:
     """
 
     def __init__(self, config, session_config=None, any_labels=False):
-        self._config, self._session_config = config, session_config
-        self._any_labels = any_labels
+        self._config, self._any_labels = config, any_labels
         self._served = {}  # model -> {version: _Version}
-        self._states = {}  # model -> {version: (State, code, message)}
-        self._failed = {}  # directory -> fingerprint of the files that could not be loaded
+        self._states = States()
+        self._loader = Loader(session_config, self._states)
         self._labels = {}  # model -> {label: version}
         self._lock = threading.Lock()  # protects the dicts above; never held during slow operations
         self._changing = threading.RLock()  # held while versions are loaded and unloaded
         try:
             check_models(config)
             self.update()
+            for _ in range(RETRIES):
+                if self._loader.wait_for_retry():
+                    self.update()
             self._labels = self._checked_labels(config)
         except StatusError as error:
             self.close()
@@ -102,51 +103,83 @@ class Models:
         if not spec.ByteSize():
             raise invalid_argument("Missing ModelSpec")
         number = self._selected(spec)
+        return self._states.response(spec.name, number)
+
+    @property
+    def config(self):
+        """The ModelServerConfig that is served now."""
         with self._lock:
-            states = dict(self._states.get(spec.name, {}))
-        if number is None and not states:
-            raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
-        if number is not None and number not in states:
-            raise StatusError(
-                Code.NOT_FOUND, f"Could not find version {number} of model {spec.name}"
-            )
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for version in sorted(states if number is None else [number], reverse=True):
-            state, code, message = states[version]
-            entry = response.model_version_status.add(version=version, state=state)
-            entry.status.error_code, entry.status.error_message = code, message
-        return response
+            return self._config
 
     def reload(self, config):
-        """Switches to another ModelServerConfig and returns when its models are loaded.
+        """Switches to another ModelServerConfig, or changes nothing.
+
+        New models are loaded before others are unloaded, so both are in memory for a moment.
+
+        Args:
+            config: ModelServerConfig proto.
+
+        Raises:
+            StatusError: the config is invalid, or no version of a new model can be loaded.
+        """
+        with self._changing:
+            labels = self._labels_of(config)
+            added = {
+                model.name: (model, {})
+                for model in config.model_config_list.config
+                if not self.serves(model.name)
+            }
+            states = {name: self._states.of(name) for name in added}
+            for model, served in added.values():
+                self._load_versions(model, served)
+            missing = sorted(name for name, (_, served) in added.items() if not served)
+            if missing:
+                error = self._unavailable(missing)
+                for name, (model, served) in added.items():
+                    self._states.restore(name, states[name])
+                    self._loader.forget(model.base_path)  # the next request tries again
+                    for entry in served.values():
+                        entry.servable.close()
+                raise error
+            with self._lock:
+                self._config, self._labels = config, labels
+                self._served.update({name: served for name, (_, served) in added.items()})
+            self.update()
+
+    def configure(self, config):
+        """Switches to another ModelServerConfig as far as its models can be loaded.
+
+        This is for the configuration file, which TensorFlow Serving applies in the same way.
+
+        Args:
+            config: ModelServerConfig proto.
 
         Raises:
             StatusError: the config is invalid, in which case nothing has changed; or no version of a
-                new model can be loaded.
+                new model can be loaded, while all others are served.
         """
         with self._changing:
-            check_models(config)
-            # Checked before versions change, as in TensorFlow Serving: a label moves only to a
-            # version that is available already, and never to one that is being loaded.
-            labels = self._checked_labels(config)
+            labels = self._labels_of(config)
             new = {model.name for model in config.model_config_list.config} - set(self.names())
             with self._lock:
                 self._config, self._labels = config, labels
             self.update()
-            missing = sorted(new - set(self.names()))
-            if missing:
-                raise StatusError(
-                    Code.FAILED_PRECONDITION,
-                    f"{len(missing)} model(s) did not become available: "
-                    + "; ".join(self.why_unavailable(name) for name in missing),
-                )
+            if missing := sorted(new - set(self.names())):
+                raise self._unavailable(missing)
 
     def update(self):
         """Polls the folders once: loads new versions and unloads those no longer configured."""
         with self._changing:
             configured = list(self._config.model_config_list.config)
             for model in configured:
-                self._update_model(model)
+                if self._loader.stopped.is_set():
+                    return
+                with self._lock:
+                    served = self._served.setdefault(model.name, {})
+                available = self._load_versions(model, served)
+                # If none can be loaded the old ones stay.
+                if available is not None:
+                    self._unload(model.name, set(served) - available)
             for name in set(self._served) - {model.name for model in configured}:
                 self._unload(name, list(self._served[name]))
                 with self._lock:
@@ -168,15 +201,19 @@ class Models:
 
     def why_unavailable(self, name):
         """Returns the reasons why versions of a model could not be loaded, in one sentence."""
-        with self._lock:
-            messages = [message for _, _, message in self._states.get(name, {}).values() if message]
-        return f"{name}: " + ("; ".join(messages) or "no version (numeric folder) in its base_path")
+        return self._states.why_unavailable(name)
+
+    def stop_loading(self):
+        """Loads no further version; one that is being loaded is discarded when that is done."""
+        self._loader.stopped.set()
 
     def close(self):
-        """Unloads every version."""
-        with self._changing:
-            for name in list(self._served):
-                self._unload(name, list(self._served[name]))
+        """Unloads every version, without waiting for one that is being loaded."""
+        self.stop_loading()
+        with self._lock:
+            served = {name: list(versions) for name, versions in self._served.items()}
+        for name, versions in served.items():
+            self._unload(name, versions)
 
     def _selected(self, spec):
         """Returns the version that a ModelSpec selects by number or label; None for the newest."""
@@ -189,6 +226,13 @@ class Models:
             if spec.version_label not in labels:
                 raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
             return labels[spec.version_label]
+
+    def _labels_of(self, config):
+        """Checks a config for an update, and returns its labels."""
+        check_models(config)
+        # Checked before versions change, as in TensorFlow Serving: a label moves only to a version
+        # that is available already, and never to one that is being loaded.
+        return self._checked_labels(config)
 
     def _checked_labels(self, config):
         """Returns the labels of a config if each names an available version."""
@@ -206,78 +250,35 @@ class Models:
                     )
         return labels
 
-    def _update_model(self, model):
-        found = versions(model.base_path)
-        policy = model.model_version_policy
-        count = len(found)
-        if policy.HasField("specific"):
-            found = {v: found[v] for v in found if v in policy.specific.versions}
-        elif not policy.HasField("all"):
-            count = policy.latest.num_versions or 1
-        available = []
-        served = self._served.setdefault(model.name, {})
-        # Newest first, and one further for each that cannot be loaded.
-        for version in sorted(found, reverse=True):
-            if len(available) == count:
-                break
-            if version in served or self._load(model.name, version, found[version]):
-                available.append(version)
-        # If no version is left, keep the old ones: a network disk may be away for a moment.
-        if available:
-            self._unload(model.name, set(served) - set(available))
+    def _load_versions(self, model, served):
+        """Calls `Loader.load_versions` with `served`, a dict of _Version by number that it fills."""
 
-    def _load(self, name, version, path):
-        """Loads and warms up a version; returns whether that succeeded."""
-        fingerprint = _fingerprint(path)
-        if fingerprint is None or self._failed.get(path) == fingerprint:
-            return False
-        self._set_state(name, version, State.LOADING)
-        servable = None
-        try:
-            servable = Servable(path, self._session_config)
-            servable.warm_up()
-        except ValueError as error:
-            if servable is not None:
-                servable.close()
-            self._failed[path] = fingerprint
-            code = Code.FAILED_PRECONDITION.value[0]
-            self._set_state(name, version, State.END, code, str(error))
-            log.warning("%s version %d is skipped: %s", name, version, error)
-            return False
-        with self._lock:
-            self._served[name][version] = _Version(servable)
-        self._set_state(name, version, State.AVAILABLE)
-        log.info("%s version %d is available", name, version)
-        return True
+        def publish(version, servable):
+            with self._lock:
+                if self._loader.stopped.is_set():  # `close` has passed already
+                    return False
+                served[version] = _Version(servable)
+            return True
+
+        return self._loader.load_versions(model, served, publish)
 
     def _unload(self, name, numbers):
         for version in numbers:
             with self._lock:
-                entry = self._served[name].pop(version)
+                entry = self._served.get(name, {}).pop(version, None)
+                if entry is None:  # `close` was faster
+                    continue
                 entry.retired = True
                 unused = not entry.users
-            self._set_state(name, version, State.END)
+            self._states.set(name, version, State.END)
             log.info("%s version %d is unloaded", name, version)
             if unused:
                 entry.servable.close()
         if numbers:
             gc.collect()  # graphs are full of reference cycles, which would keep their memory
 
-    def _set_state(self, name, version, state, code=0, message=""):
-        with self._lock:
-            self._states.setdefault(name, {})[version] = (state, code, message)
-
-
-def _fingerprint(path):
-    """Returns names, sizes and modification times of a version's files, None if one disappears.
-
-    The fingerprint changes while the version is still being copied.
-    """
-    try:
-        return {
-            str(file): (stat.st_size, stat.st_mtime_ns)
-            for file in path.rglob("*")
-            if (stat := file.stat()) and file.is_file()
-        }
-    except OSError:
-        return None
+    def _unavailable(self, names):
+        reasons = "; ".join(self.why_unavailable(name) for name in names)
+        return StatusError(
+            Code.FAILED_PRECONDITION, f"{len(names)} model(s) did not become available: {reasons}"
+        )

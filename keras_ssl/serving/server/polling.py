@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 from tensorflow_serving.config import model_server_config_pb2
@@ -18,20 +19,28 @@ class ConfigSource:
     Args:
         directory: a folder of models or the folder of one model; or None.
         config: ModelServerConfig proto or the path of a file with one; None if there is a `directory`.
+
+    Attributes:
+        is_file: bool, whether the source is a file.
     """
 
     def __init__(self, directory, config):
         self._directory, self._config = directory, config
+        self._models = {}  # that were found in the folder
+        self.is_file = isinstance(config, str | Path)
 
     def read(self):
         """Returns the current ModelServerConfig of the folder or the file.
+
+        A model whose folder has gone stays in that of the folder: as one of a file, it is served on.
 
         Raises:
             ValueError: the folder has no models, or the file cannot be parsed.
         """
         if self._directory is not None:
-            return config_of(models_in(self._directory))
-        if isinstance(self._config, str | Path):
+            self._models |= models_in(self._directory)
+            return config_of(dict(sorted(self._models.items())))
+        if self.is_file:
             return read(self._config, model_server_config_pb2.ModelServerConfig)
         return self._config
 
@@ -39,17 +48,21 @@ class ConfigSource:
 class Poller:
     """Keeps Models up to date from a background thread.
 
+    As in TensorFlow Serving each reading of a configuration file applies it: it replaces what
+    HandleReloadConfigRequest has changed. Models found in a folder do so when there are further ones.
+
     Args:
-        models: Models.
+        models: Models, with the config that `source` has now.
         source: ConfigSource.
-        config: ModelServerConfig proto that `models` serves now.
         poll_seconds: float, interval between two checks for new versions; 0 for never.
         config_poll_seconds: float, interval between two readings of the config; 0 for never.
     """
 
-    def __init__(self, models, source, config, poll_seconds, config_poll_seconds):
-        self._models, self._source, self._config = models, source, config
+    def __init__(self, models, source, poll_seconds, config_poll_seconds):
+        self._models, self._source, self._config = models, source, models.config
         self._poll_seconds, self._config_poll_seconds = poll_seconds, config_poll_seconds
+        self._reading_seconds = 0.0  # the last reading of the config
+        self._errors = {}  # function -> its last error, which is logged once
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -62,8 +75,10 @@ class Poller:
         self._stopped.set()
 
     def join(self, seconds):
-        """Waits up to `seconds` for the thread to end."""
-        self._thread.join(seconds)
+        """Waits up to `seconds` for the thread to end, and returns whether it has."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self):
         intervals = [s for s in (self._poll_seconds, self._config_poll_seconds) if s > 0]
@@ -72,19 +87,33 @@ class Poller:
         since_config = 0.0
         while not self._stopped.wait(min(intervals)):
             since_config += min(intervals)
-            try:
-                if 0 < self._config_poll_seconds <= since_config:
-                    since_config = 0.0
-                    self._reload()
-                if self._poll_seconds > 0:
-                    self._models.update()
-            except (ValueError, StatusError, OSError) as error:
-                log.error("the models could not be updated: %s", error)
-            except Exception:  # after any error, the loaded models continue to serve
-                log.exception("polling for new versions failed")
+            # A folder of 100,000 entries takes seconds to read: it is read a tenth of the time at most.
+            wait = max(self._config_poll_seconds, 9 * self._reading_seconds)
+            if self._config_poll_seconds > 0 and since_config >= wait:
+                since_config = 0.0
+                self._try(self._configure)
+            if self._poll_seconds > 0:
+                self._try(self._models.update)
 
-    def _reload(self):
-        config = self._source.read()
-        if config != self._config:
-            self._models.reload(config)
+    def _try(self, function):
+        """Calls a function. After any error the loaded models continue to serve."""
+        message = None
+        try:
+            function()
+        except (ValueError, StatusError, OSError) as error:
+            message = str(error)
+            if self._errors.get(function) != message:
+                log.error("the models could not be updated: %s", error)
+        except Exception:
+            log.exception("polling for new versions failed")
+        self._errors[function] = message
+
+    def _configure(self):
+        start = time.monotonic()
+        try:
+            config = self._source.read()
+        finally:
+            self._reading_seconds = time.monotonic() - start
+        if config != (self._models.config if self._source.is_file else self._config):
             self._config = config
+            self._models.configure(config)

@@ -1,7 +1,9 @@
 """Loads a SavedModel into a graph Session, as TensorFlow Serving does, without Python objects."""
 
+import errno
 import hashlib
 import json
+import logging
 import threading
 from pathlib import Path
 
@@ -12,8 +14,17 @@ from tensorflow_serving.apis import prediction_log_pb2
 from keras_ssl.serving.server.errors import first_line
 from keras_ssl.serving.server.requests import DEFAULT_SIGNATURE, declared_inputs, inputs_of
 
+log = logging.getLogger("keras_ssl.serving")
 CHECKSUMS = "checksums.json"  # in assets.extra, written by keras_ssl.export
 WARMUP = "tf_serving_warmup_requests"
+MAX_WARMUP_RECORDS = 1000  # as in TensorFlow Serving
+# Errors that another attempt to read the same files may not have: a network disk that is away, or no
+# file descriptor left. TensorFlow reports EIO as UNKNOWN, ESTALE as ABORTED, EMFILE as RESOURCE_EXHAUSTED.
+TRANSIENT = (
+    tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError,
+    tf.errors.ResourceExhaustedError, tf.errors.UnknownError,
+)  # fmt: skip
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # OSErrors that say that files are missing
 
 
 class Servable:
@@ -30,6 +41,7 @@ class Servable:
     Raises:
         ValueError: `path` has no SavedModel that can be loaded, or its files are not those that
             keras_ssl.export wrote.
+        OSError: the files cannot be read now, but possibly later.
 
     Example:
         >>> import numpy as np
@@ -51,16 +63,16 @@ class Servable:
                 meta_graph = tf.compat.v1.saved_model.load(
                     self.session, [tf.saved_model.SERVING], str(path)
                 )
+            self.signatures = dict(meta_graph.signature_def)
+            self.inputs = {name: _inputs(name, s) for name, s in self.signatures.items()}
         # A damaged graph can raise anything.
         except Exception as error:
             self.session.close()
-            raise ValueError(
-                f"path {str(path)!r} has no SavedModel that can be loaded: {first_line(error)}"
+            raise _unusable(
+                f"path {str(path)!r} has no SavedModel that can be loaded", error
             ) from None
         finally:
             logger.setLevel(level)
-        self.signatures = dict(meta_graph.signature_def)
-        self.inputs = {name: declared_inputs(s) for name, s in self.signatures.items()}
         self._callables, self._lock = {}, threading.Lock()
 
     def run(self, inputs, signature=DEFAULT_SIGNATURE, outputs=()):
@@ -97,20 +109,33 @@ class Servable:
     def warm_up(self):
         """Replays the requests in `assets.extra`, as TensorFlow Serving does before it serves.
 
+        Requests other than Predict, which TensorFlow Serving would replay, are skipped.
+
         Raises:
             ValueError: the records are damaged, or a request fails.
+            OSError: the records cannot be read now, but possibly later.
         """
         records = self.path / "assets.extra" / WARMUP
         if not records.is_file():
             return
+        skipped = 0
         try:
-            for record in tf.data.TFRecordDataset(str(records)).as_numpy_iterator():
-                request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            dataset = tf.data.TFRecordDataset(str(records))
+            for i, record in enumerate(dataset.as_numpy_iterator()):
+                if i == MAX_WARMUP_RECORDS:
+                    raise ValueError(f"it has more than {MAX_WARMUP_RECORDS} records")
+                entry = prediction_log_pb2.PredictionLog.FromString(record)
+                if entry.WhichOneof("log_type") != "predict_log":
+                    skipped += 1
+                    continue
+                request = entry.predict_log.request
                 name = request.model_spec.signature_name or DEFAULT_SIGNATURE
                 inputs = inputs_of(request, self.inputs[name])
                 self.run(inputs, name, tuple(request.output_filter))
         except Exception as error:  # of protobuf, of TensorFlow, or a StatusError
-            raise ValueError(f"warm-up of {str(self.path)!r} failed: {first_line(error)}") from None
+            raise _unusable(f"warm-up of {str(self.path)!r} failed", error) from None
+        if skipped:
+            log.info("warm-up of %s: %d records are not of Predict: skipped", self.path, skipped)
 
     def close(self):
         """Closes the session and frees its variables."""
@@ -129,7 +154,7 @@ def checksums(path):
     """
     path = Path(path)
     return {
-        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        str(file.relative_to(path)): _sha256(file)
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != "card.json"
     }
@@ -152,7 +177,34 @@ def check_files(path):
     try:
         expected = json.loads(file.read_text())
         for name, digest in expected.items():
-            if hashlib.sha256((Path(path) / name).read_bytes()).hexdigest() != digest:
+            if _sha256(Path(path) / name) != digest:
                 raise ValueError(f"{name} differs from what was exported")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"path {str(path)!r} is damaged or copied only in part: {error}") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise _unusable(f"path {str(path)!r} is damaged or copied only in part", error) from None
+
+
+def _inputs(name, signature):
+    """Returns the InputSpec of each input of a signature."""
+    try:
+        return declared_inputs(signature)
+    except KeyError:
+        raise ValueError(
+            f"signature {name!r} has an input of a type that NumPy does not have"
+        ) from None
+
+
+def _sha256(file):
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(2**20):  # variables may be larger than the memory
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unusable(what, error):
+    """Converts an error to an OSError if another attempt may succeed, otherwise to a ValueError."""
+    transient = isinstance(error, TRANSIENT) or (
+        # TensorFlow raises OSErrors without a number, too, for files that it cannot parse.
+        isinstance(error, OSError) and error.errno is not None and error.errno not in DAMAGE
+    )
+    return (OSError if transient else ValueError)(f"{what}: {first_line(error)}")

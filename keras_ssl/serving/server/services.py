@@ -22,19 +22,20 @@ PREDICTION = "tensorflow.serving.PredictionService"
 MODELS = "tensorflow.serving.ModelService"
 
 
-def handlers(predictor, as_content):
+def handlers(predictor, as_content, administration):
     """Creates the gRPC handlers of PredictionService and ModelService.
 
     Args:
         predictor: Predictor.
         as_content: bool, respond with `tensor_content` instead of the typed fields.
+        administration: Administration, for reloading.
 
     Returns:
         list of grpc.GenericRpcHandler.
     """
     return [
         grpc.method_handlers_generic_handler(PREDICTION, _prediction(predictor, as_content)),
-        grpc.method_handlers_generic_handler(MODELS, _models(predictor)),
+        grpc.method_handlers_generic_handler(MODELS, _models(predictor, administration)),
     ]
 
 
@@ -65,13 +66,13 @@ def _prediction(predictor, as_content):
     }
 
 
-def _models(predictor):
+def _models(predictor, administration):
     def get_model_status(request, context):
         return predictor.models.status(request.model_spec)
 
     def reload_config(request, context):
         with predictor.admission():
-            predictor.models.reload(request.config)
+            administration.reload(request.config, context.peer())
         return model_management_pb2.ReloadConfigResponse()
 
     return {

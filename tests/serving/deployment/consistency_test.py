@@ -7,15 +7,18 @@ from pathlib import Path
 import yaml
 
 import keras_ssl as kssl
+from keras_ssl.cli import serve
 from keras_ssl.serving.server import configs
 
 
 def test_flags_are_those_of_tensorflow_model_server(serving_files):
     assert set(serving_files.flags(serving_files.server["command"])) <= serving_files.known_flags
     assert set(serving_files.flags(serving_files.container["args"])) <= serving_files.known_flags
+    own = {"reload_config", "reload_config_roots"}  # of the embedded server alone
+    assert own <= {action.dest for action in serve.parser()._actions} - serving_files.known_flags
     for path in serving_files.documents:
         for name in re.findall(r"--(\w+)=", path.read_text()):
-            assert name in serving_files.known_flags, f"{path.name}: --{name}"
+            assert name in serving_files.known_flags | own, f"{path.name}: --{name}"
     # The entrypoint of the image sets these.
     for given in (
         serving_files.flags(serving_files.server["command"]),
@@ -38,7 +41,7 @@ def test_every_file_that_a_flag_names_is_mounted(serving_files):
             assert Path(file).name in generator["files"]
     mounts = {m["name"]: m for m in serving_files.container["volumeMounts"]}
     volumes = {v["name"]: v for v in serving_files.pod["volumes"]}
-    assert set(mounts) == set(volumes)
+    assert set(mounts) == set(volumes) == {"models", "config", "tmp"}
     assert mounts["config"]["mountPath"] == "/config"
     assert mounts["models"]["mountPath"] == "/models"
     assert not any("subPath" in m for m in mounts.values())  # would not be updated
@@ -68,7 +71,7 @@ def test_files_that_compose_mounts_exist(serving_files):
 
 
 def test_ports_agree(serving_files):
-    assert serving_files.server["ports"] == ["8500:8500", "8501:8501"]
+    assert serving_files.server["ports"] == ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]
     ports = {p["name"]: p["containerPort"] for p in serving_files.container["ports"]}
     assert ports == {"grpc": 8500, "rest": 8501}
     service = serving_files.kubernetes("Service")["spec"]
@@ -107,7 +110,7 @@ def test_container_images_agree_and_have_a_version(serving_files):
         for c in serving_files.kubernetes("Deployment")["spec"]["template"]["spec"]["containers"]
     ]
     for image in images:
-        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", image), image
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", image), image
     serving = {i for i in images if i.startswith("tensorflow/serving:")}
     assert len(serving) == 1
     for path in serving_files.documents:

@@ -261,8 +261,8 @@ def test_compose_matches_the_compose_specification(tmp_path, serving_files):
 def test_kubernetes_manifests_match_their_schema(version, serving_files):
     documents = list(yaml.safe_load_all((serving_files.folder / "kubernetes.yaml").read_text()))
     assert sorted(d["kind"] for d in documents) == [
-        "Deployment", "HorizontalPodAutoscaler", "PersistentVolumeClaim", "PodDisruptionBudget",
-        "Service",
+        "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PersistentVolumeClaim",
+        "PodDisruptionBudget", "Service",
     ]  # fmt: skip
     for document in documents:
         kubernetes_validate.validate(document, version, strict=True)

@@ -31,6 +31,8 @@ INVALID = [
     (["--model_config_file={bad}"], "Error parsing text-format tensorflow.serving.ModelServerConfig"),
     (["--model_base_path={counter}", "--port=0"], "nothing to listen on"),
     (["{empty}", "--port=0"], "no model in"),
+    (["{counter}", "--reload_config=on"], "invalid choice: 'on'"),
+    (["{counter}", "--reload_config=socket", "--port=0"], "set socket_path, too"),
 ]  # fmt: skip
 
 
@@ -74,15 +76,31 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
         assert "--flush_filesystem_caches has no effect" in process.stderr.read()
 
 
-def test_serve_becomes_tensorflow_model_server_if_that_is_installed(exported, tmp_path):
-    stand_in = tmp_path / "tensorflow_model_server"
+def serve_with_stand_in(folder, *flags):
+    """Runs `serve` where tensorflow_model_server is on the PATH: one that prints its arguments."""
+    stand_in = folder / "tensorflow_model_server"
     stand_in.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     stand_in.chmod(0o755)
-    process = subprocess.run(
-        [soak_serving.COMMAND, "serve", str(exported.parent), "--port=0"],
-        capture_output=True, text=True, check=True, timeout=120,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    return subprocess.run(
+        [soak_serving.COMMAND, "serve", *flags],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
     )  # fmt: skip
+
+
+def test_tensorflow_model_server_has_no_host(exported, tmp_path):
+    process = serve_with_stand_in(tmp_path, str(exported.parent), "--host=127.0.0.1")
+    assert process.returncode
+    assert "--host 127.0.0.1 cannot be passed to" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not process.stdout
+    process = serve_with_stand_in(tmp_path, str(exported.parent), "--host=0.0.0.0")
+    assert not process.returncode
+    assert "on 0.0.0.0:8500" in process.stdout
+
+
+def test_serve_becomes_tensorflow_model_server_if_that_is_installed(exported, tmp_path):
+    process = serve_with_stand_in(tmp_path, str(exported.parent), "--port=0")
     port, config_file = (line.split("=")[1] for line in process.stdout.splitlines()[1:])
     assert int(port) > 0
     config = text_format.Parse(

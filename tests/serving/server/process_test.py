@@ -2,6 +2,8 @@
 
 import shutil
 import signal
+import socket
+import subprocess
 import time
 
 import grpc
@@ -48,6 +50,57 @@ def check_sigterm(server, predict_request):
             stub.Predict(predict_request("slow", x=[[1.0]]), timeout=5)
         assert error.value.code() == grpc.StatusCode.UNAVAILABLE
         assert in_flight.result(timeout=20).outputs["y"].float_val[0] == turns
+        assert server.process.wait(timeout=20) == 0
+        assert time.monotonic() - start < 10
+
+
+@pytest.fixture
+def slow_version(sleeper, write_warmup, predict_request, tmp_path):
+    """A version that takes a minute to load, since its warm-up sleeps."""
+    version = tmp_path / "slow_version" / "1"
+    shutil.copytree(sleeper, version)
+    write_warmup(version, predict_request("", x=[[60.0]]))
+    return version
+
+
+def test_sigterm_while_a_model_is_loaded_at_the_start(slow_version, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    port = soak_serving.free_port()
+    path = tmp_path / "socket"
+    flags = [
+        f"--model_base_path={slow_version.parent}",
+        f"--port={port}",
+        f"--grpc_socket_path={path}",
+    ]
+    with subprocess.Popen([soak_serving.COMMAND, "serve", *flags]) as process:
+        end = time.monotonic() + 100
+        while not path.exists():  # the ports are bound before models are loaded
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(3)
+        assert process.poll() is None
+        with socket.create_connection(("127.0.0.1", port)):  # nobody responds yet
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+            assert time.monotonic() - start < 5
+
+
+def test_sigterm_while_a_new_version_is_loaded(
+    counter, slow_version, tmp_path, monkeypatch, predict_request
+):
+    monkeypatch.setenv("PATH", "")
+    served = tmp_path / "counter"
+    shutil.copytree(counter / "1", served / "1")
+    with soak_serving.Served(served, "--file_system_poll_wait_seconds=0.1") as server:
+        shutil.copytree(slow_version, tmp_path / "draft")
+        (tmp_path / "draft").rename(served / "2")
+        time.sleep(5)
+        with server.stub() as stub:
+            message = predict_request("counter", x=[[1.0]])
+            assert stub.Predict(message, timeout=10).model_spec.version.value == 1
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=20) == 0
         assert time.monotonic() - start < 10
 

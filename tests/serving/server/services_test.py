@@ -128,7 +128,9 @@ def test_health_checks_and_reflection(channel):
 def test_reloading_over_grpc(counter, tmp_path, predict_request):
     shutil.copytree(counter, tmp_path / "counter")
     with (
-        serving.Server(config=configs.config_of({"a": tmp_path / "counter"})) as server,
+        serving.Server(
+            config=configs.config_of({"a": tmp_path / "counter"}), reload="all"
+        ) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         models = model_service_pb2_grpc.ModelServiceStub(channel)
