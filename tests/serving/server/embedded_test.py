@@ -12,7 +12,9 @@ from keras_ssl import serving
     [({}, "give either directory or config"), ({"directory": "x", "config": "y"}, "give either"),
      ({"directory": "x", "port": None}, "nothing to listen on"),
      ({"directory": "x", "limit": 0}, "limit must be at least 1, got 0"),
-     ({"directory": "x", "rest_timeout": 0}, "rest_timeout must be")],
+     ({"directory": "x", "rest_timeout": 0}, "rest_timeout must be"),
+     ({"directory": "x", "rest_max_request_bytes": 0}, "rest_max_request_bytes must be in 1"),
+     ({"directory": "x", "rest_max_connections_per_client": -1}, "0 for half of all connections")],
 )  # fmt: skip
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
