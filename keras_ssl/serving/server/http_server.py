@@ -175,7 +175,8 @@ class HttpServer:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
 
     def _is_busy(self):
         return any(one.phase >= Phase.SENDING for one in self.connections)
