@@ -55,6 +55,11 @@ def parser():
     p.add_argument("--host", help="address to listen on; 127.0.0.1 with DIRECTORY, else 0.0.0.0")
     p.add_argument("--rest_api_port", type=int, default=0, help="REST and metrics; 0 for none")
     p.add_argument("--rest_api_timeout_in_ms", type=int, default=30000)
+    p.add_argument("--rest_api_max_request_bytes", type=int, default=2**23)
+    p.add_argument(
+        "--rest_api_max_connections_per_client", type=int, default=0, metavar="N",
+        help="from one address; 0 for half of all, a proxy may need more",
+    )  # fmt: skip
     p.add_argument("--grpc_socket_path", help="UNIX socket for gRPC")
     p.add_argument("--model_name", default="default")
     p.add_argument("--model_base_path", help="folder of one model")
@@ -204,6 +209,8 @@ def _server(args, host):
         monitoring=_read(args.monitoring_config_file, configs.MonitoringConfig),
         tls=_read(args.ssl_config_file, configs.SSLConfig),
         rest_timeout=args.rest_api_timeout_in_ms / 1000,
+        rest_max_request_bytes=args.rest_api_max_request_bytes,
+        rest_max_connections_per_client=args.rest_api_max_connections_per_client,
         tensor_content=args.enable_serialization_as_tensor_content,
         limit=args.grpc_max_threads,
         channel_arguments=_channel_arguments(args.grpc_channel_arguments),

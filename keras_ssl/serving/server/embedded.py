@@ -19,6 +19,7 @@ from keras_ssl.serving.server.rest import RestServer
 METRICS_PATH = "/monitoring/prometheus/metrics"
 DRAIN_SECONDS = 8.0  # for the requests in flight when the server stops
 SPARE_THREADS = 16  # for health checks, status and rejections while `limit` requests are in flight
+MAX_REST_REQUEST_BYTES = 2**30
 SERVICES = (services.PREDICTION, services.MODELS)
 
 
@@ -49,6 +50,9 @@ class Server:
         monitoring: MonitoringConfig proto; None for no metrics page.
         tls: SSLConfig proto, which contains the PEM texts themselves; or None.
         rest_timeout: float, seconds that a REST request may take.
+        rest_max_request_bytes: int, maximum size of the body of a REST request.
+        rest_max_connections_per_client: int, maximum number of REST connections of a client address; 0
+            for half of all connections. A proxy has one address for all its clients.
         tensor_content: bool, respond with `tensor_content` instead of the typed fields.
         limit: int, maximum number of requests that run or wait for a batch; further ones are
             RESOURCE_EXHAUSTED.
@@ -72,9 +76,11 @@ class Server:
         self, directory=None, port=0, host="127.0.0.1", rest_port=None, socket_path=None, config=None,
         config_poll_seconds=0.0, poll_seconds=1.0, batching=None, monitoring=None, tls=None,
         rest_timeout=30.0, tensor_content=False, limit=128, channel_arguments=None,
-        session_config=None, any_labels=False, reload="off", reload_roots=(),
+        session_config=None, any_labels=False, rest_max_request_bytes=2**23,
+        rest_max_connections_per_client=0, reload="off", reload_roots=(),
     ):  # fmt: skip
         _check_arguments(directory, config, port, socket_path, limit, rest_timeout, reload)
+        _check_rest_limits(rest_max_request_bytes, rest_max_connections_per_client)
         source = ConfigSource(directory, config)
         model_config = source.read()
         with contextlib.ExitStack() as cleanup:
@@ -93,8 +99,9 @@ class Server:
             cleanup.callback(self.models.close)
             self._predictor = Predictor(self.models, metrics, batcher, limit)
             self._rest = _rest_server(
-                self._predictor, host, rest_port, rest_timeout, _metrics_path(monitoring)
-            )
+                self._predictor, host, rest_port, rest_timeout, _metrics_path(monitoring),
+                rest_max_request_bytes, rest_max_connections_per_client,
+            )  # fmt: skip
             cleanup.pop_all()  # nothing failed: `stop` cleans up
         self.rest_port = self._rest.port if self._rest else None
         roots = [*reload_roots, *([] if directory is None else [directory])]
@@ -180,6 +187,18 @@ def _check_arguments(directory, config, port, socket_path, limit, rest_timeout, 
         raise ValueError("reload is 'socket', but there is none: set socket_path, too")
 
 
+def _check_rest_limits(max_request_bytes, max_connections_per_client):
+    if not 0 < max_request_bytes <= MAX_REST_REQUEST_BYTES:
+        raise ValueError(
+            f"rest_max_request_bytes must be in 1..{MAX_REST_REQUEST_BYTES}, got {max_request_bytes}"
+        )
+    if max_connections_per_client < 0:
+        raise ValueError(
+            "rest_max_connections_per_client must be a positive number, or 0 for half of all "
+            f"connections, got {max_connections_per_client}"
+        )
+
+
 def _metrics(batching):
     """Creates Metrics, labeled with the name of the batching thread pool if that is configured."""
     name = batching.thread_pool_name.value if batching is not None else ""
@@ -215,11 +234,11 @@ def _load(config, session_config, any_labels):
     return models
 
 
-def _rest_server(predictor, host, port, timeout, metrics_path):
+def _rest_server(predictor, host, port, *arguments):
     if port is None:
         return None
     try:
-        return RestServer(predictor, host, port, timeout, metrics_path)
+        return RestServer(predictor, host, port, *arguments)
     except OSError as error:
         raise ValueError(
             f"rest_port {port} on {host} cannot be bound ({error}): choose another, or 0 for a free "

@@ -1,14 +1,15 @@
 """TensorFlow Serving's REST interface: the same responses as over gRPC, as JSON."""
 
-import http.server
+import asyncio
+import contextlib
 import json
 import re
-import socket
-import threading
 import time
 import urllib.parse
+from concurrent import futures
 
 import grpc
+import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -17,19 +18,20 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from keras_ssl.serving.server import json_tensors, services
+from keras_ssl.serving.server import json_outputs, json_tensors, services
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument
+from keras_ssl.serving.server.http_server import HttpServer, error_response, response
+from keras_ssl.serving.server.json_process import JsonProcess
+from keras_ssl.serving.server.requests import check_shape
 
-MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
+MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
-MAX_BODY = 2**26  # bytes
-# Parsed JSON takes ten times the memory of its text, so that only some large bodies are read at once.
-LARGE_BODY = 2**20  # bytes
-MAX_LARGE_BODIES = 8
-MAX_CONNECTIONS = 512  # each has a thread
-IDLE_SECONDS = 30.0
-SENDING_SECONDS = 1.0  # for responses that are being sent when the server stops
+ORIGIN = re.compile(r"[a-z]+://[^/]*", re.IGNORECASE)
+LARGE_BODY = 2**17  # bytes: the parser takes some milliseconds for it, while all other threads wait
+LARGE_THREADS = 8
+SPARE_THREADS = 16  # for rejections while the maximum number of requests is in flight
+STATUS_THREADS = 2
 
 Code = grpc.StatusCode
 HTTP_STATUS = {
@@ -42,196 +44,137 @@ HTTP_STATUS = {
 class RestServer:
     """Serves REST on a port, from `start` to `close`.
 
+    Status, metadata and metrics have threads of their own, and so have large bodies.
+
     Args:
         predictor: Predictor.
         host: address to listen on.
         port: int, 0 for a free one (see the attribute `port`).
-        timeout: float, seconds that a request may take.
+        timeout: float, seconds that a request may take after its body has arrived.
         metrics_path: path of the Prometheus page, or None for no such page.
+        max_body: int, maximum size of the body of a request in bytes.
+        per_client: int, maximum number of connections of a client address; 0 for half of all.
 
     Raises:
         OSError: `port` cannot be bound.
     """
 
-    def __init__(self, predictor, host, port, timeout, metrics_path):
-        handler = type(
-            "Handler",
-            (_Handler,),
-            {"predictor": predictor, "seconds": timeout, "metrics_path": metrics_path},
-        )
-        self._server = _Server((host, port), handler)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+    def __init__(self, predictor, host, port, timeout, metrics_path, max_body, per_client):
+        self._predictor, self._seconds, self._metrics_path = predictor, timeout, metrics_path
+        self._http = HttpServer(self._respond, host, port, max_body, per_client)
+        self.port = self._http.port
+        self._json = JsonProcess()
+        self._status = futures.ThreadPoolExecutor(STATUS_THREADS, "rest-status")
+        self._small = futures.ThreadPoolExecutor(predictor.limit + SPARE_THREADS, "rest")
+        self._large = futures.ThreadPoolExecutor(LARGE_THREADS, "rest-large")
 
     def start(self):
         """Starts accepting connections."""
-        self._thread.start()
+        self._http.start()
 
     def close(self):
         """Waits a moment for responses that are being sent, and frees the port."""
-        end = time.monotonic() + SENDING_SECONDS
-        while self._server.responding and time.monotonic() < end:
-            time.sleep(0.01)
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._http.close()
+        for threads in (self._status, self._small, self._large):
+            threads.shutdown(wait=False, cancel_futures=True)
+        self._json.close()
 
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def __init__(self, *args):
-        self._connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self.large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
-        self.responding = set()  # ids of threads
-        super().__init__(*args)
-
-    def process_request(self, request, client_address):
-        if not self._connections.acquire(blocking=False):
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request, client_address):
+    async def _respond(self, request):
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._connections.release()
+            path = ORIGIN.sub("", request.raw_path.partition("?")[0], 1)
+            path = path.encode(errors="surrogateescape").decode(errors="replace")
+            if request.method == "GET":
+                return await self._run(self._status, self._get, path)
+            if request.method != "POST":
+                return error_response(501, f"Unsupported method ({request.method!r})")
+            data = await self._http.read_body(request)
+            end = time.monotonic() + self._seconds
+            threads = self._small if len(data) <= LARGE_BODY else self._large
+            return await self._run(threads, self._post, path, data, end, request.protocol)
+        except ConnectionError:
+            raise  # the client has left
+        except Exception as exception:
+            error = from_exception(exception)
+            return error_response(HTTP_STATUS.get(error.code, 500), error.message)
 
-    def handle_error(self, request, client_address):
-        """Ignores clients that close the connection."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = IDLE_SECONDS
-    predictor = seconds = metrics_path = None
-
-    def setup(self):
-        super().setup()
-        # Header and body are two writes; by default the second waits for the client's ACK.
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-
-    def log_message(self, *_):
-        """Logs nothing: the metrics count requests."""
-
-    def do_GET(self):
-        path = urllib.parse.urlsplit(self.path).path
-        if path == self.metrics_path:
-            self._send(200, self.predictor.metrics.page(), "text/plain; version=0.0.4")
-            return
-        self._respond(lambda: self._get(path))
-
-    def do_POST(self):
-        self._respond(lambda: self._post(urllib.parse.urlsplit(self.path).path))
+    async def _run(self, threads, function, *arguments):
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
     def _get(self, path):
+        if path == self._metrics_path:
+            return response(200, self._predictor.metrics.page(), "text/plain; version=0.0.4")
         match = GET.fullmatch(path)
         if not match:
             raise invalid_argument(f"Malformed request: GET {path}")
         if not match[1]:
             raise invalid_argument("Missing model name in request.")
+        models = self._predictor.models
         if not match[4]:
             request = get_model_status_pb2.GetModelStatusRequest(model_spec=_model_spec(match))
-            return _to_dict(self.predictor.models.status(request.model_spec))
+            return _json_response(_to_dict(models.status(request.model_spec)))
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=_model_spec(match), metadata_field=["signature_def"]
         )
-        response = services.metadata(self.predictor.models, request)
+        metadata = services.metadata(models, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(signatures)
-        return {
-            "model_spec": _to_dict(response.model_spec),
-            "metadata": {"signature_def": _to_dict(signatures)},
-        }
+        metadata.metadata["signature_def"].Unpack(signatures)
+        return _json_response(
+            {
+                "model_spec": _to_dict(metadata.model_spec),
+                "metadata": {"signature_def": _to_dict(signatures)},
+            }
+        )
 
-    def _post(self, path):
-        try:
-            length = int(self.headers["Content-Length"])
-        except (TypeError, ValueError):
-            self.close_connection = True
-            raise invalid_argument("a POST needs a Content-Length") from None
-        if not 0 <= length <= MAX_BODY:
-            self.close_connection = True  # the body is not read
-            raise invalid_argument(f"the body must have at most {MAX_BODY} bytes, got {length}")
-        if length <= LARGE_BODY:
-            return self._predict(path, self.rfile.read(length))
-        with self.server.large_bodies:
-            return self._predict(path, self.rfile.read(length))
-
-    def _predict(self, path, data):
+    def _post(self, path, data, end, connection):
         match = POST.fullmatch(path)
         if not match or not match[1]:
             raise invalid_argument(f"Malformed request: POST {path}")
         if match[4].lower() != "predict":
             raise StatusError(Code.UNIMPLEMENTED, "models of keras_ssl implement :predict only")
-        body = _parse_body(data)
         request = predict_pb2.PredictRequest(model_spec=_model_spec(match))
-        try:
-            request.model_spec.signature_name = body.get("signature_name", "")
-        except ValueError:  # half a surrogate pair
-            raise invalid_argument("'signature_name' must be valid Unicode") from None
-        deadline = time.monotonic() + self.seconds
-        parse = json_tensors.from_rows if "instances" in body else json_tensors.from_columns
-        _, _, outputs = self.predictor.predict(
-            request,
-            lambda _, declared: parse(body, declared),
-            "REST",
-            lambda: time.monotonic() < deadline,
-        )
-        columns = {name: json_tensors.to_json(name, array) for name, array in outputs.items()}
-        if "instances" in body:
-            return {"predictions": _to_rows(columns)}
-        return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
 
-    def _respond(self, function):
-        """Sends what `function` returns as JSON, or the error that it raises."""
-        thread = threading.get_ident()
-        self.server.responding.add(thread)
-        try:
+        def is_active():
+            return connection.is_open and time.monotonic() < end
+
+        if not is_active():
+            raise StatusError(Code.DEADLINE_EXCEEDED, "the request has waited for too long")
+        with _json_errors(), self._parse(data, end) as body:
+            del data
             try:
-                status, content = 200, function()
-            except Exception as exception:
-                error = from_exception(exception)
-                status, content = HTTP_STATUS.get(error.code, 500), {"error": error.message}
-            self._send(status, json.dumps(content, indent=1).encode(), "application/json")
-        finally:
-            self.server.responding.discard(thread)
+                request.model_spec.signature_name = body.signature_name
+            except ValueError:  # half a surrogate pair
+                raise invalid_argument("'signature_name' must be valid Unicode") from None
+            _, _, outputs = self._predictor.predict(
+                request, lambda _, declared: _arrays(body, declared), "REST", is_active
+            )
+            return response(200, json_outputs.encode(outputs, body.by_row))
 
-    def _send(self, status, body, content_type):
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    def _parse(self, data, end):
+        if len(data) > LARGE_BODY:
+            return self._json.parse(data, end)
+        return contextlib.nullcontext(json_tensors.Body(data))
 
 
-def _parse_body(data):
-    """Parses the JSON of a predict request and checks its keys."""
+@contextlib.contextmanager
+def _json_errors():
     try:
-        data.decode()  # JSON is UTF-8, but json.loads would also accept other encodings
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise invalid_argument(f"JSON Parse error: {error}") from None
-    if not isinstance(body, dict):
-        raise invalid_argument("the JSON must be an object with instances or inputs")
-    if not isinstance(body.get("signature_name", ""), str):
-        raise invalid_argument("'signature_name' key must be a string value.")
-    if ("instances" in body) == ("inputs" in body):
-        raise invalid_argument("Expecting one of 'instances' and 'inputs', and not both")
-    return body
+        yield
+    except json_tensors.JsonError as error:
+        raise invalid_argument(str(error)) from None
 
 
-def _to_rows(columns):
-    """Converts outputs by name to one entry per image: a value, or a dict if there are several."""
-    if len({len(c) if isinstance(c, list) else -1 for c in columns.values()}) > 1:
-        raise invalid_argument("the outputs have different batch sizes: use 'inputs' instead")
-    if len(columns) == 1:
-        return next(iter(columns.values()))
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _arrays(body, declared):
+    """Converts the inputs of a body to arrays of the types and shapes that a signature declares."""
+    with _json_errors():
+        arrays = body.arrays({name: tf.as_dtype(spec.type).name for name, spec in declared.items()})
+    for name, array in arrays.items():
+        check_shape(name, array.shape, declared[name])
+        arrays[name] = array.astype(declared[name].dtype, copy=False)
+    return arrays
+
+
+def _json_response(content):
+    return response(200, json.dumps(content, indent=1).encode())
 
 
 def _to_dict(message):
@@ -244,9 +187,10 @@ def _model_spec(match):
     """Builds the ModelSpec of a matched path, whose parts may be percent-encoded."""
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match[1]))
     if match[2]:
-        if int(match[2]) >= 2**63:
-            raise invalid_argument(f"Failed to convert version: {match[2]} to numeric.")
-        spec.version.value = int(match[2])
+        digits = match[2].lstrip("0") or "0"
+        if len(digits) > 19 or int(digits) >= 2**63:
+            raise invalid_argument(f"Failed to convert version: {match[2][:40]} to numeric.")
+        spec.version.value = int(digits)
     elif match[3]:
         spec.version_label = urllib.parse.unquote(match[3])
     return spec

@@ -14,7 +14,9 @@ from keras_ssl import serving
      ({"directory": "x", "limit": 0}, "limit must be at least 1, got 0"),
      ({"directory": "x", "rest_timeout": 0}, "rest_timeout must be"),
      ({"directory": "x", "reload": "on"}, "reload must be one of off, socket, all, got 'on'"),
-     ({"directory": "x", "reload": "socket"}, "set socket_path, too")],
+     ({"directory": "x", "reload": "socket"}, "set socket_path, too"),
+     ({"directory": "x", "rest_max_request_bytes": 0}, "rest_max_request_bytes must be in 1"),
+     ({"directory": "x", "rest_max_connections_per_client": -1}, "0 for half of all connections")],
 )  # fmt: skip
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -28,6 +29,7 @@ INVALID = [
     (["{counter}", "--port=many"], "--port: invalid int value: 'many'"),
     (["{counter}", "--grpc_max_threads=0", "--port=0"], "limit must be at least 1"),
     (["{counter}", "--rest_api_timeout_in_ms=0", "--port=0"], "rest_timeout must be a positive"),
+    (["{counter}", "--rest_api_max_request_bytes=0", "--port=0"], "rest_max_request_bytes must be in"),
     (["--model_config_file={bad}"], "Error parsing text-format tensorflow.serving.ModelServerConfig"),
     (["--model_base_path={counter}", "--port=0"], "nothing to listen on"),
     (["{empty}", "--port=0"], "no model in"),
@@ -53,6 +55,7 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
     flags = [
         "--model_name=half", f"--model_base_path={counter}", f"--port={ports[0]}",
         f"--rest_api_port={ports[1]}", "--rest_api_timeout_in_ms=5000", "--enable_batching=true",
+        "--rest_api_max_request_bytes=1000", "--rest_api_max_connections_per_client=3",
         f"--grpc_socket_path={tmp_path}/socket", f"--monitoring_config_file={tmp_path}/monitoring",
         f"--batching_parameters_file={tmp_path}/batching", "--flush_filesystem_caches=false",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb",
@@ -71,6 +74,9 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
                 assert response.outputs["y"].tensor_content == np.float32(4).tobytes()
         with urllib.request.urlopen(f"http://localhost:{ports[1]}/metrics", timeout=10) as page:
             assert b":tensorflow:serving:batching_session:queuing_latency" in page.read()
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"http://localhost:{ports[1]}/", bytes(1001), timeout=10)
+        assert b"at most 1000 bytes, got 1001" in error.value.read()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         assert "--flush_filesystem_caches has no effect" in process.stderr.read()

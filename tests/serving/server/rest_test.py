@@ -4,12 +4,15 @@ import base64
 import http.client
 import json
 import socket
+import threading
+import time
+from concurrent import futures
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl.serving.server import json_tensors
+from keras_ssl.serving.server import json_outputs
 
 
 def send(server, path, body=None, method=None):
@@ -59,13 +62,13 @@ def test_encoded_images_and_several_outputs(server, task, noise):
 def test_float32_values_have_no_more_digits_than_needed(server):
     _, response = send(server, "/v1/models/counter:predict", {"instances": [[0.1], [2]]})
     assert response == {"predictions": [[3.1], [5.0]]}  # and not 3.0999999046
-    assert json_tensors.to_json("y", np.array([np.nan, -np.inf, 1e20], np.float32))[1:] == [
+    assert json_outputs.to_json("y", np.array([np.nan, -np.inf, 1e20], np.float32))[1:] == [
         -np.inf,
         1e20,
     ]
-    assert json_tensors.to_json("a_bytes", np.array([b"\0"], object)) == [{"b64": "AA=="}]
-    assert json_tensors.to_json("a", np.array([[b"x"], [b"y"]], object)) == [["x"], ["y"]]
-    assert json_tensors.to_json("n", np.array([200, 7], np.uint8)) == [200, 7]
+    assert json_outputs.to_json("a_bytes", np.array([b"\0"], object)) == [{"b64": "AA=="}]
+    assert json_outputs.to_json("a", np.array([[b"x"], [b"y"]], object)) == [["x"], ["y"]]
+    assert json_outputs.to_json("n", np.array([200, 7], np.uint8)) == [200, 7]
 
 
 def test_status_and_metadata(server):
@@ -144,6 +147,12 @@ REQUESTS = [
     ("/v1/models/nope", None, 404, "Could not find any versions of model nope"),
     ("/v1/models/counter/versions/9", None, 404, "Could not find version 9 of model counter"),
     (f"/v1/models/counter/versions/{10**30}", None, 400, "Failed to convert version"),
+    (f"/v1/models/counter/versions/1{'0' * 5000}", None, 400, "Failed to convert version: 1000"),
+    (f"/v1/models/counter/versions/{'0' * 30}3", None, 200, ""),
+    (COUNTER, b'{"instances": [' + b"1" * 5000 + b"]}", 400, "Exceeds the limit"),
+    (COUNTER, b'{"instances": ' + b"[" * 600 + b"1" + b"]" * 600 + b"}", 400, "more than 32 levels"),
+    (PREDICT, b'{"signature_name": "encoded", "inputs": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "32 levels"),
+    (COUNTER, b'{"instances": [' + b"[]," * 2**17 + b"[1]]}", 400, "lists of different sizes"),
     ("/v1/models", None, 400, "Missing model name"),
     ("/elsewhere", None, 400, "Malformed request: GET"),
 ]  # fmt: skip
@@ -159,13 +168,70 @@ def test_errors_are_json(server, path, body, status, message):
 
 def test_content_length_is_checked(server):
     for header, message in (
-        ("Content-Length: 99999999999", "at most"),
-        ("Content-Length: -1", "at most"),
+        ("Content-Length: 99999999999", "at most 8388608 bytes"),
+        ("Content-Length: -1", "Invalid character in Content-Length"),
+        ("Content-Length:", "Empty Content-Length"),
         ("Transfer-Encoding: chunked", "needs a Content-Length"),
-        ("Content-Length: many", "needs a Content-Length"),
+        ("Content-Length: many", "Invalid character in Content-Length"),
+        ("Content-Length: 2\r\nContent-Length: 2", "Content-Length"),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked", "Transfer-Encoding can't be present"),
     ):
         with socket.create_connection(("localhost", server.rest_port), timeout=10) as raw:
             raw.sendall(f"POST {COUNTER} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
             response = raw.makefile("rb").read()  # to the end: the server closes the connection
             assert b" 400 " in response.splitlines()[0]
-            assert message.encode() in response
+            assert message in json.loads(response.split(b"\r\n\r\n")[1])["error"]
+
+
+def test_other_methods(server):
+    assert send(server, COUNTER, b"{}", "PUT") == (501, {"error": "Unsupported method ('PUT')"})
+    assert send(server, "http://x/v1/models/counter?a=b")[0] == 200
+
+
+def test_deadline(server, monkeypatch):
+    monkeypatch.setattr(server._rest, "_seconds", 0.0)
+    status, response = send(server, COUNTER, {"instances": [[1]]})
+    assert (status, response["error"]) == (504, "the request has waited for too long")
+
+
+def test_a_request_does_not_run_for_a_client_that_has_left(server, monkeypatch):
+    """The client leaves while its request waits for a thread."""
+    names, release = [], threading.Event()
+    monkeypatch.setattr(
+        server._predictor, "predict", lambda request, *_: names.append(request.model_spec.name)
+    )
+    threads = futures.ThreadPoolExecutor(1)
+    monkeypatch.setattr(server._rest, "_small", threads)
+    threads.submit(release.wait, 20)
+    body = b'{"instances": [[1]]}'
+    for name in ("gone", "counter"):
+        raw = socket.create_connection(("localhost", server.rest_port), timeout=10)
+        head = f"POST /v1/models/{name}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+        raw.sendall(head.encode() + b"\r\n\r\n" + body)
+        if name == "gone":
+            raw.close()
+    time.sleep(0.5)
+    release.set()
+    assert b" 500 " in raw.recv(1000)  # that `predict` returned nothing
+    raw.close()
+    assert names == ["counter"]
+
+
+def test_status_and_metrics_are_answered_while_json_is_parsed(server):
+    """A body of 8 MiB would keep Python's lock for a second."""
+    body = b'{"instances":[' + (b"[" * 30 + b"]" * 30 + b",") * 130_000 + b"1]}"
+    responses, done = [], threading.Event()
+
+    def work():
+        responses.append(send(server, COUNTER, body))
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    number = 0
+    while not done.is_set():
+        assert send(server, "/v1/models/counter")[0] == 200
+        number += 1
+    thread.join()
+    assert responses == [(400, {"error": "JSON Value of input x has lists of different sizes"})]
+    assert number >= 5

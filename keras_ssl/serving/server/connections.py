@@ -1,0 +1,146 @@
+"""Which HTTP connections stay when there are too many of them, or when they are too slow."""
+
+import collections
+import enum
+import os
+import resource
+
+import grpc
+
+from keras_ssl.serving.server.errors import StatusError
+
+MAX_CONNECTIONS = 2048
+MIN_CONNECTIONS = 16
+BODIES = 8  # memory for bodies, in bodies of the maximum size
+
+
+class Phase(enum.IntEnum):
+    """What a connection is doing; those with the lowest number are closed first."""
+
+    IDLE = 0  # waits for a request
+    DISCARDING = 1  # has been rejected, and still sends its body
+    HEAD = 2  # has received a part of the head
+    BODY = 3  # has received the head and a part of the body
+    SENDING = 4  # the client does not read the response
+    WORKING = 5  # is never closed by the server
+
+
+# How long a connection may be in a phase. Bytes that arrive meanwhile do not change that.
+SECONDS = dict.fromkeys(Phase, 30.0) | {Phase.HEAD: 10.0, Phase.WORKING: float("inf")}
+
+
+def available_connections():
+    """Returns how many connections this process can have: half of its free descriptors, within bounds.
+
+    The other half is for gRPC, files and models.
+    """
+    free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
+    return min(max(free // 2, MIN_CONNECTIONS), MAX_CONNECTIONS)
+
+
+class Connections:
+    """The open connections, and the bytes of bodies that each of them holds.
+
+    A new connection or body always gets a place unless all are being worked on: the client address with
+    the most connections (or bytes) loses the one that has been idle, or incomplete, for the longest time.
+    So a client that opens many connections and sends slowly only harms itself.
+
+    A connection has the attributes `address`, `phase`, `since` (when the phase began) and `held` (bytes),
+    and the method `reject(status, message)`, which closes it.
+
+    Args:
+        number: int, maximum number of connections.
+        per_client: int, maximum number of connections of a client address.
+        max_bytes: int, maximum size of all bodies; half of it for a client address.
+    """
+
+    def __init__(self, number, per_client, max_bytes):
+        self._number, self._per_client, self._max_bytes = number, per_client, max_bytes
+        self._by_address = collections.defaultdict(set)
+        self._bytes = collections.Counter()  # by address
+        self._count = self._held = 0
+
+    def __iter__(self):
+        return iter([one for group in self._by_address.values() for one in group])
+
+    def add(self, connection):
+        """Adds a connection, and closes another one, or this one, if there are too many."""
+        mine = self._by_address[connection.address]
+        mine.add(connection)
+        self._count += 1
+        if len(mine) > self._per_client:
+            self._close_one(mine, connection)
+        elif self._count > self._number:
+            self._close_one(max(self._by_address.values(), key=len), connection)
+
+    def remove(self, connection):
+        """Removes a connection that is closed; it may have been removed already."""
+        mine = self._by_address.get(connection.address, ())
+        if connection in mine:
+            self.release(connection)
+            mine.remove(connection)
+            self._count -= 1
+            if not mine:
+                del self._by_address[connection.address]
+
+    def hold(self, connection, number):
+        """Counts bytes of a body that a connection has received.
+
+        Raises:
+            StatusError: RESOURCE_EXHAUSTED, all memory for bodies is in use.
+        """
+        connection.held += number
+        self._held += number
+        self._bytes[connection.address] += number
+        while True:
+            if self._bytes[connection.address] > self._max_bytes // 2:
+                address = connection.address
+            elif self._held > self._max_bytes:
+                address = max(self._bytes, key=self._bytes.get)
+            else:
+                return
+            slow = [
+                one
+                for one in self._by_address.get(address, ())
+                if one.phase == Phase.BODY and one.held and one is not connection
+            ]
+            if not slow:
+                raise StatusError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{self._held} bytes of requests are in flight already; retry later",
+                )
+            self._reject(min(slow, key=lambda one: one.since))
+
+    def release(self, connection):
+        """Counts the bytes of a connection no more."""
+        self._held -= connection.held
+        self._bytes[connection.address] -= connection.held
+        if not self._bytes[connection.address]:
+            del self._bytes[connection.address]
+        connection.held = 0
+
+    def close_some(self, number):
+        """Closes the connections that are worth the least, at most so many."""
+        others = [one for one in self if one.phase != Phase.WORKING]
+        for one in sorted(others, key=_worth)[:number]:
+            self._reject(one)
+
+    def close_late(self, now):
+        """Closes the connections that have been in a phase for too long."""
+        for one in self:
+            if now - one.since > SECONDS[one.phase]:
+                one.reject(408, f"no complete request after {SECONDS[one.phase]:.0f} seconds")
+                self.remove(one)
+
+    def _close_one(self, group, new):
+        """Closes the connection of a group that is worth the least, or else the new one."""
+        others = [one for one in group if one is not new and one.phase != Phase.WORKING]
+        self._reject(min(others, key=_worth, default=new))
+
+    def _reject(self, connection):
+        connection.reject(503, "too many connections; retry later")
+        self.remove(connection)
+
+
+def _worth(connection):
+    return connection.phase, connection.since

@@ -1,0 +1,337 @@
+"""HTTP from clients that are slow, rude, or leave; request smuggling, also behind nginx and HAProxy."""
+
+import asyncio
+import contextlib
+import errno
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import hostile_rest
+import pytest
+import soak_serving
+
+from keras_ssl.serving.server import connections, http_server
+from keras_ssl.serving.server.connections import Phase
+from keras_ssl.serving.server.errors import StatusError
+
+MAX_BODY = 2**20
+
+
+@contextlib.contextmanager
+def serving(respond, per_client=0, max_body=MAX_BODY):
+    server = http_server.HttpServer(respond, "127.0.0.1", 0, max_body, per_client)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def echo():
+    """A server that responds with the path and the size of the body."""
+
+    async def respond(request):
+        size = 0
+        try:
+            if request.method == "POST":
+                size = len(await server.read_body(request))
+        except StatusError as error:
+            return http_server.error_response(400, error.message)
+        return http_server.response(200, f"{request.raw_path} {size}".encode())
+
+    with serving(respond) as server:
+        yield server
+
+
+def connect(server, data=b"", source="127.0.0.1"):
+    connection = socket.create_connection(
+        ("127.0.0.1", server.port), timeout=10, source_address=(source, 0)
+    )
+    connection.sendall(data)
+    return connection
+
+
+def read(connection):
+    """Returns what arrives until the server closes the connection."""
+    with connection, contextlib.suppress(ConnectionResetError):
+        return connection.makefile("rb").read()
+
+
+def fetch(server, method="GET", body=None, source="127.0.0.1"):
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", server.port, timeout=10, source_address=(source, 0)
+    )
+    with contextlib.closing(connection):
+        connection.request(method, "/x", body)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+
+def test_a_connection_serves_many_requests(echo):
+    connection = http.client.HTTPConnection("127.0.0.1", echo.port, timeout=10)
+    with contextlib.closing(connection):
+        for body in (None, b"12", None, b"x" * MAX_BODY):
+            connection.request("POST" if body else "GET", "/x", body)
+            response = connection.getresponse()
+            assert response.headers["Server"] == "keras-ssl"
+            assert response.read().decode() == f"/x {len(body or '')}"
+
+
+def test_expect_is_answered(echo):
+    head = POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+    with connect(echo, head % 3) as connection:
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert read(connection).endswith(b"/x 3")
+    assert b"at most" in read(connect(echo, head % (MAX_BODY + 1)))
+
+
+@pytest.mark.parametrize("size", [MAX_BODY + 1, 40 * MAX_BODY])
+def test_a_client_gets_the_rejection_of_a_body_that_is_too_large(echo, size):
+    for _ in range(3):
+        assert fetch(echo, "POST", b"x" * size)[0] == 400
+
+
+def test_heads_that_are_too_large(echo):
+    for head in (
+        b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 9000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * 65 + b"\r\n",
+    ):
+        assert read(connect(echo, head)).startswith(b"HTTP/1.0 400 ")
+    assert b"Missing 'Host' header" in read(connect(echo, GET.replace(b"Host", b"X")))
+    large = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(
+        b"X%d: %s\r\n" % (i, b"x" * 4000) for i in range(9)
+    )
+    assert b" 431 " in read(connect(echo, large))
+
+
+def test_slow_heads_and_bodies_are_closed_in_time(echo, monkeypatch):
+    monkeypatch.setitem(connections.SECONDS, Phase.HEAD, 1.0)
+    monkeypatch.setitem(connections.SECONDS, Phase.BODY, 2.0)
+    for data, seconds in ((b"GET / HTTP/1.1\r\nX: ", 1.0), (POST % 100, 2.0)):
+        start = time.monotonic()
+        with connect(echo, data) as connection, contextlib.suppress(ConnectionError):
+            while time.monotonic() < start + 9:
+                connection.sendall(b"x")  # does not prolong it
+                time.sleep(0.1)
+        assert seconds < time.monotonic() - start < seconds + 4
+    assert b"408 Request Timeout" in read(connect(echo, POST % 100 + b"x"))
+
+
+def test_idle_connections_are_closed_without_a_response(echo, monkeypatch):
+    monkeypatch.setitem(connections.SECONDS, Phase.IDLE, 1.0)
+    assert read(connect(echo)) == b""
+    assert read(connect(echo, GET)).count(b"HTTP/1.1") == 1
+
+
+def test_a_client_that_does_not_read_is_closed_in_time(monkeypatch):
+    async def respond(request):
+        return http_server.response(200, bytes(2**26))
+
+    monkeypatch.setitem(connections.SECONDS, Phase.SENDING, 1.0)
+    with serving(respond) as server, connect(server, GET * 3):
+        until(lambda: [one.phase for one in server.connections] == [Phase.SENDING])
+        until(lambda: list(server.connections) == [])
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_server_knows_that_a_client_has_left():
+    seen, left = [], threading.Event()
+
+    async def respond(request):
+        seen.append(request.protocol.is_open)
+        while request.protocol.is_open:
+            await asyncio.sleep(0.01)
+        left.set()
+        return http_server.response(200, b"")
+
+    with serving(respond) as server:
+        connect(server, GET).close()
+        assert left.wait(10)
+        assert seen == [True]
+
+
+def test_hundreds_of_slow_clients_do_not_keep_others_out(echo):
+    """Heads, bodies and silence from one address; then a client of it, and one of another address."""
+    number = echo.connections._number
+    starts = (b"", b"GET / HTTP/1.1\r\nX: ", POST % MAX_BODY + b"x")
+    slow = [connect(echo, starts[i % 3]) for i in range(min(number, 400))]
+    for source in ("127.0.0.1", "127.0.0.2"):
+        assert fetch(echo, source=source) == (200, "/x 0")
+        assert fetch(echo, "POST", b"x" * MAX_BODY, source) == (200, f"/x {MAX_BODY}")
+    for one in slow:
+        one.close()
+
+
+def test_an_address_has_a_maximum_number_of_connections():
+    async def respond(request):
+        return http_server.response(200, b"")
+
+    with serving(respond, per_client=3) as server:
+        mine = [connect(server) for _ in range(5)]
+        other = connect(server, source="127.0.0.2")
+        until(lambda: len(list(server.connections)) == 4)
+        for one in mine[:2]:
+            assert b" 503 " in read(one)
+        for one in (*mine[2:], other):
+            one.sendall(GET.replace(b"x\r", b"x\r\nConnection: close\r"))
+            assert read(one).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_are_closed_when_no_descriptors_are_left(echo):
+    """Other parts of the process may have taken them. asyncio reports what `accept` raises."""
+    idle = [connect(echo) for _ in range(3)]
+    until(lambda: len(list(echo.connections)) == 3)
+    context = {"message": "out of system resource", "exception": OSError(errno.EMFILE, "")}
+    echo._loop.call_soon_threadsafe(echo._loop.call_exception_handler, context)
+    until(lambda: not list(echo.connections))
+    for one in idle:
+        assert b" 503 " in read(one)
+    assert fetch(echo) == (200, "/x 0")
+
+
+def test_bodies_that_are_not_completed_do_not_take_all_memory(echo):
+    """Eight bodies are the maximum, four for an address; the oldest incomplete ones give way."""
+    data = POST % MAX_BODY + b"x" * (MAX_BODY - 1)
+    slow = [connect(echo, data, f"127.0.0.{2 + i % 3}") for i in range(12)]
+    until(lambda: sum(one.held for one in echo.connections) > 6 * MAX_BODY)
+    assert sum(one.held for one in echo.connections) <= 8 * MAX_BODY
+    for source in ("127.0.0.1", "127.0.0.2"):
+        assert fetch(echo, "POST", b"x" * MAX_BODY, source) == (200, f"/x {MAX_BODY}")
+    for one in slow:
+        one.close()
+    until(lambda: not list(echo.connections))
+    assert echo.connections._held == 0
+
+
+def test_closing_waits_for_responses():
+    async def respond(request):
+        await asyncio.sleep(0.3)
+        return http_server.response(200, b"done")
+
+    with serving(respond) as server:
+        busy, idle = connect(server, GET), connect(server)
+        until(lambda: Phase.WORKING in [one.phase for one in server.connections])
+    assert read(busy).endswith(b"done")
+    assert b" 503 " in read(idle)
+    with pytest.raises(ConnectionRefusedError):
+        connect(server)
+
+
+def test_smuggled_requests_are_not_answered(server):
+    """The short form of `tools/hostile_rest.py`."""
+    outcomes = hostile_rest.run("127.0.0.1", server.rest_port)
+    assert outcomes["400"] > 80
+    assert outcomes["404"] >= 8  # the valid streams
+
+
+NGINX = """daemon off; master_process off; pid {folder}/pid; error_log {folder}/errors;
+events {{ worker_connections 100; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+    uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+    upstream rest {{ server 127.0.0.1:{rest}; keepalive 1; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://rest; proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_request_buffering off;
+        }}
+    }}
+}}
+"""
+HAPROXY = """defaults
+    mode http
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+    http-reuse always
+frontend clients
+    bind 127.0.0.1:{port}
+    option accept-invalid-http-request
+    default_backend rest
+backend rest
+    server one 127.0.0.1:{rest} pool-max-conn 1
+"""
+PROXIES = {
+    "nginx": (NGINX, ["-c", "{file}", "-p", "{folder}"]),
+    "haproxy": (HAPROXY, ["-db", "-f", "{file}"]),
+}
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_clients_of_a_proxy_get_their_own_responses(server, tmp_path, proxy):
+    """All clients share one connection from the proxy to the server."""
+    program = shutil.which(proxy, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+    if program is None:
+        pytest.skip(f"{proxy} is not installed")
+    text, arguments = PROXIES[proxy]
+    names = {"folder": tmp_path, "file": tmp_path / "config", "port": soak_serving.free_port()}
+    names["file"].write_text(text.format(**names, rest=server.rest_port))
+    with subprocess.Popen(
+        [program, *(one.format(**names) for one in arguments)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        try:
+            until(lambda: _listens(names["port"]))
+            hostile_rest.run("127.0.0.1", names["port"], proxied=True)
+        finally:
+            process.kill()
+
+
+def _listens(port):
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+
+
+def test_a_process_with_few_descriptors_serves_new_clients(counter, program):
+    """600 idle connections with `ulimit -n 400`."""
+    rest_port = soak_serving.free_port()
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400));"
+    flags = ["serve", counter, "--port=0", f"--rest_api_port={rest_port}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", limit + program, *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PATH": ""},
+    ) as process, contextlib.ExitStack() as idle:  # fmt: skip
+        idle.callback(process.kill)
+        while b"listens on" not in process.stdout.readline():
+            assert process.poll() is None
+        server = types.SimpleNamespace(port=rest_port)
+        for _ in range(600):
+            idle.enter_context(connect(server))
+        check_new_clients(process, server)
+
+
+def check_new_clients(process, server):
+    """Checks that they get responses, and that the server does not spin."""
+    for _ in range(3):
+        assert fetch(server)[0] == 400  # Malformed request
+    start, seconds = time.monotonic(), cpu_seconds(process.pid)
+    time.sleep(2)
+    assert cpu_seconds(process.pid) - seconds < 0.4 * (time.monotonic() - start)
+
+
+def cpu_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
