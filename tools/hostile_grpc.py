@@ -294,7 +294,7 @@ def measure(name, address, pid, seconds, connection, loop):
     for key, values, path in (
         ("quiet", quiet, PREDICT), ("p99", busy, PREDICT), ("health", busy, CHECK),
     ):  # fmt: skip
-        row[key] = float(np.percentile(values[path], 99))
+        row[key] = float(np.percentile(values[path], 99, method="higher"))
     end = time.monotonic() + 10  # for connections that are being closed
     while True:
         time.sleep(1)
