@@ -73,6 +73,8 @@ def parser():
     p.add_argument("--enable_serialization_as_tensor_content", **switch)
     p.add_argument("--grpc_channel_arguments", default="", help="a=1,b=2")
     p.add_argument("--grpc_max_threads", type=int, default=128, help="concurrent requests at most")
+    p.add_argument("--max_rows", type=int, default=1024, help="rows (images) per request at most")
+    p.add_argument("--enable_grpc_reflection", **{**switch, "default": True})
     p.add_argument("--ssl_config_file", help="text-format SSLConfig")
     p.add_argument(
         "--reload_config", choices=["off", "socket", "all"], default="off",
@@ -213,6 +215,8 @@ def _server(args, host):
         rest_max_connections_per_client=args.rest_api_max_connections_per_client,
         tensor_content=args.enable_serialization_as_tensor_content,
         limit=args.grpc_max_threads,
+        max_rows=args.max_rows,
+        reflection=args.enable_grpc_reflection,
         channel_arguments=_channel_arguments(args.grpc_channel_arguments),
         session_config=_session_config(args),
         any_labels=args.allow_version_labels_for_unavailable_models,

@@ -1,32 +1,67 @@
-"""Batches concurrent requests, as TensorFlow Serving does."""
+"""Runs requests in threads, in batches as TensorFlow Serving does or one by one."""
 
 import collections
 import contextlib
+import logging
 import os
+import sys
 import threading
 import time
+from concurrent import futures
 
 import grpc
 import numpy as np
 
 from keras_ssl.serving.server.errors import StatusError
 
+log = logging.getLogger("keras_ssl.serving")
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
 
 
 class _Task:
-    """A request in a queue or batch; the thread that submitted it waits for `done`."""
+    """A request in a queue or batch; `done` is called with (outputs, error) when it has run."""
 
-    def __init__(self, run, inputs, size, is_active):
+    def __init__(self, run, inputs, size, is_active, done):
         self.run, self.inputs, self.size, self.is_active = run, inputs, size, is_active
-        self.start = time.monotonic()
-        self.outputs = self.error = None
-        self.done = threading.Lock()
-        self.done.acquire()
+        self.start, self._done = time.monotonic(), done
 
     def finish(self, outputs=None, error=None):
-        self.outputs, self.error = outputs, error
-        self.done.release()
+        try:
+            self._done(outputs, error)
+        except Exception:  # must not end the thread
+            log.exception("a response failed")
+
+    def run_alone(self):
+        if not self.is_active():
+            self.finish()
+            return
+        try:
+            outputs = self.run(self.inputs)
+        except Exception as error:
+            self.finish(error=error)
+        else:
+            self.finish(outputs)
+
+
+class Runner:
+    """Runs each request by itself, a few at the same time.
+
+    Args:
+        threads: int.
+    """
+
+    max_batch_size = sys.maxsize
+
+    def __init__(self, threads):
+        self._threads = futures.ThreadPoolExecutor(threads, "run")
+
+    def submit(self, key, run, inputs, is_active, done):
+        """As `Batcher.submit`; `key` is not used."""
+        self._threads.submit(_Task(run, inputs, 0, is_active, done).run_alone)
+
+    def close(self):
+        """Finishes the waiting requests and ends the threads."""
+        self._threads.shutdown()
 
 
 class Batcher:
@@ -48,9 +83,11 @@ class Batcher:
     Example:
         >>> from keras_ssl.serving.server.configs import BatchingParameters
         >>> batcher = Batcher(BatchingParameters())
-        >>> batcher.run("double", lambda inputs: {"y": 2 * inputs["x"]}, {"x": np.ones(3)})
-        {'y': array([2., 2., 2.])}
+        >>> def double(inputs):
+        ...     return {"y": 2 * inputs["x"]}
+        >>> batcher.submit("double", double, {"x": np.ones(3)}, lambda: True, print)
         >>> batcher.close()
+        {'y': array([2., 2., 2.])} None
     """
 
     def __init__(self, parameters, queued=None):
@@ -95,28 +132,28 @@ class Batcher:
                 "pad_variable_length_inputs is not available in the embedded server; leave it out"
             )
 
-    def run(self, key, run, inputs, is_active=lambda: True):
-        """Runs inputs as part of a batch and waits for the outputs.
+    def submit(self, key, run, inputs, is_active, done):
+        """Queues inputs to be run as part of a batch.
 
         Args:
             key: hashable; only requests with the same key share a batch.
             run: function from a dict of arrays to a dict of arrays; those of requests with the
                 same key are interchangeable.
-            inputs: dict of arrays, all with the same length on axis 0.
+            inputs: dict of arrays. Without a common length on axis 0, or with more than
+                `max_batch_size` rows, they are run by themselves.
             is_active: function that returns whether the client still waits; if not, nothing is run.
-
-        Returns:
-            dict of arrays; None if the client no longer waits.
+            done: function of (outputs, error) that is called once, in a thread of the batcher, with a
+                dict of arrays and None, with None and what `run` raised for these inputs alone, or with
+                None twice if the client no longer waits.
 
         Raises:
             StatusError: UNAVAILABLE, the queue is full.
-            Exception: whatever `run` raises for these inputs alone.
         """
         lengths = {len(array) if np.ndim(array) else -1 for array in inputs.values()}
         size = lengths.pop() if len(lengths) == 1 else -1
-        if not 0 < size < self.max_batch_size:
-            return run(inputs)  # fills a batch by itself, or cannot be concatenated
-        task = _Task(run, inputs, size, is_active)
+        if not 0 < size <= self.max_batch_size:
+            key, size = object(), self.max_batch_size  # a batch by itself, which is full
+        task = _Task(run, inputs, size, is_active, done)
         with self._wake:
             queue = self._queues.get(key)
             waiting = sum(other.size for other in queue or ()) + size
@@ -129,10 +166,6 @@ class Batcher:
             # tenth of a request.
             if len(queue) == 1 or waiting >= self.max_batch_size:
                 self._wake.notify()
-        task.done.acquire()
-        if task.error is not None:
-            raise task.error
-        return task.outputs
 
     def close(self):
         """Finishes the queued requests and ends the threads."""
@@ -189,15 +222,15 @@ class Batcher:
 
     def _run_batch(self, tasks):
         parts = [None] * len(tasks)
-        if len(tasks) > 1 or self.allowed_sizes:
+        if len(tasks) > 1 or (tasks[0].size < self.max_batch_size and self.allowed_sizes):
             # Fails if one of the tasks is faulty, or if outputs cannot be split by task.
             with contextlib.suppress(Exception):
                 parts = self._run_together(tasks)
         for task, outputs in zip(tasks, parts, strict=True):
-            try:
-                task.finish(outputs or task.run(task.inputs))
-            except Exception as error:
-                task.finish(error=error)
+            if outputs is None:
+                task.run_alone()
+            else:
+                task.finish(outputs)
 
     def _run_together(self, tasks):
         """Runs all tasks at once and returns the outputs of each."""

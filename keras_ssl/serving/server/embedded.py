@@ -1,25 +1,25 @@
 """The embedded server: TensorFlow Serving's interface on graph Sessions in this process."""
 
 import contextlib
-from concurrent import futures
+import os
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health
 
-from keras_ssl.serving.server import services, unix_socket
+from keras_ssl.serving.server import services, standard, unix_socket
 from keras_ssl.serving.server.administration import RELOADS, Administration
-from keras_ssl.serving.server.batching import Batcher
+from keras_ssl.serving.server.batching import Batcher, Runner
 from keras_ssl.serving.server.metrics import Metrics
 from keras_ssl.serving.server.models import Models
 from keras_ssl.serving.server.polling import ConfigSource, Poller
 from keras_ssl.serving.server.predictor import Predictor
 from keras_ssl.serving.server.rest import RestServer
+from keras_ssl.serving.server.rpc import RpcServer
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 DRAIN_SECONDS = 8.0  # for the requests in flight when the server stops
-SPARE_THREADS = 16  # for health checks, status and rejections while `limit` requests are in flight
 MAX_REST_REQUEST_BYTES = 2**30
+RUN_THREADS = 4 * (os.cpu_count() or 1)  # without batching, as many as TensorFlow Serving has
 SERVICES = (services.PREDICTION, services.MODELS)
 
 
@@ -56,7 +56,11 @@ class Server:
         tensor_content: bool, respond with `tensor_content` instead of the typed fields.
         limit: int, maximum number of requests that run or wait for a batch; further ones are
             RESOURCE_EXHAUSTED.
-        channel_arguments: dict of gRPC channel arguments.
+        max_rows: int, maximum number of images in a request, or of whatever its inputs have on axis 0;
+            requests with more are INVALID_ARGUMENT.
+        reflection: bool, serve gRPC's reflection service, which tells clients what methods there are.
+        channel_arguments: dict of gRPC channel arguments, which replace those of `rpc.RpcServer`; for
+            example "grpc.max_receive_message_length", 64 MiB by default.
         session_config: tf.compat.v1.ConfigProto of the Sessions; or None.
         any_labels: bool, allow a new label for a version that is not available yet.
         reload: who may replace the configuration by HandleReloadConfigRequest: "off" for nobody,
@@ -75,21 +79,22 @@ class Server:
     def __init__(
         self, directory=None, port=0, host="127.0.0.1", rest_port=None, socket_path=None, config=None,
         config_poll_seconds=0.0, poll_seconds=1.0, batching=None, monitoring=None, tls=None,
-        rest_timeout=30.0, tensor_content=False, limit=128, channel_arguments=None,
-        session_config=None, any_labels=False, rest_max_request_bytes=2**23,
+        rest_timeout=30.0, tensor_content=False, limit=128, max_rows=1024, reflection=True,
+        channel_arguments=None, session_config=None, any_labels=False, rest_max_request_bytes=2**23,
         rest_max_connections_per_client=0, reload="off", reload_roots=(),
     ):  # fmt: skip
-        _check_arguments(directory, config, port, socket_path, limit, rest_timeout, reload)
+        _check_arguments(
+            directory, config, port, socket_path, limit, max_rows, rest_timeout, reload
+        )
         _check_rest_limits(rest_max_request_bytes, rest_max_connections_per_client)
         source = ConfigSource(directory, config)
         model_config = source.read()
         with contextlib.ExitStack() as cleanup:
             metrics = _metrics(batching)
-            batcher = Batcher(batching, metrics.queued) if batching is not None else None
-            if batcher is not None:
-                cleanup.callback(batcher.close)
-            self._server = _grpc_server(limit, channel_arguments)
-            cleanup.callback(self._server.stop, None)
+            runner = Runner(RUN_THREADS) if batching is None else Batcher(batching, metrics.queued)
+            cleanup.callback(runner.close)
+            self._server = RpcServer(channel_arguments)
+            cleanup.callback(self._server.stop)
             # Bound before the models are loaded, so that a taken port is reported without that delay.
             self.port = self._bind(f"{host}:{port}", tls) if port is not None else None
             if socket_path is not None:
@@ -97,7 +102,7 @@ class Server:
                     self._bind(f"unix:{socket_path}", tls)
             self.models = _load(model_config, session_config, any_labels)
             cleanup.callback(self.models.close)
-            self._predictor = Predictor(self.models, metrics, batcher, limit)
+            self._predictor = Predictor(self.models, metrics, runner, limit, max_rows)
             self._rest = _rest_server(
                 self._predictor, host, rest_port, rest_timeout, _metrics_path(monitoring),
                 rest_max_request_bytes, rest_max_connections_per_client,
@@ -106,10 +111,12 @@ class Server:
         self.rest_port = self._rest.port if self._rest else None
         roots = [*reload_roots, *([] if directory is None else [directory])]
         administration = Administration(self.models, reload, roots)
-        self._server.add_generic_rpc_handlers(
-            services.handlers(self._predictor, tensor_content, administration)
-        )
-        self._health = _add_health_and_reflection(self._server)
+        self._services = services.Services(self._predictor, tensor_content, administration)
+        self._health = standard.Health(SERVICES)
+        self._server.methods.update(self._services.methods() | self._health.methods())
+        if reflection:
+            names = (*SERVICES, health.SERVICE_NAME)
+            self._server.methods.update(standard.reflection_methods(names, self._server.receive))
         interval = poll_seconds if directory is not None else config_poll_seconds
         self._poller = Poller(self.models, source, poll_seconds, interval)
 
@@ -136,27 +143,23 @@ class Server:
         """
         self._poller.stop()
         self.models.stop_loading()
-        self._health.enter_graceful_shutdown()
+        self._health.stop()
         finished = self._predictor.drain(seconds)
         if self._rest is not None:
             self._rest.close()
-        self._server.stop(1.0 if finished else None).wait()
-        idle = self._poller.join(
-            1.0
-        )  # not longer: it may be loading a model, which nobody needs now
+        self._server.stop(1.0 if finished else 0.0)
+        self._services.close()
+        # Not longer: it may be loading a model, which nobody needs now.
+        idle = self._poller.join(1.0)
         if finished:
-            if self._predictor.batcher is not None:
-                self._predictor.batcher.close()
+            self._predictor.runner.close()
             self.models.close()
         return finished and idle
 
     def _bind(self, address, tls):
         """Adds an address to listen on and returns its port."""
         try:
-            if tls is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, _credentials(tls))
+            port = self._server.bind(address, _credentials(tls) if tls is not None else None)
         except RuntimeError:
             port = 0
         if not port:
@@ -172,13 +175,15 @@ class Server:
         return port
 
 
-def _check_arguments(directory, config, port, socket_path, limit, rest_timeout, reload):
+def _check_arguments(directory, config, port, socket_path, limit, max_rows, rest_timeout, reload):
     if (directory is None) == (config is None):
         raise ValueError("give either directory or config to say which models to serve")
     if port is None and socket_path is None:
         raise ValueError("port and socket_path are both None: there is nothing to listen on")
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    if max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
     if not rest_timeout > 0:
         raise ValueError(f"rest_timeout must be a positive number of seconds, got {rest_timeout}")
     if reload not in RELOADS:
@@ -212,18 +217,6 @@ def _metrics_path(monitoring):
     return monitoring.prometheus_config.path or METRICS_PATH
 
 
-def _grpc_server(limit, channel_arguments):
-    options = {
-        "grpc.max_receive_message_length": -1,
-        "grpc.max_send_message_length": -1,
-        "grpc.so_reuseport": 0,  # a second server on the same port is an error
-        "grpc.max_concurrent_streams": 1024,  # further requests wait at the client
-        **(channel_arguments or {}),
-    }
-    threads = futures.ThreadPoolExecutor(limit + SPARE_THREADS, "grpc")
-    return grpc.server(threads, options=list(options.items()))
-
-
 def _load(config, session_config, any_labels):
     """Loads the models of a config; raises ValueError if there is none that can be loaded."""
     models = Models(config, session_config, any_labels)
@@ -244,17 +237,6 @@ def _rest_server(predictor, host, port, *arguments):
             f"rest_port {port} on {host} cannot be bound ({error}): choose another, or 0 for a free "
             "one"
         ) from None
-
-
-def _add_health_and_reflection(server):
-    """Adds the services for health checks and reflection, and returns the former."""
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    for name in ("", *SERVICES):
-        servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    return servicer
 
 
 def _credentials(tls):

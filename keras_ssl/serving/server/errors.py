@@ -3,9 +3,10 @@
 import logging
 
 import grpc
+from google.protobuf.message import DecodeError
 
 log = logging.getLogger("keras_ssl.serving")
-MAX_MESSAGE = 1024  # characters: TensorFlow Serving truncates its messages here
+MAX_MESSAGE = 1024  # bytes: TensorFlow Serving truncates its messages here
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -18,13 +19,25 @@ class StatusError(Exception):
     """
 
     def __init__(self, code, message):
+        # Bytes, not characters: gRPC triples those that are not ASCII, and clients accept 8 KiB.
+        message = (
+            message[:MAX_MESSAGE].encode(errors="replace")[:MAX_MESSAGE].decode(errors="ignore")
+        )
         super().__init__(message)
-        self.code, self.message = code, message[:MAX_MESSAGE]
+        self.code, self.message = code, message
 
 
 def invalid_argument(message):
     """Returns a StatusError for a mistake of the client."""
     return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def parse(kind, data):
+    """Parses bytes as a protobuf message of the class `kind`; raises INVALID_ARGUMENT if that fails."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise invalid_argument(f"cannot parse the request as {kind.DESCRIPTOR.name}") from None
 
 
 def from_tensorflow(error):

@@ -1,14 +1,18 @@
 """Runs prediction requests: admission control, model lookup, batching and metrics."""
 
 import contextlib
+import queue
 import threading
 import time
 
 import grpc
+import numpy as np
 import tensorflow as tf
 
 from keras_ssl.serving.server.errors import StatusError, from_exception, from_tensorflow
-from keras_ssl.serving.server.requests import outputs_of, signature_of
+from keras_ssl.serving.server.requests import check_rows, outputs_of, signature_of
+
+MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests get their turn
 
 
 class Predictor:
@@ -17,12 +21,14 @@ class Predictor:
     Args:
         models: Models.
         metrics: Metrics.
-        batcher: Batcher, or None to run every request by itself.
+        runner: Batcher, or Runner to run every request by itself.
         limit: int, maximum number of requests in flight; further ones are RESOURCE_EXHAUSTED.
+        max_rows: int, maximum size of an input on axis 0; requests with more are INVALID_ARGUMENT.
     """
 
-    def __init__(self, models, metrics, batcher, limit):
-        self.models, self.metrics, self.batcher, self.limit = models, metrics, batcher, limit
+    def __init__(self, models, metrics, runner, limit, max_rows):
+        self.models, self.metrics, self.runner = models, metrics, runner
+        self.limit, self.max_rows = limit, max_rows
         self._in_flight, self._draining = 0, False
         self._changed = threading.Condition()
 
@@ -65,13 +71,10 @@ class Predictor:
             return self._changed.wait_for(lambda: not self._in_flight, seconds)
 
     def predict(self, request, parse_inputs, entrypoint, is_active):
-        """Runs a PredictRequest.
+        """Runs a PredictRequest and waits for its outputs.
 
         Args:
-            request: PredictRequest. Its inputs are accessed by `parse_inputs` only.
-            parse_inputs: function of (request, dict of InputSpec) that returns a dict of arrays.
-            entrypoint: "GRPC" or "REST", a label of the metrics.
-            is_active: function that returns whether the client still waits for the response.
+            request, parse_inputs, entrypoint, is_active: as in `submit`.
 
         Returns:
             (version, name of the signature, dict of arrays).
@@ -79,46 +82,124 @@ class Predictor:
         Raises:
             StatusError: the status and message for the client.
         """
-        start, status, name = time.monotonic(), grpc.StatusCode.OK, request.model_spec.name
+        finished = queue.SimpleQueue()
+        self.submit(
+            request, parse_inputs, entrypoint, is_active, lambda *answer: finished.put(answer)
+        )
+        result, error = finished.get()
+        if error is not None:
+            raise error
+        return result
+
+    def submit(self, request, parse_inputs, entrypoint, is_active, done):
+        """Starts to run a PredictRequest.
+
+        Args:
+            request: PredictRequest. Its inputs are accessed by `parse_inputs` only.
+            parse_inputs: function of (request, dict of InputSpec) that returns a dict of arrays.
+            entrypoint: "GRPC" or "REST", a label of the metrics.
+            is_active: function that returns whether the client still waits for the response.
+            done: function of (result, StatusError), of which one is None, that is called once, in this
+                thread or in another one. The result is (version, name of the signature, dict of arrays).
+        """
+        _Prediction(self, request, entrypoint, is_active, done).start(parse_inputs)
+
+
+class _Prediction:
+    """A request between its admission and its response, which is run in slices of rows."""
+
+    def __init__(self, predictor, request, entrypoint, is_active, done):
+        self._predictor, self._request, self._entrypoint = predictor, request, entrypoint
+        self._is_active, self._done = is_active, done
+        self._name, self._began = request.model_spec.name, time.monotonic()
+        self._held = contextlib.ExitStack()
+        self._parts, self._row = (
+            [],
+            0,
+        )  # outputs of the slices that have run, and where the next begins
+
+    def start(self, parse_inputs):
         try:
-            with self.admission():
-                result = self._predict(request, parse_inputs, is_active)
-            self.metrics.request(name, "Predict", entrypoint, time.monotonic() - start)
-            return result
+            self._prepare(parse_inputs)
+            self._submit_slice()
         except Exception as exception:
-            error = from_exception(exception, f"a request to {name!r}")
+            self._finish(exception)
+
+    def _prepare(self, parse_inputs):
+        predictor, spec = self._predictor, self._request.model_spec
+        self._held.enter_context(predictor.admission())
+        self._version, servable = self._held.enter_context(predictor.models.lease(spec))
+        self._signature, signature = signature_of(servable, spec.signature_name)
+        if not self._is_active():
+            raise _left()
+        self._inputs = inputs = parse_inputs(self._request, servable.inputs[self._signature])
+        check_rows(inputs, predictor.max_rows)
+        self._servable, self._outputs = servable, outputs_of(self._request, signature)
+        shapes = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
+        self._key = (id(servable), self._signature, shapes, self._outputs)
+        self._request = None  # frees what the arrays do not use
+        lengths = {len(array) if np.ndim(array) else 0 for array in inputs.values()}
+        self._rows = lengths.pop() if len(lengths) == 1 else 0
+        self._step = min(MAX_RUN_ROWS, predictor.runner.max_batch_size)
+        if self._rows > self._step and not servable.sliceable(self._signature, self._outputs):
+            self._step = self._rows
+
+    def _submit_slice(self):
+        if not self._is_active():
+            raise _left()
+        inputs = self._inputs
+        if self._rows > self._step:
+            end = self._row + self._step
+            inputs = {name: array[self._row : end] for name, array in inputs.items()}
+        self._predictor.runner.submit(self._key, self._run, inputs, self._is_active, self._ran)
+
+    def _run(self, inputs):
+        start = time.monotonic()
+        outputs = self._servable.run(inputs, self._signature, self._outputs)
+        self._predictor.metrics.runtime(self._name, "Predict", time.monotonic() - start)
+        return outputs
+
+    def _ran(self, outputs, error):
+        try:
+            if error is not None:
+                raise error
+            if outputs is None:
+                raise _left()
+            self._row += self._step
+            self._parts.append(outputs)
+            if self._row < self._rows:
+                self._submit_slice()
+                return
+        except Exception as exception:
+            self._finish(exception)
+            return
+        self._finish()
+
+    def _finish(self, error=None):
+        metrics, name = self._predictor.metrics, self._name
+        result, status = None, grpc.StatusCode.OK
+        self._held.close()
+        if error is None:
+            result = (self._version, self._signature, _joined(self._parts))
+            metrics.request(name, "Predict", self._entrypoint, time.monotonic() - self._began)
+        else:
+            if isinstance(error, tf.errors.OpError):
+                error = from_tensorflow(error)
+            error = from_exception(error, f"a request to {name!r}")
             status = error.code
-            raise error from None
-        finally:
-            # Models that are not served share one time series: a client could invent millions.
-            self.metrics.count(name if self.models.serves(name) else "", status)
+        # Models that are not served share one time series: a client could invent millions.
+        metrics.count(name if self._predictor.models.serves(name) else "", status)
+        self._done(result, error)
 
-    def _predict(self, request, parse_inputs, is_active):
-        spec = request.model_spec
-        with self.models.lease(spec) as (version, servable):
-            signature_name, signature = signature_of(servable, spec.signature_name)
-            inputs = parse_inputs(request, servable.inputs[signature_name])
-            selected = outputs_of(request, signature)
 
-            def run(inputs):
-                start = time.monotonic()
-                outputs = servable.run(inputs, signature_name, selected)
-                self.metrics.runtime(spec.name, "Predict", time.monotonic() - start)
-                return outputs
+def _joined(parts):
+    """Concatenates the outputs of slices, dicts of arrays."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-            try:
-                if not is_active():
-                    outputs = None
-                elif self.batcher is None:
-                    outputs = run(inputs)
-                else:
-                    shapes = tuple((key, array.shape[1:]) for key, array in sorted(inputs.items()))
-                    key = (id(servable), signature_name, shapes, selected)
-                    outputs = self.batcher.run(key, run, inputs, is_active)
-            except tf.errors.OpError as error:
-                raise from_tensorflow(error) from None
-        if outputs is None:
-            raise StatusError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "the client stopped waiting before the run"
-            )
-        return version, signature_name, outputs
+
+def _left():
+    return StatusError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, "the client stopped waiting before the run"
+    )

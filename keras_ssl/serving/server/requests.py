@@ -14,7 +14,14 @@ from tensorflow.core.framework import types_pb2
 from keras_ssl.serving.server.errors import StatusError, invalid_argument
 
 TYPES = {number: name for name, number in types_pb2.DataType.items()}
-MAX_FILL = 2**22  # elements that a tensor may declare in excess of the values it carries
+MAX_FILL = 2**24  # bytes of a tensor that declares more elements than it carries
+CHUNK = 2**16  # elements that are converted at once, while no other thread runs
+# The TensorProto field that holds the values of a type, for types whose values it holds as they are.
+VALUE_FIELDS = {
+    "float32": "float_val", "float64": "double_val", "int64": "int64_val", "uint32": "uint32_val",
+    "uint64": "uint64_val", "bool": "bool_val",
+    **dict.fromkeys(["int32", "int16", "int8", "uint16", "uint8"], "int_val"),
+}  # fmt: skip
 DEFAULT_SIGNATURE = "serving_default"
 METHODS = tuple(f"tensorflow/serving/{kind}" for kind in ("predict", "classify", "regress"))
 
@@ -48,7 +55,7 @@ def outputs_of(request, signature):
         if alias in seen:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
         seen.add(alias)
-    return tuple(request.output_filter)
+    return tuple(sorted(seen))  # each order would be another executor
 
 
 class InputSpec(typing.NamedTuple):
@@ -132,6 +139,16 @@ def check_shape(alias, sizes, spec):
         raise invalid_argument(f"input {alias} must have the shape ({shape}), got {tuple(sizes)}")
 
 
+def check_rows(inputs, limit):
+    """Raises INVALID_ARGUMENT if an input of a request has more than `limit` rows, its size on axis 0."""
+    for alias, array in inputs.items():
+        if np.ndim(array) and len(array) > limit:
+            raise invalid_argument(
+                f"input {alias} has {len(array)} rows, more than the {limit} of one request; send "
+                "several requests, or raise max_rows of the server"
+            )
+
+
 def _array(alias, proto, sizes, dtype):
     """Converts a TensorProto whose type and shape have been checked."""
     number = math.prod(sizes)
@@ -140,10 +157,27 @@ def _array(alias, proto, sizes, dtype):
             # Exactly as many bytes as declared: 30 bytes must not allocate gigabytes.
             if dtype.kind != "O" and len(content) == number * dtype.itemsize:
                 return np.frombuffer(content, dtype).reshape(sizes)
-        elif dtype.kind == "O" and len(proto.string_val) == number:
-            return np.array(proto.string_val, object).reshape(sizes)
-        elif number <= MAX_FILL or number <= proto.ByteSize():
+        elif dtype.kind == "O":
+            values = proto.string_val
+            if len(values) == number:
+                return np.array(values, object).reshape(sizes)
+            # The last value stands for all that are missing; TensorFlow copies it for each.
+            if (number - len(values)) * len(values[-1]) <= MAX_FILL and number <= MAX_FILL // 8:
+                return np.asarray(tf.make_ndarray(proto))
+        elif number * dtype.itemsize <= MAX_FILL or number <= proto.ByteSize():
+            values = _values(proto, dtype) if number > CHUNK else ()
+            if len(values) == number:
+                return values.reshape(sizes)
             return np.asarray(tf.make_ndarray(proto))
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, IndexError):
         pass
     raise invalid_argument(f"tensor parsing error: {alias}")
+
+
+def _values(proto, dtype):
+    """Converts the values of a typed field, as tf.make_ndarray does, but lets other threads run."""
+    field = getattr(proto, VALUE_FIELDS.get(dtype.name, "string_val"))
+    array = np.empty(len(field), dtype)
+    for i in range(0, len(field), CHUNK):
+        array[i : i + CHUNK] = field[i : i + CHUNK]
+    return array

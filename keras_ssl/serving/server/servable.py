@@ -25,6 +25,7 @@ TRANSIENT = (
     tf.errors.ResourceExhaustedError, tf.errors.UnknownError,
 )  # fmt: skip
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # OSErrors that say that files are missing
+MAX_SELECTIONS = 16  # of outputs, for each signature: TensorFlow compiles an executor for each
 
 
 class Servable:
@@ -90,21 +91,50 @@ class Servable:
             KeyError: unknown signature, input or output.
             tf.errors.InvalidArgumentError: an array of the wrong type or shape.
         """
-        definition = self.signatures[signature]
-        outputs = tuple(outputs) or tuple(definition.outputs)
+        selected = tuple(sorted(outputs or self.signatures[signature].outputs))
         names = tuple(sorted(inputs))
-        key = (signature, names, outputs)
+        fetched, function = self._callable(signature, names, selected)
+        values = dict(zip(fetched, function(*(inputs[name] for name in names)), strict=True))
+        return {name: values[name] for name in selected}
+
+    def sliceable(self, signature, outputs=()):
+        """Returns whether a signature may be run on slices of its rows.
+
+        That is so if inputs and outputs declare any number of rows, and no output declares another
+        size that is unknown, such as that of similarities between all rows.
+
+        Args:
+            signature, outputs: as in `run`.
+        """
+        definition = self.signatures[signature]
+        shapes = [
+            [dim.size for dim in definition.outputs[name].tensor_shape.dim]
+            for name in outputs or definition.outputs
+        ]
+        return all(
+            spec.sizes and spec.sizes[0] == -1 for spec in self.inputs[signature].values()
+        ) and all(sizes[:1] == [-1] and -1 not in sizes[1:] for sizes in shapes)
+
+    def _callable(self, signature, names, selected):
+        """Returns (names of the outputs, function from arrays to their values).
+
+        It computes all outputs once `MAX_SELECTIONS` selections of a signature have been compiled.
+        """
+        definition = self.signatures[signature]
         with self._lock:  # two threads must not extend the graph at the same time
-            if key not in self._callables:
+            compiled = self._callables.setdefault(signature, {})
+            if (names, selected) not in compiled and len(compiled) >= MAX_SELECTIONS:
+                selected = tuple(sorted(definition.outputs))
+            key = (names, selected)
+            if key not in compiled:
                 options = config_pb2.CallableOptions(
                     feed=[definition.inputs[name].name for name in names],
-                    fetch=[definition.outputs[name].name for name in outputs],
+                    fetch=[definition.outputs[name].name for name in selected],
                 )
                 # `Session.run` takes 0.2 ms more, and compares shapes with those of the placeholders,
                 # which the C++ Session of TensorFlow Serving does not.
-                self._callables[key] = self.session._make_callable_from_options(options)
-        values = self._callables[key](*(inputs[name] for name in names))
-        return dict(zip(outputs, values, strict=True))
+                compiled[key] = self.session._make_callable_from_options(options)
+        return selected, compiled[key]
 
     def warm_up(self):
         """Replays the requests in `assets.extra`, as TensorFlow Serving does before it serves.

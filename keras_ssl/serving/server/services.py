@@ -1,86 +1,159 @@
 """TensorFlow Serving's gRPC services: PredictionService and ModelService."""
 
-import functools
+import ctypes
+import threading
+from concurrent import futures
 
 import grpc
-from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    inference_pb2,
     model_management_pb2,
     predict_pb2,
-    regression_pb2,
 )
 
-from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument
+from keras_ssl.serving.server import wire
+from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument, parse
 from keras_ssl.serving.server.requests import inputs_of
 from keras_ssl.serving.server.responses import predict_response
+from keras_ssl.serving.server.rpc import Method
 
 PREDICTION = "tensorflow.serving.PredictionService"
 MODELS = "tensorflow.serving.ModelService"
+PARSE_THREADS = 2  # for messages above wire.SMALL bytes
+MAX_RELOADS = 4  # that run or wait; each may load models for minutes
+TRIM_BYTES = 2**23  # of a message after which freed memory is returned to the operating system
+MAX_BYTES = 2**29  # of messages above wire.SMALL, from their arrival to the response
 
 
-def handlers(predictor, as_content, administration):
-    """Creates the gRPC handlers of PredictionService and ModelService.
+try:
+    _trim_heap = ctypes.CDLL(None).malloc_trim
+except AttributeError:  # not glibc
+    _trim_heap = None
+
+
+def _trim():
+    """Returns freed memory to the operating system: glibc keeps tens of MiB after a large message."""
+    if _trim_heap is not None:
+        _trim_heap(0)
+
+
+class Services:
+    """The methods of PredictionService and ModelService.
 
     Args:
         predictor: Predictor.
         as_content: bool, respond with `tensor_content` instead of the typed fields.
         administration: Administration, for reloading.
-
-    Returns:
-        list of grpc.GenericRpcHandler.
     """
-    return [
-        grpc.method_handlers_generic_handler(PREDICTION, _prediction(predictor, as_content)),
-        grpc.method_handlers_generic_handler(MODELS, _models(predictor, administration)),
-    ]
+
+    def __init__(self, predictor, as_content, administration):
+        self._predictor, self._as_content = predictor, as_content
+        self._administration = administration
+        # Everything that may take long has a thread of its own, so that the server's only thread does not.
+        self._parsers = futures.ThreadPoolExecutor(PARSE_THREADS, "grpc_parse")
+        self._reloader = futures.ThreadPoolExecutor(1, "grpc_reload")
+        self._reloads = threading.BoundedSemaphore(MAX_RELOADS)
+        self._bytes, self._lock = 0, threading.Lock()  # of large messages in progress
+
+    def methods(self):
+        """Returns the dict of Method by path."""
+        unimplemented = ("Classify", "Regress", "MultiInference")
+        return {
+            f"/{PREDICTION}/Predict": Method(self._predict, 2**31),  # the limit is RpcServer's
+            f"/{PREDICTION}/GetModelMetadata": Method(self._metadata),
+            **{f"/{PREDICTION}/{name}": Method(_unimplemented, 2**31) for name in unimplemented},
+            f"/{MODELS}/GetModelStatus": Method(self._status),
+            f"/{MODELS}/HandleReloadConfigRequest": Method(self._reload, 2**20),
+        }
+
+    def close(self):
+        """Ends the threads once they have nothing to do."""
+        self._parsers.shutdown(wait=False)
+        self._reloader.shutdown(wait=False)
+
+    def _predict(self, data, call):
+        if len(data) <= wire.SMALL:
+            self._submit(data, call, lambda: None)
+            return
+        size = len(data)
+        with self._lock:
+            if self._bytes and self._bytes + size > MAX_BYTES:
+                raise StatusError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"requests of {self._bytes} bytes are in flight already; retry later",
+                )
+            self._bytes += size
+
+        def release():
+            with self._lock:
+                self._bytes -= size
+                idle = not self._bytes
+            if idle and size >= TRIM_BYTES:
+                self._parsers.submit(_trim)
+
+        self._parsers.submit(self._submit, data, call, release)
+
+    def _submit(self, data, call, release):
+        """Parses a PredictRequest and submits it; the response is sent from another thread."""
+
+        def done(result, error):
+            release()
+            try:
+                if error is None:
+                    version, signature, outputs = result
+                    call.respond(
+                        predict_response(
+                            name, version, signature, outputs, self._as_content
+                        ).SerializeToString()
+                    )
+                    return
+            except Exception as exception:  # such as a response above the 2 GiB of a message
+                error = from_exception(exception)
+            call.fail(error)
+
+        name = ""
+        try:
+            wire.check(data)
+            request = parse(predict_pb2.PredictRequest, data)
+            name = request.model_spec.name
+            del data  # the request has copied it
+        except Exception as exception:
+            done(None, from_exception(exception))
+            return
+        self._predictor.submit(request, inputs_of, "GRPC", call.is_active, done)
+
+    def _metadata(self, data, call):
+        request = parse(get_model_metadata_pb2.GetModelMetadataRequest, data)
+        call.respond(metadata(self._predictor.models, request).SerializeToString())
+
+    def _status(self, data, call):
+        request = parse(get_model_status_pb2.GetModelStatusRequest, data)
+        call.respond(self._predictor.models.status(request.model_spec).SerializeToString())
+
+    def _reload(self, data, call):
+        if not self._reloads.acquire(blocking=False):
+            raise StatusError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "configs are being loaded already; retry later"
+            )
+        self._reloader.submit(self._reload_now, data, call)
+
+    def _reload_now(self, data, call):
+        try:
+            request = parse(model_management_pb2.ReloadConfigRequest, data)
+            with self._predictor.admission():
+                self._administration.reload(request.config, call.peer())
+            call.respond(model_management_pb2.ReloadConfigResponse().SerializeToString())
+        except Exception as exception:
+            call.fail(from_exception(exception))
+        finally:
+            self._reloads.release()
 
 
-def _prediction(predictor, as_content):
-    def predict(request, context):
-        version, signature, outputs = predictor.predict(
-            request, inputs_of, "GRPC", context.is_active
-        )
-        name = request.model_spec.name
-        return predict_response(name, version, signature, outputs, as_content)
-
-    def get_model_metadata(request, context):
-        return metadata(predictor.models, request)
-
-    def unimplemented(request, context):
-        raise StatusError(
-            grpc.StatusCode.UNIMPLEMENTED, "models of keras_ssl implement Predict only; use Predict"
-        )
-
-    return {
-        "Predict": _handler(predict_pb2.PredictRequest, predict),
-        "GetModelMetadata": _handler(
-            get_model_metadata_pb2.GetModelMetadataRequest, get_model_metadata
-        ),
-        "Classify": _handler(classification_pb2.ClassificationRequest, unimplemented),
-        "Regress": _handler(regression_pb2.RegressionRequest, unimplemented),
-        "MultiInference": _handler(inference_pb2.MultiInferenceRequest, unimplemented),
-    }
-
-
-def _models(predictor, administration):
-    def get_model_status(request, context):
-        return predictor.models.status(request.model_spec)
-
-    def reload_config(request, context):
-        with predictor.admission():
-            administration.reload(request.config, context.peer())
-        return model_management_pb2.ReloadConfigResponse()
-
-    return {
-        "GetModelStatus": _handler(get_model_status_pb2.GetModelStatusRequest, get_model_status),
-        "HandleReloadConfigRequest": _handler(
-            model_management_pb2.ReloadConfigRequest, reload_config
-        ),
-    }
+def _unimplemented(data, call):
+    raise StatusError(
+        grpc.StatusCode.UNIMPLEMENTED, "models of keras_ssl implement Predict only; use Predict"
+    )
 
 
 def metadata(models, request):
@@ -107,19 +180,3 @@ def metadata(models, request):
     response.model_spec.version.value = version
     response.metadata["signature_def"].Pack(signatures)
     return response
-
-
-def _handler(message, function):
-    # Requests are parsed here: for bytes that cannot be parsed gRPC itself would respond INTERNAL.
-    return grpc.unary_unary_rpc_method_handler(functools.partial(_respond, message, function))
-
-
-def _respond(message, function, data, context):
-    """Parses a request, calls `function`, and serializes the response or aborts with a status."""
-    try:
-        return function(message.FromString(data), context).SerializeToString()
-    except DecodeError:
-        error = invalid_argument(f"cannot parse the request as {message.DESCRIPTOR.name}")
-    except Exception as exception:
-        error = from_exception(exception)
-    context.abort(error.code, error.message)

@@ -43,10 +43,24 @@ class Model:
         return {"y": x**2}
 
 
-def run_concurrently(batcher, model, arrays, key="k", **options):
+def submit(batcher, key, model, inputs, is_active=lambda: True):
+    """Submits a request and returns a future of its outputs."""
+    future = futures.Future()
+
+    def done(outputs, error):
+        if error is None:
+            future.set_result(outputs)
+        else:
+            future.set_exception(error)
+
+    batcher.submit(key, model, inputs, is_active, done)
+    return future
+
+
+def run_concurrently(batcher, model, arrays):
     """Runs requests at the same time and returns their outputs."""
-    with futures.ThreadPoolExecutor(len(arrays)) as pool:
-        return list(pool.map(lambda x: batcher.run(key, model, {"x": x}, **options), arrays))
+    submitted = [submit(batcher, "k", model, {"x": x}) for x in arrays]
+    return [future.result() for future in submitted]
 
 
 @settings(max_examples=15, deadline=None)
@@ -83,11 +97,9 @@ def test_only_a_batch_that_is_not_full_waits_for_the_timeout():
 def test_requests_of_different_keys_do_not_share_a_batch():
     batcher = Batcher(parameters(batch_timeout_micros=50_000, num_batch_threads=1))
     models = {key: Model() for key in "ab"}
-    with futures.ThreadPoolExecutor(6) as pool:
-        outputs = [
-            pool.submit(batcher.run, key, models[key], {"x": np.full(1, i)})
-            for i, key in enumerate("ababab")
-        ]
+    outputs = [
+        submit(batcher, key, models[key], {"x": np.full(1, i)}) for i, key in enumerate("ababab")
+    ]
     assert [output.result()["y"][0] for output in outputs] == [0, 1, 4, 9, 16, 25]
     assert models["a"].sizes == models["b"].sizes == [3]
     batcher.close()
@@ -97,8 +109,7 @@ def test_a_faulty_request_fails_alone():
     batcher = Batcher(parameters(batch_timeout_micros=50_000, num_batch_threads=1))
     model = Model()
     arrays = [np.full(1, value) for value in (1.0, -1.0, 3.0)]
-    with futures.ThreadPoolExecutor(3) as pool:
-        outputs = [pool.submit(batcher.run, "k", model, {"x": x}) for x in arrays]
+    outputs = [submit(batcher, "k", model, {"x": x}) for x in arrays]
     assert [outputs[i].result()["y"][0] for i in (0, 2)] == [1, 9]
     with pytest.raises(ValueError, match="must not be negative"):
         outputs[1].result()
@@ -135,20 +146,17 @@ def test_a_full_queue_is_unavailable():
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=2, max_enqueued_batches=2, num_batch_threads=1))
     model = Model(gate)
-    with futures.ThreadPoolExecutor(9) as pool:
-        running = pool.submit(batcher.run, "k", model, {"x": np.ones(1)})
-        while not model.sizes:
-            time.sleep(0.01)
-        waiting = [pool.submit(batcher.run, "k", model, {"x": np.ones(1)}) for _ in range(4)]
-        while sum(map(len, batcher._queues.values())) < 4:
-            time.sleep(0.01)
-        with pytest.raises(
-            StatusError, match="queue to which this task was submitted is full"
-        ) as error:
-            batcher.run("k", model, {"x": np.ones(1)})
-        assert error.value.code == grpc.StatusCode.UNAVAILABLE
-        gate.set()
-        assert all(f.result()["y"].tolist() == [1] for f in [running, *waiting])
+    running = submit(batcher, "k", model, {"x": np.ones(1)})
+    while not model.sizes:
+        time.sleep(0.01)
+    waiting = [submit(batcher, "k", model, {"x": np.ones(1)}) for _ in range(4)]
+    with pytest.raises(
+        StatusError, match="queue to which this task was submitted is full"
+    ) as error:
+        submit(batcher, "k", model, {"x": np.ones(1)})
+    assert error.value.code == grpc.StatusCode.UNAVAILABLE
+    gate.set()
+    assert all(f.result()["y"].tolist() == [1] for f in [running, *waiting])
     batcher.close()
 
 
@@ -156,14 +164,13 @@ def test_requests_of_clients_that_left_are_not_run():
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=4, num_batch_threads=1))
     model, dead = Model(gate), Model()
-    with futures.ThreadPoolExecutor(2) as pool:
-        running = pool.submit(batcher.run, "k", model, {"x": np.ones(1)})
-        while not model.sizes:
-            time.sleep(0.01)
-        left = pool.submit(batcher.run, "other", dead, {"x": np.ones(1)}, lambda: False)
-        gate.set()
-        assert left.result() is None
-        assert running.result()["y"].tolist() == [1]
+    running = submit(batcher, "k", model, {"x": np.ones(1)})
+    while not model.sizes:
+        time.sleep(0.01)
+    left = submit(batcher, "other", dead, {"x": np.ones(1)}, lambda: False)
+    gate.set()
+    assert left.result() is None
+    assert running.result()["y"].tolist() == [1]
     assert dead.sizes == []
     batcher.close()
 
@@ -171,11 +178,10 @@ def test_requests_of_clients_that_left_are_not_run():
 def test_large_requests_and_those_without_a_common_length_run_alone():
     batcher = Batcher(parameters(max_batch_size=4, batch_timeout_micros=10**7, num_batch_threads=1))
     model = Model()
-    assert len(batcher.run("k", model, {"x": np.ones(9)})["y"]) == 9  # and immediately
-    assert batcher.run("k", lambda inputs: inputs, {"a": np.ones(2), "b": np.ones(3)}).keys() == {
-        "a",
-        "b",
-    }
+    (output,) = run_concurrently(batcher, model, [np.ones(9)])
+    assert len(output["y"]) == 9  # and immediately
+    two = {"a": np.ones(2), "b": np.ones(3)}
+    assert submit(batcher, "k", lambda inputs: inputs, two).result().keys() == {"a", "b"}
     batcher.close()
 
 

@@ -12,6 +12,7 @@ from keras_ssl import serving
     [({}, "give either directory or config"), ({"directory": "x", "config": "y"}, "give either"),
      ({"directory": "x", "port": None}, "nothing to listen on"),
      ({"directory": "x", "limit": 0}, "limit must be at least 1, got 0"),
+     ({"directory": "x", "max_rows": 0}, "max_rows must be at least 1, got 0"),
      ({"directory": "x", "rest_timeout": 0}, "rest_timeout must be"),
      ({"directory": "x", "reload": "on"}, "reload must be one of off, socket, all, got 'on'"),
      ({"directory": "x", "reload": "socket"}, "set socket_path, too"),

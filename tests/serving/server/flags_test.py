@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soak_serving
 from google.protobuf import text_format
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -28,6 +29,7 @@ INVALID = [
     (["{counter}", "--grpc_channel_arguments=a"], "must be a=1,b=2, got 'a'"),
     (["{counter}", "--port=many"], "--port: invalid int value: 'many'"),
     (["{counter}", "--grpc_max_threads=0", "--port=0"], "limit must be at least 1"),
+    (["{counter}", "--max_rows=0", "--port=0"], "max_rows must be at least 1"),
     (["{counter}", "--rest_api_timeout_in_ms=0", "--port=0"], "rest_timeout must be a positive"),
     (["{counter}", "--rest_api_max_request_bytes=0", "--port=0"], "rest_max_request_bytes must be in"),
     (["--model_config_file={bad}"], "Error parsing text-format tensorflow.serving.ModelServerConfig"),
@@ -60,6 +62,7 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
         f"--batching_parameters_file={tmp_path}/batching", "--flush_filesystem_caches=false",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb",
         "--tensorflow_intra_op_parallelism=1", "--enable_serialization_as_tensor_content",
+        "--max_rows=2", "--enable_grpc_reflection=false",
     ]  # fmt: skip
     with subprocess.Popen(
         [soak_serving.COMMAND, "serve", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -72,6 +75,11 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
                 stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
                 response = stub.Predict(predict_request("half", x=[[1.0]]), timeout=10)
                 assert response.outputs["y"].tensor_content == np.float32(4).tobytes()
+                with pytest.raises(grpc.RpcError, match="3 rows, more than the 2"):
+                    stub.Predict(predict_request("half", x=[[1.0]] * 3), timeout=10)
+                reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+                with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+                    next(reflection.ServerReflectionInfo(iter([]), timeout=10))
         with urllib.request.urlopen(f"http://localhost:{ports[1]}/metrics", timeout=10) as page:
             assert b":tensorflow:serving:batching_session:queuing_latency" in page.read()
         with pytest.raises(urllib.error.HTTPError) as error:

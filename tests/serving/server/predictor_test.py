@@ -1,13 +1,17 @@
-"""Admission control and deadlines of requests."""
+"""Admission control, deadlines and slices of requests."""
 
 import time
 
 import grpc
+import numpy as np
 import pytest
+import soak_serving
+import tensorflow as tf
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_ssl import serving
-from keras_ssl.serving.server import configs
+from keras_ssl.serving.server import configs, requests
+from keras_ssl.serving.server.predictor import MAX_RUN_ROWS
 
 
 @pytest.fixture
@@ -56,3 +60,112 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_not_run(
     assert late.exception().code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert in_time.result().outputs["y"].float_val[0] == 4
     assert sizes == [1]
+
+
+class Runs:
+    """Runs a servable, `seconds` slower, and records the rows of each run."""
+
+    def __init__(self, run):
+        self.run, self.rows, self.seconds = run, [], 0.0
+
+    def __call__(self, inputs, *args):
+        self.rows.append(len(next(iter(inputs.values()))))
+        time.sleep(self.seconds)
+        return self.run(inputs, *args)
+
+
+@pytest.fixture
+def runs(server, monkeypatch):
+    """Runs of `rotation_digits` in the shared server."""
+    with server.models.lease(soak_serving.request("rotation_digits").model_spec) as (_, servable):
+        recorded = Runs(servable.run)
+        monkeypatch.setattr(servable, "run", recorded)
+        yield recorded
+
+
+def png_fill(rows):
+    """A request that carries one image and declares `rows` of them."""
+    content = tf.io.encode_png(np.zeros((1, 1, 3), np.uint8)).numpy()
+    message = soak_serving.request("rotation_digits", encoded=np.array([content], object))
+    message.model_spec.signature_name = "encoded"
+    message.inputs["encoded"].tensor_shape.dim[0].size = rows
+    return message
+
+
+def rejected(stub, message):
+    """Returns the details with which a request is INVALID_ARGUMENT."""
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Predict(message, timeout=60)
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    return error.value.details()
+
+
+def test_a_request_of_many_rows_runs_in_slices(stub, runs, noise, task):
+    images = np.concatenate([noise] * 5)[:150]
+    response = stub.Predict(soak_serving.request("rotation_digits", images=images), timeout=60)
+    assert runs.rows == [MAX_RUN_ROWS, MAX_RUN_ROWS, 150 - 2 * MAX_RUN_ROWS]
+    expected = task.features(images)
+    rows = tf.make_ndarray(response.outputs["features"])
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_image_may_stand_for_many_but_not_for_any_number(stub, runs):
+    response = stub.Predict(png_fill(1024), timeout=60)
+    rows = tf.make_ndarray(response.outputs["features"])
+    assert rows.shape == (1024, 8)
+    np.testing.assert_allclose(rows, rows[:1].repeat(1024, 0), rtol=1e-5, atol=1e-5)
+    assert max(runs.rows) == MAX_RUN_ROWS
+    runs.rows.clear()
+    details = rejected(stub, png_fill(1025))
+    assert "input encoded has 1025 rows, more than the 1024 of one request" in details
+    message = png_fill(1024)
+    message.inputs["encoded"].string_val[0] = bytes(requests.MAX_FILL // 1000)
+    assert rejected(stub, message) == "tensor parsing error: encoded"
+    assert runs.rows == []
+
+
+def test_the_outputs_of_all_rows_together_are_not_sliced(tmp_path, predict_request):
+    similarity = tf.function(
+        lambda x: {"y": x @ tf.transpose(x)},
+        input_signature=[tf.TensorSpec((None, 1), tf.float32, "x")],
+    )
+    tf.saved_model.save(tf.Module(), str(tmp_path / "similarity" / "1"), similarity)
+    with (
+        serving.Server(tmp_path, max_rows=200) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        x = np.arange(150, dtype=np.float32)[:, None]
+        response = stub.Predict(predict_request("similarity", x=x), timeout=10)
+        np.testing.assert_array_equal(tf.make_ndarray(response.outputs["y"]), x @ x.T)
+        assert "201 rows" in rejected(
+            stub, predict_request("similarity", x=np.ones((201, 1), "f4"))
+        )
+
+
+def test_nothing_more_is_run_for_a_client_that_has_left(server, stub, runs):
+    runs.seconds = 0.1
+    call = stub.Predict.future(png_fill(1024))
+    while len(runs.rows) < 2:
+        time.sleep(0.01)
+    call.cancel()
+    time.sleep(0.5)
+    number = len(runs.rows)
+    assert number < 8
+    time.sleep(0.5)
+    assert len(runs.rows) == number
+    assert server._predictor.drain(5)
+    server._predictor._draining = False
+
+
+def test_a_request_whose_deadline_has_passed_is_not_even_parsed(server, runs):
+    parsed, answers = [], []
+    server._predictor.submit(
+        png_fill(1), lambda *args: parsed.append(args), "GRPC", lambda: False,
+        lambda *answer: answers.append(answer),
+    )  # fmt: skip
+    ((result, error),) = answers
+    assert result is None
+    assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not parsed
+    assert runs.rows == []

@@ -5,6 +5,12 @@ import numpy as np
 import pytest
 import soak_serving
 import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+from tensorflow_serving.apis import predict_pb2
+
+from keras_ssl.serving.server import requests
+from keras_ssl.serving.server.errors import StatusError
+from keras_ssl.serving.server.responses import fill_tensor
 
 ZEROS = np.zeros((1, 32, 32, 3), np.uint8)
 
@@ -51,6 +57,69 @@ def invalid_requests():
         (negative, invalid, "tensor parsing error: images"),
         (strange, invalid, "must be DT_UINT8, got 77"),
     ]  # fmt: skip
+
+
+def filled(shape, value, dtype):
+    """A TensorProto of one value that stands for all elements."""
+    proto = tf.make_tensor_proto(np.full((1,), value, dtype))
+    for size in shape:
+        proto.tensor_shape.dim.add(size=size)
+    del proto.tensor_shape.dim[0]
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "dtype"),
+    [((9, 5), 3, "uint8"), ((700, 300), 2.5, "float32"), ((700, 300), -7, "int64"), ((5,), b"ab", object)],
+)  # fmt: skip
+def test_one_value_stands_for_all_elements(shape, value, dtype):
+    message = predict_pb2.PredictRequest(inputs={"x": filled(shape, value, dtype)})
+    spec = requests.InputSpec(message.inputs["x"].dtype, np.dtype(dtype), None)
+    array = requests.inputs_of(message, {"x": spec})["x"]
+    np.testing.assert_array_equal(array, np.full(shape, value, dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "dtype"),
+    [((2**23,), 1.5, "float64"), ((2**25,), 1, "uint8"), ((2**21 + 1,), b"", object),
+     ((2**14,), b"x" * 1025, object)],
+)  # fmt: skip
+def test_one_value_does_not_stand_for_16_mib(shape, value, dtype):
+    message = predict_pb2.PredictRequest(inputs={"x": filled(shape, value, dtype)})
+    spec = requests.InputSpec(message.inputs["x"].dtype, np.dtype(dtype), None)
+    with pytest.raises(StatusError, match="tensor parsing error: x"):
+        requests.inputs_of(message, {"x": spec})
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float64", "int32", "uint8", "int64", "bool", "uint64"]
+)
+def test_many_values_one_by_one(dtype):
+    array = (np.arange(3 * 2**16 + 5) % 200).astype(dtype)
+    proto = TensorProto()
+    fill_tensor(proto, array)
+    message = predict_pb2.PredictRequest(inputs={"x": proto})
+    spec = requests.InputSpec(proto.dtype, array.dtype, None)
+    np.testing.assert_array_equal(requests.inputs_of(message, {"x": spec})["x"], array)
+    if dtype == "uint8":
+        message.inputs["x"].int_val[7] = 300
+        with pytest.raises(StatusError, match="tensor parsing error: x"):
+            requests.inputs_of(message, {"x": spec})
+
+
+def test_names_of_megabytes_are_not_echoed(stub):
+    for field in ("model", "signature", "filter", "label"):
+        message = request(ZEROS, *(["x" * 10**6] if field == "model" else []))
+        if field == "signature":
+            message.model_spec.signature_name = "x" * 10**6
+        elif field == "filter":
+            message.output_filter.append("x" * 10**6)
+        elif field == "label":
+            message.model_spec.version_label = "x" * 10**6
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Predict(message, timeout=10)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert len(error.value.details()) <= 1024
 
 
 @pytest.mark.parametrize(("message", "code", "details"), invalid_requests())

@@ -1,6 +1,8 @@
 """The gRPC services: responses, metadata, status, reloading, health checks, reflection, UNIX sockets."""
 
 import shutil
+import threading
+import time
 
 import grpc
 import numpy as np
@@ -147,3 +149,23 @@ def test_reloading_over_grpc(counter, tmp_path, predict_request):
         status = get_model_status_pb2.GetModelStatusRequest()
         with pytest.raises(grpc.RpcError, match="Missing ModelSpec"):
             models.GetModelStatus(status, timeout=10)
+
+
+def test_reloads_do_not_pile_up(counter, monkeypatch):
+    loading, go_on = threading.Event(), threading.Event()
+    with (
+        serving.Server(counter) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        monkeypatch.setattr(server.models, "reload", lambda config: loading.set() or go_on.wait(10))
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        message = model_management_pb2.ReloadConfigRequest()
+        waiting = [models.HandleReloadConfigRequest.future(message) for _ in range(4)]
+        assert loading.wait(10)
+        while server._services._reloads._value:  # until the others have arrived
+            time.sleep(0.01)
+        with pytest.raises(grpc.RpcError, match="being loaded already") as error:
+            models.HandleReloadConfigRequest(message, timeout=10)
+        assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        go_on.set()
+        assert all(call.result(timeout=10) is not None for call in waiting)

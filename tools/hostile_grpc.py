@@ -1,0 +1,381 @@
+"""Attacks an embedded server over gRPC, and measures what they cost it and its other clients.
+
+python tools/hostile_grpc.py [--seconds 4] [--address HOST:PORT --pid PID] [attack ...]
+
+Another process attacks, while this one sends health checks and single images to the same server; right
+before each attack they are measured without it. CPU time includes these requests. Prints a table, and
+fails where an attack costs more than a request may: `BARS`. Without an address it starts a server.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import itertools
+import multiprocessing
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import soak_serving
+from grpc_health.v1 import health_pb2
+from PIL import Image
+from tensorflow_serving.apis import predict_pb2
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+MIB = 2**20
+HANDSHAKE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # no settings
+BARS = {
+    "memory": "256 MiB and 20 times the bytes of a request",
+    "cpu": "10 s of CPU time per request",
+    "health": "100 ms for health checks (99 of 100)",
+    "p99": "twice the p99 of Predict without the attack",
+    "after": "5 % more memory or descriptors than before, or another process",
+}
+
+
+def channel(address):
+    """Opens a connection of its own, without limits at the client."""
+    options = [
+        ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+    ]  # fmt: skip
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def field(number, content):
+    """Encodes a field of bytes as protobuf does."""
+    size, length = len(content), []
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
+
+
+def request(signature, shape, strings=(), outputs=(), model="rotation_cifar10"):
+    """Serializes a PredictRequest for encoded images of any declared shape, or for zeros of uint8."""
+    message = predict_pb2.PredictRequest()
+    message.model_spec.name, message.model_spec.signature_name = model, signature
+    tensor = message.inputs["encoded" if signature == "encoded" else "images"]
+    tensor.dtype = 7 if signature == "encoded" else 4
+    tensor.string_val.extend(strings)
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+    if not strings:
+        tensor.tensor_content = bytes(int(np.prod(shape)))
+    message.output_filter.extend(outputs)
+    return message.SerializeToString()
+
+
+def tiny_png():
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+async def send(address, messages, until, path=PREDICT, timeout=60, **options):
+    """Sends messages one after the other until a time, 20 per second; more would only show the load.
+
+    Returns:
+        (requests, bytes of the largest).
+    """
+    number = largest = 0
+    async with channel(address) as connection:
+        call = connection.unary_unary(path)
+        for message in messages:
+            with contextlib.suppress(grpc.RpcError):
+                await call(message, timeout=timeout, **options)
+            number, largest = number + 1, max(largest, len(message))
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.05)
+    return number, largest
+
+
+async def hold(address, path, number, until):
+    """Opens calls that never send a message, 100 per connection, and holds them."""
+    async with contextlib.AsyncExitStack() as stack:
+        calls = []
+        for i in range(number):
+            if i % 100 == 0:
+                connection = await stack.enter_async_context(channel(address))
+            calls.append(connection.stream_unary(path)())
+            await asyncio.sleep(0)
+        while time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        for call in calls:
+            call.cancel()
+    return number, 0
+
+
+async def drip(address, number, until):
+    """Opens sockets that send a byte of HTTP/2's preface each second."""
+    host, port = address.rsplit(":", 1)
+    sockets = []
+    for i in itertools.count():
+        while len(sockets) < number and i == 0:
+            sockets.append(socket.create_connection((host, int(port))))
+        for one in sockets:
+            with contextlib.suppress(OSError):
+                one.send(HANDSHAKE[i % 33 : i % 33 + 1])
+        await asyncio.sleep(1)
+        if time.monotonic() > until:
+            break
+    for one in sockets:
+        one.close()
+    return number, 0
+
+
+async def idle(address, number, until):
+    """Opens connections that finish the handshake of HTTP/2 and send nothing further."""
+    host, port = address.rsplit(":", 1)
+    sockets = []
+    for _ in range(number):
+        sockets.append(socket.create_connection((host, int(port))))
+        sockets[-1].send(HANDSHAKE)
+    await asyncio.sleep(until - time.monotonic())
+    for one in sockets:
+        one.close()
+    return number, 0
+
+
+async def hold_and_drip(address, until):
+    """Holds 1,000 calls and 1,000 sockets at once."""
+    await asyncio.gather(hold(address, PREDICT, 1000, until), drip(address, 1000, until))
+    return 2000, 0
+
+
+async def watch_names(address, until):
+    """Watches services with names of 10 MB, and cancels."""
+    message = health_pb2.HealthCheckRequest(service="x" * 10**7).SerializeToString()
+    number = 0
+    async with channel(address) as connection:
+        while time.monotonic() < until:
+            call = connection.unary_stream(WATCH)(message, timeout=10)
+            with contextlib.suppress(grpc.RpcError):
+                await call.read()
+            call.cancel()
+            number += 1
+            await asyncio.sleep(0.05)
+    return number, len(message)
+
+
+async def leave(address, until):
+    """Requests as many rows as allowed, and leaves at once."""
+    message = request("encoded", (1024,), [tiny_png()])
+    number = 0
+    async with channel(address) as connection:
+        while time.monotonic() < until:
+            call = connection.unary_unary(PREDICT)(message)
+            await asyncio.sleep(0.05)
+            call.cancel()
+            number += 1
+    return number, len(message)
+
+
+def forever(*messages):
+    return itertools.cycle(messages)
+
+
+def padded(content):
+    """An input `images` with a tensor of these bytes."""
+    return field(1, field(1, b"rotation_cifar10")) + field(
+        2, field(1, b"images") + field(2, content)
+    )
+
+
+def filters():
+    """The outputs of `stages`, in all orders and selections."""
+    names = ["features", "stage1", "stage2", "stage3", "stage4"]
+    for size in range(1, 6):
+        for outputs in itertools.permutations(names, size):
+            yield request("stages", (1, 32, 32, 3), outputs=outputs)
+
+
+SIZE = 60 * MIB  # below the limit of a message
+ATTACKS = {
+    "string fill, too many rows": lambda a, t: send(
+        a, forever(request("encoded", (20000,), [tiny_png()])), t
+    ),
+    "string fill": lambda a, t: send(a, forever(request("encoded", (1024,), [tiny_png()])), t),
+    "string fill, large": lambda a, t: send(
+        a, forever(request("encoded", (1024,), [bytes(MIB)])), t
+    ),
+    "filter orders": lambda a, t: send(a, filters(), t),
+    "10 MB watch names": watch_names,
+    "10 MB names": lambda a, t: send(
+        a,
+        forever(
+            request("x" * 10**7, (1, 32, 32, 3)),
+            request("stages", (1, 32, 32, 3), outputs=["x" * 10**7]),
+            request("", (1, 32, 32, 3), model="x" * 10**7),
+        ),
+        t,
+    ),
+    "gzip bomb": lambda a, t: send(a, forever(bytes(2**28)), t, compression=grpc.Compression.Gzip),
+    "map entries": lambda a, t: send(a, forever(b"\x12\0" * (SIZE // 2)), t),
+    "dims": lambda a, t: send(a, forever(padded(field(2, b"\x12\0" * (SIZE // 2)))), t),
+    "strings": lambda a, t: send(a, forever(padded(b"\x42\0" * (SIZE // 2))), t),
+    "packed integers": lambda a, t: send(a, forever(padded(field(7, b"\1" * SIZE))), t),
+    "clients that leave": leave,
+    "deadline passed": lambda a, t: send(
+        a, forever(request("encoded", (1024,), [tiny_png()])), t, timeout=0.001
+    ),
+    "held reflection": lambda a, t: hold(a, REFLECTION, 1000, t),
+    "held Predict": lambda a, t: hold(a, PREDICT, 1000, t),
+    "held and dripping": hold_and_drip,
+    "idle connections": lambda a, t: idle(a, 600, t),
+}
+
+
+def attacker(address, connection):
+    """Runs the attacks whose (name, seconds) it receives, and sends (requests, bytes of the largest)."""
+    loop = asyncio.new_event_loop()  # one for all: grpc.aio does not get over the end of its loop
+    while attack := connection.recv():
+        name, seconds = attack
+        connection.send(loop.run_until_complete(ATTACKS[name](address, time.monotonic() + seconds)))
+
+
+async def observe(address, running):
+    """Sends health checks and single images while `running()`; returns their latencies in ms."""
+    message = request("serving_default", (1, 32, 32, 3))
+    latencies = {CHECK: [], PREDICT: []}
+    async with channel(address) as connection:
+        while running():
+            for path, data in ((CHECK, b""), (PREDICT, message)):
+                start = time.perf_counter()
+                try:
+                    await connection.unary_unary(path)(data, timeout=10)
+                    latency = time.perf_counter() - start
+                except grpc.RpcError:
+                    latency = float("inf")
+                latencies[path].append(latency * 1e3)
+    return latencies
+
+
+class Usage:
+    """Memory, CPU time and descriptors of a process."""
+
+    def __init__(self, pid):
+        self.process = psutil.Process(pid)
+        self._proc = Path(f"/proc/{pid}")
+        (self._proc / "clear_refs").write_text("5")  # resets the peak
+        self.memory, self.files = self.process.memory_info().rss, self.process.num_fds()
+        self.cpu = sum(self.process.cpu_times()[:2])
+
+    def peak(self):
+        """Returns the largest growth of the memory in bytes."""
+        (line,) = (x for x in (self._proc / "status").read_text().splitlines() if "VmHWM" in x)
+        return int(line.split()[1]) * 1024 - self.memory
+
+
+def measure(name, address, pid, seconds, connection, loop):
+    """Lets an `attacker` at the other end of a connection run one attack.
+
+    Returns:
+        dict: requests, bytes, memory (peak growth in bytes), cpu (s per request), quiet and p99 (of
+        Predict, ms), health (p99, ms), growth (fraction, afterwards), files (more than before).
+    """
+    end = time.monotonic() + seconds
+    quiet = loop.run_until_complete(observe(address, lambda: time.monotonic() < end))
+    before = Usage(pid)
+    connection.send((name, seconds))
+    busy = loop.run_until_complete(observe(address, lambda: not connection.poll()))
+    number, size = connection.recv()
+    row = {"requests": number, "bytes": size, "memory": before.peak()}
+    row["cpu"] = (sum(before.process.cpu_times()[:2]) - before.cpu) / max(1, number)
+    for key, values, path in (
+        ("quiet", quiet, PREDICT), ("p99", busy, PREDICT), ("health", busy, CHECK),
+    ):  # fmt: skip
+        row[key] = float(np.percentile(values[path], 99, method="higher"))
+    end = time.monotonic() + 10  # for connections that are being closed
+    while True:
+        time.sleep(1)
+        after = Usage(pid)
+        row["growth"] = after.memory / before.memory - 1
+        row["files"], row["total"] = after.files - before.files, before.files
+        if "after" not in missed(row) or time.monotonic() > end:
+            return row
+
+
+def missed(row):
+    """Returns the names of the bars that an attack broke."""
+    broken = {
+        "memory": row["memory"] > 256 * MIB + 20 * row["bytes"],
+        "cpu": row["cpu"] > 10,
+        "health": row["health"] > 100,
+        "p99": row["p99"] > 2 * row["quiet"],
+        "after": row["growth"] > 0.05 or row["files"] > 0.05 * row["total"],
+    }
+    return [name for name, is_broken in broken.items() if is_broken]
+
+
+def run(address, pid, names=tuple(ATTACKS), seconds=4.0):
+    """Runs attacks against a server on this machine and prints a table.
+
+    Args:
+        address: str, "host:port" of its gRPC; it serves rotation_cifar10.
+        pid: int, its process.
+        names: sequence of str, keys of ATTACKS.
+        seconds: float, duration of each.
+
+    Returns:
+        dict from the name of an attack to the names of the bars that it broke.
+    """
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(ATTACKS["filter orders"](address, time.monotonic() + 5))  # warms up
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=attacker, args=(address, far))
+    process.start()
+    far.close()  # so that the end of that process is noticed
+    print(
+        f"{'attack':28}requests  peak MiB  CPU ms  health ms  quiet  p99 ms  after   files  missed"
+    )
+    broken = {}
+    for name in names:
+        row = measure(name, address, pid, seconds, near, loop)
+        broken[name] = missed(row)
+        print(
+            f"{name:28}{row['requests']:8}  {row['memory'] / MIB:8.0f}  {1e3 * row['cpu']:6.1f}  "
+            f"{row['health']:9.1f}  {row['quiet']:5.1f}  {row['p99']:6.1f}  {row['growth']:+5.1%}  "
+            f"{row['files']:+5}  {' '.join(broken[name])}",
+            flush=True,
+        )
+    near.send(None)
+    process.join()
+    return broken
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("attacks", nargs="*", default=list(ATTACKS), help=", ".join(ATTACKS))
+    parser.add_argument("--address")
+    parser.add_argument("--pid", type=int)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--model", default="saved_models/rotation_cifar10")
+    args = parser.parse_args()
+    if (args.address is None) != (args.pid is None):
+        parser.error("--address needs --pid, and --pid needs --address")
+    with contextlib.ExitStack() as stack:
+        if args.address is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (folder / "rotation_cifar10").symlink_to(Path(args.model).resolve())
+            server = stack.enter_context(soak_serving.Served(folder))
+            args.address, args.pid = f"127.0.0.1:{server.port}", server.process.pid
+        broken = run(args.address, args.pid, args.attacks, args.seconds)
+    names = {bar for bars in broken.values() for bar in bars}
+    for bar in sorted(names):
+        print(f"more than {BARS[bar]}: {', '.join(k for k, v in broken.items() if bar in v)}")
+    sys.exit(1 if names else 0)
+
+
+if __name__ == "__main__":
+    main()
