@@ -54,7 +54,7 @@ class Call:
 
     def peer(self):
         """Returns the address of the client, such as "ipv4:10.0.0.1:4711" or "unix:/run/models"."""
-        return self._core.peer()
+        return self._core.peer().decode()
 
     def is_active(self):
         """Returns whether the client still waits for the response."""

@@ -14,7 +14,14 @@ from keras_ssl.serving.server import configs
 def test_flags_are_those_of_tensorflow_model_server(serving_files):
     assert set(serving_files.flags(serving_files.server["command"])) <= serving_files.known_flags
     assert set(serving_files.flags(serving_files.container["args"])) <= serving_files.known_flags
-    own = {"reload_config", "reload_config_roots"}  # of the embedded server alone
+    own = {
+        "enable_grpc_reflection",
+        "max_rows",
+        "reload_config",
+        "reload_config_roots",
+        "rest_api_max_connections_per_client",
+        "rest_api_max_request_bytes",
+    }  # of the embedded server alone
     assert own <= {action.dest for action in serve.parser()._actions} - serving_files.known_flags
     for path in serving_files.documents:
         for name in re.findall(r"--(\w+)=", path.read_text()):

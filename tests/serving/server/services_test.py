@@ -157,7 +157,9 @@ def test_reloads_do_not_pile_up(counter, monkeypatch):
         serving.Server(counter) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        monkeypatch.setattr(server.models, "reload", lambda config: loading.set() or go_on.wait(10))
+        monkeypatch.setattr(
+            server._services._administration, "reload", lambda *_: loading.set() or go_on.wait(10)
+        )
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         message = model_management_pb2.ReloadConfigRequest()
         waiting = [models.HandleReloadConfigRequest.future(message) for _ in range(4)]
