@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from keras_ssl import encoders, files, zoo
-from keras_ssl.ops import decode, images
+from keras_ssl.ops import decode
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks import TASKS
 
@@ -156,12 +156,8 @@ def _signatures(task, height, width):
     stages = encoders.stages(task.encoder)
     encoded = tf.TensorSpec((None,), tf.string, name="encoded")
 
-    def resized(file):
-        return images.resize(decode.decode(file), height, width)
-
     def features_of_files(batch):
-        image = tf.TensorSpec((height, width, 3), tf.uint8)
-        return {"features": task.features(tf.map_fn(resized, batch, fn_output_signature=image))}
+        return {"features": task.features(decode.decode_batch(batch, height, width))}
 
     signatures = {
         "serving_default": _on_images(lambda x: {"features": task.features(x)}, height, width),

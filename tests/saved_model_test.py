@@ -72,6 +72,28 @@ def test_encoded_images_of_any_size_are_resized_as_by_from_folder(servable, tmp_
     )
 
 
+def test_encoded_checks_what_files_cost_in_the_graph(servable, exported):
+    saved = saved_model_pb2.SavedModel.FromString((exported / "1/saved_model.pb").read_bytes())
+    graph = saved.meta_graphs[0].graph_def
+    nodes = [node for function in graph.library.function for node in function.node_def]
+    operations = {node.op for node in [*graph.node, *nodes]}
+    assert "DecodeImage" in operations
+    assert not operations & {
+        "PyFunc",
+        "PyFuncStateless",
+        "EagerPyFunc",
+    }  # TensorFlow Serving has none
+    png, black = tf.io.encode_png, tf.zeros((1, 200_000, 3), tf.uint8)
+    features = servable.run({"encoded": np.array([png(black).numpy()])}, "encoded")["features"]
+    pixels = servable.run({"images": np.zeros((1, 32, 32, 3), np.uint8)})["features"]
+    np.testing.assert_allclose(features, pixels, rtol=1e-5, atol=1e-5)
+    small = png(black[:, :1]).numpy()
+    scans = tf.io.encode_jpeg(black[:, :64]).numpy() + b"\xff\xda" * 101
+    for batch, words in (([small] * 1025, "at most 1024 files"), ([scans], "more than 100 scans")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            servable.run({"encoded": np.array(batch, object)}, "encoded")
+
+
 def test_an_empty_batch_is_an_invalid_argument(servable):
     with pytest.raises(tf.errors.InvalidArgumentError, match="images must not be empty"):
         servable.run({"images": np.zeros((0, 32, 32, 3), np.uint8)})

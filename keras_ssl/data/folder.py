@@ -1,5 +1,7 @@
 """Reader for a folder of image files."""
 
+import contextlib
+import heapq
 import os
 import warnings
 from pathlib import Path
@@ -42,7 +44,8 @@ def from_folder(path, size, check=True):
             positive integers.
 
     Warns:
-        UserWarning: how many files are unreadable, and which.
+        UserWarning: how many files are unreadable, and which; which names are no regular files, or lead
+            to a folder a second time.
 
     Example:
         >>> photos = from_folder("photos/", size=96)                    # doctest: +SKIP
@@ -95,6 +98,8 @@ def height_and_width(size):
 def image_files(path):
     """Lists the image files in a folder and its subfolders, by their suffix, sorted.
 
+    Links to files and to folders are followed; each folder is read once, under one name.
+
     Args:
         path: folder.
 
@@ -103,21 +108,55 @@ def image_files(path):
 
     Raises:
         ValueError: there is no such folder, or no image file in it.
+
+    Warns:
+        UserWarning: which names were skipped: no regular files, or links to folders that were read.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"path must be a folder of images, there is no folder {str(path)!r}")
-    found = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(decode.SUFFIXES)
-    )
+    found, skipped = _walk(folder)
+    if skipped:
+        warnings.warn(
+            f"skipped {len(skipped)} names in {str(path)!r}, which are no regular files (FIFOs, broken "
+            "links), or other names of folders that were read: "
+            f"{files.listed([os.path.relpath(name, folder) for name in skipped])}",
+            stacklevel=2,
+        )
     if not found:
         raise ValueError(
             f"no images in {str(path)!r}: expected files ending in {', '.join(decode.SUFFIXES)}"
         )
     return found
+
+
+def _walk(folder):
+    """Lists the image files in a folder, following links, and what was skipped; both sorted.
+
+    `os.walk` follows a link to a parent folder until the path is too long, and reading a FIFO waits
+    forever.
+    """
+    found, skipped, visited = [], [], set()
+    folders, links = [os.fspath(folder)], []
+    while folders or links:
+        # Links last, so that a folder is listed by its own name if a link leads to it, too.
+        parent = folders.pop() if folders else heapq.heappop(links)
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:
+            skipped.append(parent)
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        with contextlib.suppress(PermissionError), os.scandir(parent) as entries:
+            for entry in entries:
+                # Not entry.is_dir() for a link: it raises if the link leads to itself.
+                if entry.is_symlink() and os.path.isdir(entry.path):
+                    heapq.heappush(links, entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.name.lower().endswith(decode.SUFFIXES):
+                    regular = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+                    (found if regular else skipped).append(entry.path)
+    return sorted(found), sorted(skipped)
 
 
 def _readable(paths):

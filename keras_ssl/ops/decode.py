@@ -1,10 +1,16 @@
-"""Decoding of image files, whose declared size is checked before any pixel is decoded."""
+"""Decoding of image files, whose cost is checked before any pixel is decoded."""
 
 import tensorflow as tf
 
+from keras_ssl.ops import headers, images
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 MAX_PIXELS = 2**26  # 8192 x 8192
-GIF_BLOCKS = 4096  # of up to 255 bytes, before the first frame
+# A progressive JPEG has about ten, and random bytes, such as a video after the image, one in 64 KiB.
+MAX_SCANS, BYTES_PER_SCAN = 100, 2**15
+MAX_FILES = 1024  # in a request
+MAX_COST = 2**29  # pixels of all files of a request
+PARALLEL = 10  # files of a request to decode at a time, or 2 if that takes too much memory
 
 
 def decode(encoded):
@@ -20,73 +26,111 @@ def decode(encoded):
         (H, W, 3) uint8 tensor.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are not such an image, are truncated, or declare more
-            than `MAX_PIXELS` pixels (checked before decoding: a file of 5 kB can declare gigabytes).
+        tf.errors.InvalidArgumentError: the bytes are not such an image or are truncated; or decoding them
+            would take too long or too much memory, which is checked before (a file of 5 kB can declare
+            gigabytes): more than `MAX_PIXELS` pixels, more than `headers.MAX_MEMORY` bytes, or more than
+            `MAX_SCANS` scans of a progressive JPEG.
 
     Example:
         >>> decode(tf.io.encode_png(tf.zeros((2, 3, 1), tf.uint8))).shape
         TensorShape([2, 3, 3])
     """
-    pixels = _declared_pixels(encoded)
+    return _decode(_checked(encoded)[0])
+
+
+def decode_batch(files, height, width):
+    """Decodes the files of a request, and resizes the images to the same size.
+
+    Only as many images are decoded at the same time as fit into `headers.MAX_MEMORY`. To be called in a
+    `tf.function`.
+
+    Args:
+        files: (N,) string tensor, the bytes of JPEG, PNG, BMP or GIF files.
+        height, width: int, pixels.
+
+    Returns:
+        (N, height, width, 3) uint8 tensor.
+
+    Raises:
+        tf.errors.InvalidArgumentError: `decode` refuses a file, there are more than `MAX_FILES`, decoding
+            all of them takes longer than a baseline JPEG of `MAX_COST` pixels, or two of them take more
+            than `headers.MAX_MEMORY` together.
+
+    Example:
+        >>> file = tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8))
+        >>> tf.function(decode_batch)(tf.stack([file, file]), 8, 8).shape
+        TensorShape([2, 8, 8, 3])
+    """
+    few = _assert(
+        tf.size(files) <= MAX_FILES,
+        f"a request has at most {MAX_FILES} files: send the others in further requests",
+    )
+    with tf.control_dependencies(few):
+        files = tf.identity(files)
+    files, memory, cost = tf.map_fn(
+        _checked, files, fn_output_signature=(tf.string, tf.int64, tf.int64)
+    )
+
+    def largest(number):
+        return tf.reduce_sum(tf.math.top_k(memory, tf.minimum(number, tf.size(memory))).values)
+
     checks = [
-        tf.debugging.assert_non_negative(pixels, "Unknown image file format (JPEG, PNG, GIF, BMP)"),
-        tf.debugging.assert_less_equal(
-            pixels, tf.constant(MAX_PIXELS, tf.int64), "the image declares too many pixels"
+        *_assert(
+            tf.reduce_sum(cost) <= MAX_COST,
+            "decoding the files of the request takes too long: send fewer of them, or smaller images",
+        ),
+        # Not one at a time: TensorFlow's memory pool would need the memory of two nevertheless.
+        *_assert(
+            largest(2) <= headers.MAX_MEMORY,
+            "two files of the request take too much memory to decode: send large images one by one",
         ),
     ]
-    with tf.control_dependencies([check for check in checks if check is not None]):
-        encoded = tf.identity(encoded)
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+    with tf.control_dependencies(checks):
+        files = tf.identity(files)
 
+    def decoded(parallel):
+        return tf.map_fn(
+            lambda file: images.resize(_decode(file), height, width),
+            files,
+            parallel_iterations=parallel,
+            fn_output_signature=tf.TensorSpec((height, width, 3), tf.uint8),
+        )
 
-def _declared_pixels(encoded):
-    """Reads height * width from the header, as int64; -1 if the format is unknown."""
-
-    def integer(start, size, big_endian):
-        raw = tf.io.decode_raw(tf.strings.substr(encoded, start, size), tf.uint8)
-        powers = 256 ** tf.range(size, dtype=tf.int64)
-        return tf.reduce_sum(tf.cast(raw, tf.int64) * (powers[::-1] if big_endian else powers))
-
-    def pixels(first, second, size, big_endian=False):
-        return integer(first, size, big_endian) * integer(second, size, big_endian)
-
-    def bmp_pixels():
-        rows = integer(22, 4, False)  # negative, in two's complement, if stored from top to bottom
-        return integer(18, 4, False) * tf.minimum(rows, 2**32 - rows)
-
-    def starts(magic):
-        return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
-
-    long_enough = tf.strings.length(encoded) >= 26
-    jpeg = tf.image.extract_jpeg_shape
-    return tf.case(
-        [
-            (tf.logical_not(long_enough), lambda: tf.constant(0, tf.int64)),
-            (starts(b"\xff\xd8\xff"), lambda: tf.reduce_prod(jpeg(encoded, tf.int64)[:2])),
-            (starts(b"\x89PNG"), lambda: pixels(16, 20, 4, big_endian=True)),
-            (starts(b"GIF8"), lambda: tf.maximum(pixels(6, 8, 2), _gif_frame_pixels(encoded))),
-            (starts(b"BM"), bmp_pixels),
-        ],
-        default=lambda: tf.constant(-1, tf.int64),
+    return tf.cond(
+        largest(PARALLEL) <= headers.MAX_MEMORY, lambda: decoded(PARALLEL), lambda: decoded(2)
     )
 
 
-def _gif_frame_pixels(encoded):
-    """Counts the pixels of a GIF's first frame, as int64: its size may differ from the header's."""
-    data = tf.cast(tf.io.decode_raw(encoded, tf.uint8), tf.int64)
+def _checked(encoded):
+    """Returns the bytes to decode, and the memory and the cost of decoding them; or raises."""
+    file, pixels, memory, cost, scans = headers.examine(encoded)
+    max_scans = MAX_SCANS + tf.strings.length(encoded) // BYTES_PER_SCAN
+    checks = [
+        *_assert(pixels >= 0, "Unknown image file format (JPEG, PNG, GIF, BMP)"),
+        *_assert(
+            pixels <= MAX_PIXELS,
+            f"the image declares too many pixels, more than {MAX_PIXELS}: send a smaller one",
+        ),
+        *_assert(
+            scans <= tf.cast(max_scans, tf.int64),
+            f"the JPEG has more than {MAX_SCANS} scans or is coded arithmetically: save it as baseline",
+        ),
+        *_assert(
+            (pixels > MAX_PIXELS) | ((memory <= headers.MAX_MEMORY) & (cost <= MAX_COST)),
+            "the image takes too much memory or time to decode: send a smaller one, a JPEG as baseline, "
+            "not progressive, and a PNG without compressed text",
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return tf.identity(file), memory, cost
 
-    def byte(offset):
-        return data[tf.minimum(tf.cast(offset, tf.int64), tf.size(data, tf.int64) - 1)]
 
-    def skip(offset, inside):  # one block of an extension, or the two bytes that start an extension
-        step = tf.where(inside, 1 + byte(offset), 2)
-        return offset + step, tf.logical_not(inside) | (step > 1)
+def _assert(condition, message):
+    # tf.debugging.Assert adds a conditional to the graph, which takes ten times as long.
+    check = tf.raw_ops.Assert(condition=condition, data=[message])
+    return [] if check is None else [check]  # None if executed eagerly
 
-    def more(offset, inside):
-        return (offset < tf.size(data, tf.int64)) & (inside | (byte(offset) == 0x21))
 
-    colors = tf.where(byte(10) > 127, 3 * 2 ** (1 + byte(10) % 8), 0)
-    offset, inside = tf.while_loop(more, skip, (13 + colors, False), maximum_iterations=GIF_BLOCKS)
-    width, height = (byte(offset + i) + 256 * byte(offset + i + 1) for i in (5, 7))
-    return tf.where(more(offset, inside), 2**62, width * height)
+def _decode(file):
+    image = tf.io.decode_image(file, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))

@@ -1,6 +1,8 @@
 """Reading folders of image files, also of damaged ones."""
 
+import os
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -81,3 +83,60 @@ def test_invalid_folders(tmp_path):
     (tmp_path / "a.jpg").write_text("text")
     with pytest.raises(ValueError, match="none of the 1 files.*a.jpg"):
         data.from_folder(tmp_path, size=8)
+
+
+def test_links_to_files_and_folders_are_followed(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (folder / "cat").rename(outside / "animals")
+    (folder / "cat").symlink_to(outside / "animals")
+    (folder / "dog/link.JPG").symlink_to(outside / "animals/a.JPG")
+    dataset = data.from_folder(folder, size=8)
+    names = [path.removeprefix(f"{folder}/") for path in dataset.paths]
+    assert names == [
+        "cat/a.JPG", "cat/deep/er/b.jpeg", "cat/gray.png", "dog/alpha.png", "dog/link.JPG",
+        "dog/one.png", "dog/p.gif", "eel/16.png", "eel/x.bmp",
+    ]  # fmt: skip
+    arrays = data.to_arrays(dataset)
+    np.testing.assert_array_equal(arrays["image"][0], arrays["image"][4])
+
+
+def test_a_folder_is_read_once_however_many_links_lead_to_it(folder):
+    files = data.folder.image_files(folder)
+    (folder / "cat/deep/loop").symlink_to(folder)
+    (folder / "dog/up").symlink_to("../dog")
+    (folder / "alias").symlink_to(
+        "cat"
+    )  # sorts before the folder, which keeps its name nevertheless
+    (folder / "self").symlink_to("self")
+    with pytest.warns(UserWarning, match="skipped 3 names") as record:
+        assert data.folder.image_files(folder) == files
+    assert len(record) == 1
+    assert "alias, cat/deep/loop, dog/up" in str(record[0].message)
+
+
+def test_links_of_two_folders_to_each_other_end(folder):
+    (folder / "cat/dogs").symlink_to(folder / "dog")
+    (folder / "dog/cats").symlink_to(folder / "cat")
+    with pytest.warns(UserWarning, match="skipped 2 names .*: cat/dogs, dog/cats"):
+        assert len(data.folder.image_files(folder)) == 8
+
+
+def test_names_of_images_that_are_no_files_are_skipped(folder, monkeypatch):
+    files = data.folder.image_files(folder)
+    os.mkfifo(folder / "cat/fifo.jpg")
+    (folder / "cat/linked.jpg").symlink_to("fifo.jpg")
+    (folder / "dog/device.png").symlink_to(os.devnull)
+    (folder / "dog/broken.png").symlink_to("nowhere.png")
+    (folder / "dog/self.png").symlink_to("self.png")
+    monkeypatch.chdir(folder)  # the path of a socket has at most 107 characters
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("dog/socket.gif")
+        with pytest.warns(UserWarning, match="skipped 6 names") as record:
+            dataset = data.from_folder(folder, size=8)
+    assert dataset.paths == files
+    assert len(record) == 1
+    for name in (
+        "cat/fifo.jpg", "cat/linked.jpg", "dog/broken.png", "dog/device.png", "dog/self.png",
+        "dog/socket.gif",
+    ):  # fmt: skip
+        assert name in str(record[0].message)

@@ -1,14 +1,15 @@
-"""Decoding matches Pillow, and damaged files and excessive declared sizes are refused."""
+"""Decoding matches Pillow, and damaged files and those that cost too much are refused."""
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_ssl.ops import decode
+from keras_ssl.ops import decode, gif, headers
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
 
@@ -98,3 +99,197 @@ def test_top_down_bmp_is_not_refused():
     rows = np.pad(PIXELS[..., ::-1].reshape(6, 15), ((0, 0), (0, 1)))
     encoded = patched(encode(RGB, "BMP")[:54], 22, struct.pack("<i", -6)) + rows.tobytes()
     np.testing.assert_array_equal(decode.decode(encoded), PIXELS)
+
+
+def chunk(kind, content):
+    """A chunk of a PNG."""
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png(width, height, text_chunks=0, depth=8):
+    """A black PNG, with chunks of compressed text of 8 MB each."""
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(7_900_000), 9))
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width * depth // 8 + 1) * height), 9)
+    parts = chunk(b"IHDR", header), text * text_chunks, chunk(b"IDAT", rows), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def segment(code, content):
+    """A segment of a JPEG."""
+    return b"\xff" + bytes([code]) + struct.pack(">H", len(content) + 2) + content
+
+
+def progressive(width, height, scans, frame=0xC2):
+    """A gray JPEG whose further scans all refine nothing, in 15 bits for 32,767 blocks."""
+    blocks = -(-width // 8) * -(-height // 8)
+    bits = "0" + 14 * "1"  # a run of blocks without a coefficient
+    bits = bits * -(-blocks // 32767)
+    bits += "1" * (-len(bits) % 8)
+    run = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    first, refine = (segment(0xDA, bytes([1, 1, 0]) + s) for s in (b"\0\0\0", b"\1\x3f\x10"))
+    return b"".join([
+        b"\xff\xd8",
+        segment(0xDB, b"\0" + bytes([1] * 64)),
+        segment(frame, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
+        segment(0xC4, b"\x00" + bytes([1] + [0] * 15) + b"\x00"),
+        segment(0xC4, b"\x10" + bytes([1] + [0] * 15) + b"\xe0"),
+        first + bytes(8),
+        (refine + run) * (scans - 1),
+        b"\xff\xd9",
+    ])  # fmt: skip
+
+
+def gif_parts(**options):
+    """The header, first frame and trailer of a GIF."""
+    encoded = encode(RGB.convert("P"), "GIF", **options)
+    frame = encoded.index(b"\x2c\0\0\0\0")
+    return encoded[:frame], encoded[frame:-1], encoded[-1:]
+
+
+def extension(*blocks):
+    """An application extension of a GIF."""
+    return b"\x21\xff" + b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
+
+
+HEADER, FRAME, TRAILER = gif_parts()
+EXTENSIONS = {
+    "none": b"",
+    "comment": b"\x21\xfe\5hello\0",
+    "empty": b"\x21\xfe\0" * 5000,
+    "image in a block": extension(b"\x21\xf9\x2c\0\0\0\0\0", b"\0" * 255),
+    "one-byte blocks": extension(*[b"\x2c"] * 9000),
+    "ends at a window": extension(
+        *[b"x" * 255] * 15, b"x" * (gif.WINDOW - 15 * 256 - len(HEADER) - 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EXTENSIONS)
+@pytest.mark.parametrize("options", [{}, {"interlace": True}, {"interlace": False}])
+def test_a_gif_is_reduced_to_its_first_frame(kind, options):
+    header, frame, trailer = gif_parts(**options)
+    whole = header + EXTENSIONS[kind] + frame + trailer
+    for rest in (b"", EXTENSIONS[kind], frame * 3, b"no record"):
+        cut, pixels = gif.first_frame(header + EXTENSIONS[kind] + frame + rest + trailer)
+        assert (cut.numpy(), int(pixels)) == (header + frame + trailer, PIXELS[..., 0].size)
+    expected = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB"))
+    np.testing.assert_array_equal(decode.decode(whole), expected)
+
+
+def test_a_gif_with_a_table_of_local_colors():
+    flags = HEADER[10]
+    table = HEADER[13:]
+    local = HEADER[:10] + b"\0" + HEADER[11:13] + FRAME[:9] + bytes([flags]) + table + FRAME[10:]
+    cut, pixels = gif.first_frame(local + FRAME + TRAILER)
+    assert (cut.numpy(), int(pixels)) == (local + TRAILER, 30)
+    np.testing.assert_array_equal(decode.decode(local + TRAILER), decode.decode(CASES["gif"][0]))
+
+
+@pytest.mark.parametrize("length", [*range(13, 30), len(HEADER), len(HEADER) + 11])
+def test_a_gif_that_ends_before_its_frame_is_refused(length):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file format"):
+        decode.decode((HEADER + FRAME)[:length])
+
+
+def test_the_further_frames_of_a_gif_cost_nothing(peak_bytes):
+    frames = [Image.new("P", (2000, 2000)) for _ in range(30)]
+    encoded = tf.constant(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    frame = tf.constant(encode(frames[0], "GIF"))
+    decoded = tf.function(decode.decode, autograph=False)
+    decoded(frame)
+    assert peak_bytes(lambda: decoded(encoded)) < 2**26  # 30 frames: 2**27
+
+
+COSTLY = {
+    "2000 scans": (progressive(64, 64, 2000), "the JPEG has more than 100 scans"),
+    "arithmetic": (progressive(64, 64, 2, 0xCA), "is coded arithmetically"),
+    "sequential arithmetic": (progressive(64, 64, 1, 0xC9), "is coded arithmetically"),
+    "progressive": (progressive(7000, 7000, 10), "too much memory or time"),
+    "scans of many pixels": (
+        progressive(6000, 6000, 200) + bytes(2**22),
+        "too much memory or time",
+    ),
+    "text": (png(8, 8, text_chunks=30), "too much memory or time"),
+    "short gif": (b"GIF89a\1\0\1\0\0\0\0\x2c\0\0\0\0\xff\xff\xff\xff\0\2\1", "Unknown image file"),
+}
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_files_that_cost_too_much_are_refused_before_decoding(kind, peak_bytes):
+    encoded, words = COSTLY[kind]
+
+    def refused():
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            decode.decode(encoded)
+
+    assert peak_bytes(refused) < 2**26
+
+
+def test_files_below_the_bounds_are_decoded():
+    for encoded, shape in (
+        (progressive(640, 480, 100), (480, 640, 3)),
+        (png(8, 8, text_chunks=1), (8, 8, 3)),
+        (JPEG + b"\xff\xda" * 100 + bytes(2**20), (64, 64, 3)),  # a video after the image
+        (encode(Image.new("RGB", (5000, 4900)), "JPEG", progressive=True), (4900, 5000, 3)),
+        (encode(Image.new("L", (8192, 8191)), "JPEG"), (8191, 8192, 3)),
+    ):
+        assert decode.decode(encoded).shape == shape
+
+
+def test_only_jpegs_that_keep_all_coefficients_are_charged_for_them():
+    large = Image.new("RGB", (6000, 5000))
+    baseline, kept = (encode(large, "JPEG", progressive=p) for p in (False, True))
+    assert int(headers.examine(baseline)[2]) == 3 * 3 * 10**7
+    assert int(headers.examine(kept)[2]) == 9 * 3 * 10**7
+
+
+class TestBatch:
+    """Tests of `decode_batch`, as it is called in an exported graph."""
+
+    batch = staticmethod(
+        tf.function(
+            lambda files: decode.decode_batch(files, 8, 8),
+            input_signature=[tf.TensorSpec((None,), tf.string)],
+            autograph=False,
+        )
+    )
+
+    def test_equals_one_image_after_the_other(self):
+        files = [encoded for encoded, _ in CASES.values()] + [JPEG]
+        expected = [decode.images.resize(decode.decode(file), 8, 8) for file in files]
+        np.testing.assert_array_equal(self.batch(files), expected)
+
+    def test_memory_does_not_add_up(self, peak_bytes):
+        large = png(5000, 5000)
+        one = peak_bytes(lambda: self.batch([large]))
+        assert one < 2**28
+        assert peak_bytes(lambda: self.batch([large] * 9)) < 2**28  # two at a time
+        assert peak_bytes(lambda: self.batch([png(1, 200_000)] * 50)) < 2**26
+
+    def test_two_files_that_do_not_fit_together_are_refused(self):
+        large = png(8192, 8192, depth=1)
+        photo = encode(Image.new("RGB", (6000, 4000)), "JPEG")
+        assert self.batch([large, JPEG]).shape == self.batch([photo, photo]).shape == (2, 8, 8, 3)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="send large images one by one"):
+            self.batch([JPEG, large, large])
+
+    def test_the_cost_of_all_files_is_bounded(self, peak_bytes):
+        files = [png(6000, 6000, depth=1)] * 15
+
+        def refused():
+            with pytest.raises(
+                tf.errors.InvalidArgumentError, match="of the request takes too long"
+            ):
+                self.batch(files)
+
+        assert peak_bytes(refused) < 2**26
+
+    def test_the_number_of_files_is_bounded(self):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="at most 1024 files"):
+            self.batch([JPEG] * (decode.MAX_FILES + 1))
+
+    def test_one_bad_file_is_named_by_its_problem(self):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
+            self.batch([JPEG, BOMBS["gif"]])

@@ -64,6 +64,46 @@ def test_resize_returns_the_requested_size(height, width, to_height, to_width):
     )
 
 
+def enlarge_then_crop(image, height, width):
+    """The definition of `resize`: resizes all of the image, and crops afterwards."""
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    scale = tf.reduce_max(tf.constant([height, width], tf.float32) / size)
+    covering = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), [height, width])
+    image = tf.image.resize(image, covering, antialias=True)
+    top, left = tf.unstack((covering - [height, width]) // 2)
+    return tf.round(image[top : top + height, left : left + width])
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_resize_equals_enlarging_and_cropping(height, width, to_height, to_width):
+    x = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    difference = tf.cast(images.resize(x, to_height, to_width), tf.float32) - enlarge_then_crop(
+        x, to_height, to_width
+    )
+    # The same weights of the same pixels, but float32 positions counted from the crop instead of from
+    # the covering image: a value near .5 may be rounded to the other side.
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(20, 3000), (3000, 20), (7, 1000), (1, 900)])
+def test_resize_of_long_images_equals_enlarging_and_cropping(size):
+    x = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)  # columns are cut first
+    difference = tf.cast(images.resize(x, 32, 32), tf.float32) - enlarge_then_crop(x, 32, 32)
+    assert np.abs(difference).max() <= 1
+    assert (difference == 0).numpy().mean() > 0.9
+
+
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (1, 2**23)])
+def test_resize_computes_the_crop_only(size, peak_bytes):
+    x = tf.fill((*size, 3), tf.constant(77, tf.uint8))
+    resized = tf.function(lambda image: images.resize(image, 32, 32), autograph=False)
+    resized(x[:8, :8])
+    peak = peak_bytes(lambda: resized(x))
+    assert peak < 2**25  # that of 1 x 200,000 pixels has 6,400,000 x 32 if it is resized first
+    np.testing.assert_array_equal(resized(x), np.full((32, 32, 3), 77))
+
+
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [(5, 8), (1, 2), (16, 3)])
 def test_enlarge_matches_tensorflows_bicubic(size, factor):

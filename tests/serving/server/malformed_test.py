@@ -62,7 +62,22 @@ def png_bomb():
     return bytes(content)
 
 
+def many_scans():
+    """A JPEG that refines the same pixels 2,000 times."""
+    content = image_file("JPEG", size=(64, 64), progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * 2000 + content[-2:]
+
+
+def long_png():
+    """A PNG of 1 x 200,000 pixels, whose resized form has 6,400,000 rows before it is cropped."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 200_000), (9, 99, 199)).save(file, "PNG")
+    return file.getvalue()
+
+
 IMAGES = {
+    "long": long_png(),
     "jpeg": image_file("JPEG"),
     "gray": image_file("JPEG", "L"),
     "cmyk": image_file("JPEG", "CMYK"),
@@ -79,6 +94,7 @@ NOT_IMAGES = {
     "gif bomb": gif_bomb(),
     "jpeg bomb": jpeg_bomb(),
     "png bomb": png_bomb(),
+    "many scans": many_scans(),
     "magic only": b"\xff\xd8\xff",
     "text": b"GET / HTTP/1.1\r\n\r\n" * 3,
 }
