@@ -227,20 +227,22 @@ class PretextModel(keras.Model):
         callbacks, checkpoint = fitting.complete_callbacks(self, callbacks)
         if isinstance(x, tf.data.Dataset):
             kwargs["shuffle"] = False  # already shuffled; Keras would warn
-        if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
-            steps_per_epoch = x.steps_per_epoch
-            fitting.check_epochs(x, epochs, initial_epoch, self.steps_per_execution)
-            if checkpoint is not None:
-                x, callbacks, initial_epoch = fitting.resume(
-                    self, x, callbacks, checkpoint, epochs, initial_epoch, verbose
-                )
-                if initial_epoch == epochs:
-                    return keras.callbacks.History()
-        x = fitting.per_worker(self, x)
-        kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
-        with distribute.lost_worker(self.distribute_strategy, checkpoint):
+        with (
+            distribute.lost_worker(self.distribute_strategy, checkpoint),
+            fitting.released(checkpoint),
+        ):
+            if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
+                steps_per_epoch = x.steps_per_epoch
+                fitting.check_epochs(x, epochs, initial_epoch, self.steps_per_execution)
+                if checkpoint is not None:
+                    x, callbacks, initial_epoch = fitting.resume(
+                        self, x, callbacks, checkpoint, epochs, initial_epoch, verbose
+                    )
+                    if initial_epoch == epochs:
+                        return keras.callbacks.History()
+            kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
             return super().fit(
-                x, y, batch_size, epochs, verbose, callbacks, validation_split,
+                fitting.per_worker(self, x), y, batch_size, epochs, verbose, callbacks, validation_split,
                 fitting.per_worker(self, validation_data), *args, **kwargs,
             )  # fmt: skip
 

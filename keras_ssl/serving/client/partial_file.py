@@ -16,9 +16,9 @@ READABLE, UNREADABLE = 1, 2  # 0 is what a file has where nothing was written
 class PartialFile:
     """Rows on disk after a JSON header that identifies the extraction they belong to.
 
-    Every row is written at its own offset, which overwrites the remains of an interrupted write. After a power
-    failure a file may have its full length, but zeros or old data in places: a row counts only if its
-    checksum is right, so that zeros are neither features nor an unreadable image.
+    Every row is written at its own offset, which overwrites the remains of an interrupted write. After a
+    power failure a file may have its full length, but zeros in places: a row counts only if its checksum is
+    right, so that zeros are neither features nor an unreadable image.
 
     Args:
         path: str. If there is such a file, it is continued.

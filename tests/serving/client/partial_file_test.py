@@ -3,6 +3,7 @@
 import os
 import random
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,15 +55,15 @@ def test_unreadable_rows_are_done_and_zeros_are_not(partial):
 
 def test_no_flipped_bit_and_no_truncation_is_taken_for_a_row(partial):
     file, reopened = partial
-    whole = open(file.path, "rb").read()
+    whole = Path(file.path).read_bytes()
     header, row = whole.index(b"\n") + 1, file._row.itemsize
     for bit in random.Random(0).sample(range(8 * header, 8 * len(whole)), 200):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
-        open(file.path, "wb").write(flipped)
+        Path(file.path).write_bytes(flipped)
         check(reopened(), (bit // 8 - header) // row)
     for length in range(header, len(whole)):
-        open(file.path, "wb").write(whole[:length])
+        Path(file.path).write_bytes(whole[:length])
         check(reopened(), (length - header) // row)
 
 
