@@ -116,8 +116,9 @@ class Checkpoint(keras.callbacks.Callback):
             strategy, [*arrays, np.frombuffer(states, np.uint8)]
         )
         self._states = json.loads(states.tobytes())
-        # `fit` resets the metrics before the rest of the epoch.
-        of_metrics = {id(v) for v in task.metrics_variables}
+        # `fit` resets the metrics before the rest of the epoch; a new epoch starts without those of the last.
+        rest = step % dataset.steps_per_epoch
+        of_metrics = {id(v) for v in task.metrics_variables} if rest else ()
         for variable, array in zip(variables, arrays, strict=True):
             if id(variable) in of_metrics:
                 self._metrics.append((variable, array))
@@ -176,8 +177,9 @@ class Checkpoint(keras.callbacks.Callback):
                     arrays = [file[f"{i:05d}"] for i in range(len(meta["variables"]))]
                 return meta["step"], path, arrays, meta
             except Exception as error:  # which one depends on the byte that is wrong
+                reason = str(error) or type(error).__name__
                 warnings.warn(
-                    f"checkpoint {path} is damaged ({error}): going back to the one before",
+                    f"checkpoint {path} is damaged ({reason}): going back to the one before",
                     stacklevel=2,
                 )
         return None
