@@ -119,9 +119,9 @@ class Checkpoint(keras.callbacks.Callback):
         # `fit` resets the metrics before the rest of the epoch; a new epoch starts without those of the last.
         rest = step % dataset.steps_per_epoch
         of_metrics = {id(v) for v in task.metrics_variables} if rest else ()
-        for variable, array in zip(variables, arrays, strict=True):
-            if id(variable) in of_metrics:
-                self._metrics.append((variable, array))
+        restored = list(zip(variables, arrays, strict=True))
+        self._metrics = [(v, array) for v, array in restored if id(v) in of_metrics]
+        for variable, array in restored:
             if variable.name not in self.override:  # the learning rate, unless it has a schedule
                 variable.assign(array)
         return int(step)
