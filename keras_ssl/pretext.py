@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import data, encoders, fitting, plotting
-from keras_ssl.training import configuration, distribute, loss_scale, optimizers, pipeline
+from keras_ssl.training import configuration, dataset_arguments, distribute, loss_scale, optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -179,7 +179,7 @@ class PretextModel(keras.Model):
         Warns:
             UserWarning: `images` has no random access, since `.take()`, `.map()` and the like drop it.
         """
-        pipeline.check(images, self, batch_size, epochs, first_epoch, seed, service)
+        dataset_arguments.check(images, self, batch_size, epochs, first_epoch, seed, service)
         return fitting.all_epochs(
             images, self, batch_size, epochs, first_epoch, shuffle, seed, service
         )
