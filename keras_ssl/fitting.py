@@ -1,11 +1,13 @@
 """What `PretextModel` does before and after Keras' fit and predict: datasets, checks, callbacks, resuming."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ssl.callbacks import Checkpoint, Finite, Relabel
-from keras_ssl.callbacks.checkpoint import Resumed
+from keras_ssl.callbacks.resumed import Resumed
 from keras_ssl.protocols import Relabels
 from keras_ssl.training import distribute, pipeline
 
@@ -19,8 +21,8 @@ def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, ser
 
     Returns:
         tf.data.Dataset of (x, y), of known length, with the attributes `steps_per_epoch`, `number`,
-        `batch_size`, `shuffle` and `seed`, and the function `from_step` that creates the batches from a
-        step on.
+        `batch_size`, `shuffle`, `seed` and `images`, and the function `from_step` that creates the batches
+        from a step on.
     """
 
     def from_step(step):
@@ -34,7 +36,7 @@ def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, ser
     batches = from_step(first_epoch * steps).apply(length)
     batches.steps_per_epoch, batches.from_step = steps, from_step
     batches.number, batches.batch_size = number, batch_size
-    batches.shuffle, batches.seed = shuffle, seed
+    batches.shuffle, batches.seed, batches.images = shuffle, seed, images
     return batches
 
 
@@ -93,7 +95,9 @@ def in_order(task, data, predicted):
 
 
 def complete_callbacks(task, callbacks):
-    """Adds the callback that stops on a non-finite loss, and finds the checkpoint callback.
+    """Adds the callback that stops on a non-finite loss, and moves the checkpoint callback behind the others.
+
+    It saves the states of the others, which must have seen the end of the epoch.
 
     Args:
         task: PretextModel.
@@ -114,9 +118,23 @@ def complete_callbacks(task, callbacks):
             "callbacks=[keras_ssl.callbacks.Relabel(images)] with the images of the dataset"
         )
     checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
+    if checkpoint is not None:
+        callbacks.remove(checkpoint)
+        checkpoint.callbacks = list(callbacks)
+        callbacks.append(checkpoint)
     if not any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks):
         callbacks.append(Finite(checkpoint))
     return callbacks, checkpoint
+
+
+@contextlib.contextmanager
+def released(checkpoint):
+    """Releases the folder of a `callbacks.Checkpoint`, or None, when `fit` ends in any way."""
+    try:
+        yield
+    finally:
+        if checkpoint is not None:
+            checkpoint.release()
 
 
 def check_epochs(dataset, epochs, initial_epoch, steps_per_execution):

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import data, encoders, fitting, plotting
-from keras_ssl.training import configuration, distribute, loss_scale, optimizers, pipeline
+from keras_ssl.training import configuration, dataset_arguments, distribute, loss_scale, optimizers
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -179,7 +179,7 @@ class PretextModel(keras.Model):
         Warns:
             UserWarning: `images` has no random access, since `.take()`, `.map()` and the like drop it.
         """
-        pipeline.check(images, self, batch_size, epochs, first_epoch, seed, service)
+        dataset_arguments.check(images, self, batch_size, epochs, first_epoch, seed, service)
         return fitting.all_epochs(
             images, self, batch_size, epochs, first_epoch, shuffle, seed, service
         )
@@ -227,20 +227,22 @@ class PretextModel(keras.Model):
         callbacks, checkpoint = fitting.complete_callbacks(self, callbacks)
         if isinstance(x, tf.data.Dataset):
             kwargs["shuffle"] = False  # already shuffled; Keras would warn
-        if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
-            steps_per_epoch = x.steps_per_epoch
-            fitting.check_epochs(x, epochs, initial_epoch, self.steps_per_execution)
-            if checkpoint is not None:
-                x, callbacks, initial_epoch = fitting.resume(
-                    self, x, callbacks, checkpoint, epochs, initial_epoch, verbose
-                )
-                if initial_epoch == epochs:
-                    return keras.callbacks.History()
-        x = fitting.per_worker(self, x)
-        kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
-        with distribute.lost_worker(self.distribute_strategy, checkpoint):
+        with (
+            distribute.lost_worker(self.distribute_strategy, checkpoint),
+            fitting.released(checkpoint),
+        ):
+            if hasattr(x, "steps_per_epoch") and steps_per_epoch is None:
+                steps_per_epoch = x.steps_per_epoch
+                fitting.check_epochs(x, epochs, initial_epoch, self.steps_per_execution)
+                if checkpoint is not None:
+                    x, callbacks, initial_epoch = fitting.resume(
+                        self, x, callbacks, checkpoint, epochs, initial_epoch, verbose
+                    )
+                    if initial_epoch == epochs:
+                        return keras.callbacks.History()
+            kwargs.update(initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch)
             return super().fit(
-                x, y, batch_size, epochs, verbose, callbacks, validation_split,
+                fitting.per_worker(self, x), y, batch_size, epochs, verbose, callbacks, validation_split,
                 fitting.per_worker(self, validation_data), *args, **kwargs,
             )  # fmt: skip
 

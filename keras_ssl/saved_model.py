@@ -66,8 +66,7 @@ def export(task, path, card=None):
         raise ValueError(f"card must be a dict, got {card!r}")
     task = _in_float32(task)
     path = Path(path)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    created = files.make_folder(path)
     _remove_old_drafts(path)
     # Servers ignore a name that is not a number, even if this process is killed and leaves it behind.
     draft = Path(tempfile.mkdtemp(prefix=".export-", dir=path))
@@ -82,13 +81,14 @@ def export(task, path, card=None):
         (extra / "encoder.json").write_text(task.encoder.to_json(indent=1))
         (extra / "card.json").write_text(json.dumps(_card(task, list(signatures), card), indent=1))
         (extra / CHECKSUMS).write_text(json.dumps(checksums(draft), indent=1))
-        draft.chmod(0o755)  # mkdtemp creates it with 0700, which would exclude the server's user
+        for folder in created:
+            folder.chmod(0o755)
         return str(_rename_to_next_version(draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         # A folder that is not empty stays: this export has succeeded, or another one.
         with contextlib.suppress(OSError):
-            for folder in missing:
+            for folder in created:
                 folder.rmdir()
 
 
@@ -136,16 +136,19 @@ def _remove_old_drafts(path):
 
 def _rename_to_next_version(draft, path):
     """Renames a draft to the next free version of the model and returns that directory."""
-    # So that a power failure leaves no version half-written.
     for written in (*draft.rglob("*"), draft):
-        files.sync(written)
+        # The server may run as another user, whatever this one's umask; mkdtemp excludes all others.
+        written.chmod(0o755 if written.is_dir() else 0o644)
+        files.sync(written)  # so that a power failure leaves no version half-written
+    number = max(zoo.versions(path), default=0) + 1
     while True:
-        version = path / str(max(zoo.versions(path), default=0) + 1)
+        version = path / str(number)
         try:
             os.rename(draft, version)
         except OSError:
-            if not version.exists():  # otherwise another export has just taken this number
+            if not os.path.lexists(version):
                 raise
+            number += 1  # a file has this name, or another export has just taken it
         else:
             files.sync(path)
             return version

@@ -151,6 +151,25 @@ def test_files_in_assets_extra(exported):
     assert (exported / "1").stat().st_mode & 0o055 == 0o055  # the server runs as another user
 
 
+def test_the_server_may_be_another_user_whatever_the_umask(tiny_task, tmp_path):
+    before = os.umask(0o077)
+    try:
+        version = Path(kssl.export(tiny_task, tmp_path / "models" / "m"))
+    finally:
+        os.umask(before)
+    for path in (version.parent.parent, version.parent, version, *version.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    assert len(list(version.rglob("*"))) >= 9
+
+
+def test_a_file_with_the_number_of_the_next_version(tiny_task, tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").write_text("no version")
+    (tmp_path / "3").symlink_to("nowhere")
+    assert kssl.export(tiny_task, tmp_path) == str(tmp_path / "4")
+    assert (tmp_path / "2").read_text() == "no version"
+
+
 def test_load_returns_a_trainable_encoder(exported, task, noise):
     for path in (exported, exported / "1"):
         encoder = kssl.load(path)
@@ -208,9 +227,10 @@ def test_a_version_is_on_the_disk_before_it_appears(tiny_task, tmp_path, monkeyp
     )
     version = Path(kssl.export(tiny_task, tmp_path / "model"))
     (before,) = renamed
-    draft = before[-1]
+    parent, *within, draft = before
+    assert parent == tmp_path  # in which the model's folder is new
     written = {path.relative_to(version) for path in version.rglob("*")}
-    assert {path.relative_to(draft) for path in before[:-1]} == written
+    assert {path.relative_to(draft) for path in within} == written
     assert synced[len(before) :] == [version.parent]
 
 

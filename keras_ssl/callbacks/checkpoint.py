@@ -1,7 +1,8 @@
 """Checkpoint and resume training."""
 
-import hashlib
+import contextlib
 import json
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ssl.files import complete
-from keras_ssl.training import configuration, distribute
+from keras_ssl import files
+from keras_ssl.callbacks import resumed, run_description
+from keras_ssl.training import distribute
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -20,22 +22,29 @@ class Checkpoint(keras.callbacks.Callback):
     checkpoint, training resumes from the newest one, also in the middle of an epoch, and ends with the
     weights of an uninterrupted run, bit for bit on a CPU. The state consists of the weights, the
     pseudo-labels and centroids, the slots of all optimizers, and the states of random generators and
-    metrics; the position in the data follows from the step.
+    metrics, and of callbacks that compare epochs (`Collapse`, `Relabel`, Keras' `EarlyStopping`,
+    `ReduceLROnPlateau` and `ModelCheckpoint`, and any with an attribute `checkpointed`, the names of
+    attributes that JSON can store). The position in the data follows from the step. `fit` calls this callback
+    after all others.
 
     A checkpoint is one file, `step-<number>.npz`, which appears only when it is complete. A damaged one is
-    skipped with a warning, in favor of the one before. With several workers only the chief writes, and it
-    sends the others what it reads.
+    skipped with a warning, in favor of the one before. While `fit` runs, no other process can use the folder.
+    With several workers only the chief reads, writes and locks it, and it sends the others what it reads.
 
     Args:
         directory: folder; created if it does not exist.
         every_epochs: int, save at the end of every `every_epochs`-th epoch, or None.
         every_steps: int, also save after every `every_steps`-th step, or None.
         keep: int, number of checkpoints to keep, the newest ones.
+        override: names of arguments that may have another value than in the training run before, which then
+            continues with the new value: those of the task and the optimizer, such as "learning_rate",
+            "seed", "shuffle" and "images".
 
     Raises:
-        ValueError: a number is below 1, or `directory` is a file. In `fit`: the checkpoint belongs to
-            another task, or one with other arguments, encoder or optimizer, or to another number of images,
-            batch size, shuffling or seed.
+        ValueError: a number is below 1, or `directory` is a file. In `fit`: another process uses the folder,
+            or the checkpoint belongs to another task, or one with other arguments, encoder or optimizer, or
+            to other images or another batch size, shuffling or seed. Schedules of the learning rate may
+            differ in length, so that a run can be continued for more epochs.
         FloatingPointError: in `fit`, the weights are no longer finite; they are not saved.
 
     Example:
@@ -43,7 +52,7 @@ class Checkpoint(keras.callbacks.Callback):
         >>> task.fit(task.dataset(images, 64, epochs=50), epochs=50, callbacks=[saved])  # doctest: +SKIP
     """
 
-    def __init__(self, directory, every_epochs=1, every_steps=None, keep=3):
+    def __init__(self, directory, every_epochs=1, every_steps=None, keep=3, override=()):
         super().__init__()
         for name, value in (
             ("every_epochs", every_epochs), ("every_steps", every_steps), ("keep", keep)
@@ -54,11 +63,15 @@ class Checkpoint(keras.callbacks.Callback):
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"directory must be a folder, {str(directory)!r} is a file")
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
+        self.override = (override,) if isinstance(override, str) else tuple(override)
+        self.callbacks = []  # of this `fit`, whose states are saved
         self.latest = None  # the newest valid checkpoint: (step, path)
         self.run = {}  # what a resumed run must have in common with this one
+        self._lock, self._locked = contextlib.ExitStack(), False
+        self._metrics, self._states = [], {}  # to restore when the first epoch begins
 
     def restore(self, task, dataset):
-        """Restores a task from the newest valid checkpoint.
+        """Restores a task from the newest valid checkpoint, and locks the directory until `release`.
 
         Args:
             task: PretextModel, compiled.
@@ -68,48 +81,93 @@ class Checkpoint(keras.callbacks.Callback):
             int, number of steps done; 0 without a checkpoint.
 
         Raises:
-            ValueError: the checkpoint belongs to another training run, or its step is not a multiple of
-                `steps_per_execution`.
+            ValueError: another process uses the directory, the checkpoint belongs to another training run, or
+                its step is not a multiple of `steps_per_execution`.
         """
         strategy = task.distribute_strategy
         with strategy.scope():
             # Creates all variables, also those of the metrics, which the first step would create.
             task._symbolic_build(data_batch=next(iter(dataset)))
-        self.run = _described_run(task, dataset)
-        chief = distribute.worker(strategy)[0] == 0
         variables = [*task.state(), *task.metrics_variables]
-        found = self._newest() if chief else None
-        problem = ""
-        if found:
-            step, path, arrays, meta = found
-            problem = _mismatch(task, self.run, variables, path, meta)
-            self.latest = (step, path)
+        found, problem, states = None, "", b""
+        if distribute.worker(strategy)[0] == 0:
+            try:
+                self._hold()
+                self.run = run_description.described(task, dataset, self.override)
+                found = self._newest()
+                if found:
+                    step, path, arrays, meta = found
+                    self._check(task, dataset.steps_per_epoch, variables, path, meta)
+                    self.latest = (step, path)
+                    states = json.dumps(meta.get("callbacks", {})).encode()
+            except ValueError as error:
+                problem = str(error)
         # Either all workers resume, or all stop.
-        state = np.array([step if found else 0, bool(problem)], np.int64)
-        step, refused = distribute.from_chief(strategy, [state])[0]
+        state = np.array([step if found else 0, bool(problem), len(states)], np.int64)
+        step, refused, length = distribute.from_chief(strategy, [state])[0]
         if refused:
-            raise ValueError(
-                problem or "the chief's checkpoint belongs to another training run: see its error"
-            )
+            raise ValueError(problem or "the chief cannot use the checkpoints: see its error")
         if not step:
             return 0
         if not found:
             arrays = [np.zeros(v.shape, np.dtype(v.dtype)) for v in variables]
-        arrays = distribute.from_chief(strategy, arrays)
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
-        # `fit` resets the metrics before the rest of the epoch.
-        of_metrics = {id(v) for v in task.metrics_variables}
-        self._metrics = [
-            (v, a) for v, a in zip(variables, arrays, strict=True) if id(v) in of_metrics
-        ]
+            states = bytes(length)
+        *arrays, states = distribute.from_chief(
+            strategy, [*arrays, np.frombuffer(states, np.uint8)]
+        )
+        self._states = json.loads(states.tobytes())
+        # `fit` resets the metrics before the rest of the epoch; a new epoch starts without those of the last.
+        rest = step % dataset.steps_per_epoch
+        of_metrics = {id(v) for v in task.metrics_variables} if rest else ()
+        restored = list(zip(variables, arrays, strict=True))
+        self._metrics = [(v, array) for v, array in restored if id(v) in of_metrics]
+        for variable, array in restored:
+            if variable.name not in self.override:  # the learning rate, unless it has a schedule
+                variable.assign(array)
         return int(step)
+
+    def _check(self, task, steps_per_epoch, variables, path, meta):
+        """Raises ValueError if a checkpoint does not fit the task and its data."""
+        name = type(task).__name__
+        if meta["task"] != name:
+            raise ValueError(
+                f"{path} belongs to a training run of {meta['task']}, not of {name}: give another directory"
+            )
+        self.run = run_description.check(self.run, meta, path, self.override)
+        if meta["variables"] != _shapes(variables):
+            raise ValueError(
+                f"{path} belongs to a {name} with another encoder or optimizer: give those of that training "
+                "run, or another directory"
+            )
+        if meta["steps_per_epoch"] != steps_per_epoch:
+            raise ValueError(
+                f"{path} belongs to a training run with {meta['steps_per_epoch']} steps per epoch, this one "
+                f"has {steps_per_epoch}: give the same images and batch size, or another directory"
+            )
+        if meta["step"] % steps_per_epoch % task.steps_per_execution:
+            raise ValueError(
+                f"{path} cannot be resumed with steps_per_execution {task.steps_per_execution}: give that of "
+                "the training run before"
+            )
+
+    def _hold(self):
+        """Creates and locks the directory."""
+        if not self._locked:
+            files.make_folder(self.directory)
+            subject = f"directory {str(self.directory)!r}"
+            self._lock.enter_context(files.locked(self.directory / ".lock", subject))
+            self._locked = True
+
+    def release(self):
+        """Lets other processes use the directory; `fit` calls it at its end."""
+        self._lock.close()
+        self._locked = False
 
     def _newest(self):
         """Reads (step, path, arrays, meta) of the newest valid checkpoint, or None."""
         for leftover in self.directory.glob(".new-step-*"):  # of a run that was killed
             leftover.unlink()
-        for path in sorted(self.directory.glob("step-*.npz"), reverse=True):
+        for _, path in reversed(saved_in(self.directory)):
             try:
                 with zipfile.ZipFile(path) as file:
                     if file.testzip() is not None:
@@ -118,9 +176,10 @@ class Checkpoint(keras.callbacks.Callback):
                     meta = json.loads(file["meta"].tobytes())
                     arrays = [file[f"{i:05d}"] for i in range(len(meta["variables"]))]
                 return meta["step"], path, arrays, meta
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except Exception as error:  # which one depends on the byte that is wrong
+                reason = str(error) or type(error).__name__
                 warnings.warn(
-                    f"checkpoint {path} is damaged ({error}): going back to the one before",
+                    f"checkpoint {path} is damaged ({reason}): going back to the one before",
                     stacklevel=2,
                 )
         return None
@@ -129,13 +188,14 @@ class Checkpoint(keras.callbacks.Callback):
         self.epoch, self.due = None, False
         self.chief = distribute.worker(self.model.distribute_strategy)[0] == 0
         if self.chief:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._hold()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.epoch is None:
-            for variable, array in getattr(self, "_metrics", []):
+            for variable, array in self._metrics:
                 variable.assign(array)
-            self._metrics = []
+            resumed.set_states(self.callbacks, self._states)
+            self._metrics, self._states = [], {}
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
@@ -174,18 +234,23 @@ class Checkpoint(keras.callbacks.Callback):
                     f"smaller learning rate{self.last_good()}"
                 )
         meta = {
+            **self.run,
             "step": step,
             "steps_per_epoch": self.params["steps"],
             "task": type(self.model).__name__,
-            **self.run,
-            "variables": _described(variables),
+            "variables": _shapes(variables),
+            "callbacks": resumed.states(self.callbacks),
         }
         path = self.directory / f"step-{step:09d}.npz"
-        encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        with complete(path) as draft:
+        # Some states of callbacks are NumPy's numbers.
+        encoded = np.frombuffer(json.dumps(meta, default=lambda v: v.item()).encode(), np.uint8)
+        with files.complete(path) as draft:
             np.savez(draft, meta=encoded, **{f"{i:05d}": a for i, a in enumerate(arrays)})
         self.latest = (step, path)
-        for old in sorted(self.directory.glob("step-*.npz"))[: -self.keep]:
+        saved = saved_in(self.directory)
+        # Those of later steps are damaged: this run would have resumed from them.
+        late = [other for number, other in saved if number > step]
+        for old in late + [other for number, other in saved if number <= step][: -self.keep]:
             old.unlink()
 
     def last_good(self):
@@ -193,108 +258,22 @@ class Checkpoint(keras.callbacks.Callback):
         return f"; the last good checkpoint is {self.latest[1]}" if self.latest else ""
 
 
-def _described_run(task, dataset):
-    """Returns what a resumed run must have in common with the one before, as JSON keeps it."""
-    arguments = {
-        name: hashlib.sha256(
-            json.dumps(_without_names(keras.saving.serialize_keras_object(value))).encode()
-        ).hexdigest()
-        for name, value in configuration.arguments_of(task).items()
-        # The layers of equal networks have different names, so their variables are compared instead.
-        if name not in task.networks
-    }
-    return {
-        "steps_per_epoch": dataset.steps_per_epoch,
-        "arguments": arguments,
-        "number of images": dataset.number,
-        "batch_size": dataset.batch_size,
-        "shuffle": bool(dataset.shuffle),
-        "seed": int(dataset.seed),
-    }
-
-
-def _without_names(config):
-    """Removes what differs between two equal layers of one process."""
-    if isinstance(config, dict):
-        kept = {k: v for k, v in config.items() if k not in ("name", "shared_object_id")}
-        return {key: _without_names(value) for key, value in kept.items()}
-    return list(map(_without_names, config)) if isinstance(config, list | tuple) else config
-
-
-def _mismatch(task, run, variables, path, meta):
-    """Returns why a checkpoint does not fit a training run, or an empty string."""
-    name, steps_per_epoch = type(task).__name__, run["steps_per_epoch"]
-    if meta["task"] != name:
-        return f"{path} belongs to a training run of {meta['task']}, not of {name}: give another directory"
-    saved = meta.get("arguments", run["arguments"])  # older checkpoints have none
-    other = [key for key, digest in run["arguments"].items() if saved.get(key, digest) != digest]
-    if other:
-        return (
-            f"{path} belongs to a {name} with another value of {', '.join(other)}: give the arguments of "
-            "that training run, or another directory"
-        )
-    if meta["variables"] != _described(variables):
-        return (
-            f"{path} belongs to a {name} with another encoder or optimizer: give those of that training run, "
-            "or another directory"
-        )
-    if meta["steps_per_epoch"] != steps_per_epoch:
-        return (
-            f"{path} belongs to a training run with {meta['steps_per_epoch']} steps per epoch, this one has "
-            f"{steps_per_epoch}: give the same images and batch size, or another directory"
-        )
-    for key in ("number of images", "batch_size", "shuffle", "seed"):
-        if meta.get(key, run[key]) != run[key]:
-            return (
-                f"{path} belongs to a training run with {key} {meta[key]}, this one has {run[key]}: give the "
-                "same images and arguments of dataset, or another directory"
-            )
-    if meta["step"] % steps_per_epoch % task.steps_per_execution:
-        return (
-            f"{path} cannot be resumed with steps_per_execution {task.steps_per_execution}: give that of the "
-            "training run before"
-        )
-    return ""
-
-
-def _described(variables):
+def _shapes(variables):
     return [[list(v.shape), v.dtype] for v in variables]
 
 
-class Resumed(keras.callbacks.CallbackList):
-    """Callbacks of a training run that is resumed in the middle of an epoch.
+def saved_in(directory):
+    """Lists the checkpoints in a folder.
 
-    Keras always counts the steps of an epoch from 0. The steps before the checkpoint are not run again, and
-    the callbacks are not called for them.
+    Args:
+        directory: str or pathlib.Path of the folder, which may not exist.
+
+    Returns:
+        sorted list of (step, pathlib.Path).
+
+    Example:
+        >>> saved_in("no_such_folder")
+        []
     """
-
-    def __init__(self, task, callbacks, step, epochs, steps, verbose):
-        super().__init__(
-            callbacks, add_history=True, add_progbar=verbose != 0, model=task, verbose=verbose,
-            epochs=epochs, steps=steps,
-        )  # fmt: skip
-        self.first_epoch, self.first = divmod(step, steps)
-        task.make_train_function()
-        function, left = task.train_function, self.first // task.steps_per_execution
-
-        def train_function(iterator):
-            nonlocal left
-            if left:
-                left -= 1
-                return {}
-            task.train_function = function
-            return function(iterator)
-
-        task.train_function = train_function
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.done = self.first if epoch == self.first_epoch else 0
-        super().on_epoch_begin(epoch, logs)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch >= self.done:
-            super().on_train_batch_begin(batch, logs)
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch >= self.done:
-            super().on_train_batch_end(batch, logs)
+    found = ((re.fullmatch(r"step-(\d+)\.npz", p.name), p) for p in Path(directory).glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)

@@ -24,8 +24,8 @@ class Collapse(keras.callbacks.Callback):
         number: int, images in the sample: evenly spaced ones, or the first ones of a dataset without random
             access. All images if there are fewer.
         every: int, measure at the end of every `every`-th epoch.
-        min_std: float, warn if `feature_std` falls below this fraction of its value at the start of `fit`,
-            where the weights are untrained or, in a resumed run, those of the checkpoint.
+        min_std: float, warn if `feature_std` falls below this fraction of its value at the start of the
+            training run, which a resumed run has from its `Checkpoint`.
         min_rank: float, likewise for `effective_rank`.
 
     Raises:
@@ -40,6 +40,8 @@ class Collapse(keras.callbacks.Callback):
         >>> history = task.fit(dataset, callbacks=[monitor]).history            # doctest: +SKIP
         >>> history["effective_rank"]                                           # doctest: +SKIP
     """
+
+    checkpointed = ("before", "warned")
 
     def __init__(self, images, number=256, every=1, min_std=0.4, min_rank=0.3):
         super().__init__()
@@ -56,7 +58,7 @@ class Collapse(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.sample = Sample(self.model, self.images, self.number)
         features = self.sample.features()
-        self.before, self.warned = (feature_std(features), effective_rank(features)), set()
+        self.before, self.warned = (feature_std(features), effective_rank(features)), []
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every:
@@ -73,7 +75,7 @@ class Collapse(keras.callbacks.Callback):
         else:
             return
         if what not in self.warned:
-            self.warned.add(what)
+            self.warned.append(what)
             warnings.warn(
                 f"features collapsed: after epoch {epoch + 1} {what} (feature_std {std:.2g}, before training "
                 f"{std_before:.2g}; effective_rank {rank:.1f}, before training {rank_before:.1f}): try a "

@@ -46,6 +46,8 @@ class Relabel(keras.callbacks.Callback):
         ['accuracy', 'clusters', 'largest', 'loss', 'smallest']
     """
 
+    checkpointed = ("metrics",)  # between two relabelings those of the last one are logged
+
     def __init__(self, images, when=1, teacher=None, batch_size=256, verbose="auto"):
         super().__init__()
         schedule = isinstance(when, tuple) and len(when) == 2 and when[0] in ("linear", "quadratic")

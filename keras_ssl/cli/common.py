@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import re
 import socket
@@ -112,6 +113,25 @@ def check_folder(option, path):
 def _check_writable(option, folder):
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{option}: the folder {str(folder)!r} is not writable: give another")
+
+
+def is_chief(strategy):
+    """Returns whether this process is the worker that writes files, according to the environment.
+
+    Args:
+        strategy: str, the option `--strategy`.
+    """
+    if strategy == "mirrored":
+        return True
+    described = os.environ.get("TF_CONFIG")
+    if not described:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    try:
+        config = json.loads(described)
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        return index == 0 and kind == ("chief" if config["cluster"].get("chief") else "worker")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True  # `distribute.strategy` raises the error
 
 
 def check_model(path):

@@ -1,7 +1,6 @@
 """`keras-ssl pretrain`: trains an encoder on a pretext task."""
 
 import itertools
-import json
 import os
 import sys
 import types
@@ -71,6 +70,10 @@ _file_options = common.options(
         "--checkpoint-every", type=POSITIVE, metavar="STEPS", help="Save after so many steps too."
     ),
     click.option(
+        "--override", multiple=True, metavar="NAME",
+        help="Resume although this argument has a new value, such as learning_rate.",
+    ),
+    click.option(
         "--tensorboard", metavar="DIR", help="Write scalars, images and features there."
     ),
     click.option("--log", metavar="FILE", help="Write the metrics of each epoch to this CSV file."),
@@ -115,8 +118,10 @@ def check(options):
     common.check_data(options.data)
     if options.checkpoint_every and not options.checkpoint:
         raise ValueError("--checkpoint-every needs --checkpoint, the folder to save in")
+    if options.override and not options.checkpoint:
+        raise ValueError("--override needs --checkpoint, the folder to resume from")
     blocks_per_stage(options)
-    if is_chief(options.strategy) and not may_replace(options):
+    if common.is_chief(options.strategy) and not may_replace(options):
         raise ValueError(
             f"{str(path)!r} exists already: give another --out, or --overwrite to replace it"
         )
@@ -151,25 +156,6 @@ def may_replace(options):
     return owned.is_file() and owned.read_text() == relative(
         output_path(options), options.checkpoint
     )
-
-
-def is_chief(strategy):
-    """Returns whether this process is the worker that writes files, according to the environment.
-
-    Args:
-        strategy: str, the option `--strategy`.
-    """
-    if strategy == "mirrored":
-        return True
-    described = os.environ.get("TF_CONFIG")
-    if not described:
-        return os.environ.get("SLURM_PROCID", "0") == "0"
-    try:
-        config = json.loads(described)
-        kind, index = config["task"]["type"], int(config["task"]["index"])
-        return index == 0 and kind == ("chief" if config["cluster"].get("chief") else "worker")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return True  # `distribute.strategy` raises the error
 
 
 def run(options):
@@ -251,9 +237,9 @@ def announce(options, devices, task, images, training):
         f"{task.encoder.count_params():,} parameters",
         f"checkpoints in {options.checkpoint}" if options.checkpoint else "no checkpoints",
     ]
-    saved = sorted(Path(options.checkpoint).glob("step-*.npz")) if options.checkpoint else []
+    saved = kssl.callbacks.checkpoint.saved_in(options.checkpoint) if options.checkpoint else []
     if saved:
-        parts.append(f"resuming from step {int(saved[-1].stem[len('step-') :])}")
+        parts.append(f"resuming from step {saved[-1][0]}")
     click.echo(f"{options.task} on {options.data}: {', '.join(parts)}")
 
 
@@ -272,8 +258,11 @@ def callbacks(options, task, images, chief):
             watching.append(kssl.callbacks.CSVLog(options.log))
         watching.append(kssl.callbacks.Progress(int(images.cardinality())))
     if options.checkpoint:
-        every = options.checkpoint_every
-        watching.append(kssl.callbacks.Checkpoint(options.checkpoint, every_steps=every))
+        watching.append(
+            kssl.callbacks.Checkpoint(
+                options.checkpoint, every_steps=options.checkpoint_every, override=options.override
+            )
+        )
     return watching
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 import keras_ssl as kssl
-from keras_ssl import plotting
+from keras_ssl import files, plotting
 from keras_ssl.cli import common
 
 EPOCHS = 15
@@ -180,7 +180,8 @@ def _draw(path, task, train, test, history, served):
 
     title = "nearest neighbors by cosine similarity of the served features"
     plotting.grid(_neighbors(test, served), right, title)
-    figure.savefig(path)
+    with files.complete(path) as draft:
+        figure.savefig(draft)
 
 
 def _neighbors(test, served):

@@ -1,7 +1,12 @@
 """Datasets with random access: any row can be loaded by its index."""
 
+import hashlib
+import os
+
 import numpy as np
 import tensorflow as tf
+
+FINGERPRINT_ROWS = 100
 
 
 def random_access(columns, load=None):
@@ -73,6 +78,48 @@ def subset(dataset, rows):
     if hasattr(dataset, "class_names"):
         part.class_names = dataset.class_names
     return part
+
+
+def fingerprint(dataset):
+    """Computes a digest of a sample of a dataset, by which another one of the same length is noticed.
+
+    The columns from which the images are loaded are compared, without the label: pixels, or the names and
+    sizes of files, which may be in another folder.
+
+    Args:
+        dataset: tf.data.Dataset of known length.
+
+    Returns:
+        str; None without random access.
+
+    Example:
+        >>> fingerprint(random_access({"id": tf.range(3, dtype=tf.int64)}))
+        'sha256:3d9b8a3d'
+    """
+    if not hasattr(dataset, "columns"):
+        return None
+    number = int(dataset.cardinality())
+    rows = np.unique(np.linspace(0, number - 1, FINGERPRINT_ROWS).astype(np.int64))
+    digest = hashlib.sha256()
+    for name, column in sorted(dataset.columns.items()):
+        # Floats that are computed, such as descriptors, may differ between machines.
+        if name == "label" or (column.dtype.is_floating and name != "image"):
+            continue
+        values = tf.gather(column, rows).numpy()
+        if name == "path":
+            values = np.array([b"%s %d" % (os.path.basename(p), _size(p)) for p in values], object)
+        digest.update(name.encode())
+        strings = values.dtype == object
+        digest.update(b"\0".join(values.ravel()) if strings else values.tobytes())
+    return f"sha256:{digest.hexdigest()[:8]}"
+
+
+def _size(path):
+    """Returns the size of a file in bytes, or -1 if it cannot be read."""
+    try:
+        return tf.io.gfile.stat(path).length
+    except tf.errors.OpError:
+        return -1
 
 
 def _indices(rows, number, increasing):

@@ -12,7 +12,7 @@ from keras_ssl.data import schema
 from keras_ssl.data.columns import random_access, subset
 from keras_ssl.data.folder import height_and_width
 from keras_ssl.data.records import index, read, record_files
-from keras_ssl.files import complete
+from keras_ssl.files import complete, locked, make_folder
 from keras_ssl.ops import decode
 from keras_ssl.ops import images as pixels
 
@@ -39,7 +39,8 @@ def to_tfrecord(images, path, shards=None, verbose=1):
 
     Raises:
         ValueError: `images` is not such a dataset or contains an unreadable image, `shards` is not in
-            1..number of images, or `path` is a file or contains other TFRecord files.
+            1..number of images, or `path` is a file, contains other TFRecord files or is being written by
+            another process.
 
     Example:
         >>> import os, tempfile, keras_ssl as kssl
@@ -58,20 +59,21 @@ def to_tfrecord(images, path, shards=None, verbose=1):
         raise ValueError(f"path {str(path)!r} holds other TFRecord files: give an empty folder")
     shards = _number_of_shards(images, shards, manifest)
     files = [str(folder / name) for name in schema.shard_names(shards)]
-    ranges = {
-        file: range(shard * number // shards, (shard + 1) * number // shards)
-        for shard, file in enumerate(files)
-        if not Path(file).exists()
-    }
-    if manifest:
-        _check_same_dataset(images, manifest, shards, path, files[0])
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        with complete(folder / schema.MANIFEST) as draft:
-            Path(draft).write_text(json.dumps(_manifest_of(images, shards), indent=1))
-    for leftover in folder.glob(".new-pictures*"):  # of a run that was killed
-        leftover.unlink()
-    _write(images, ranges, verbose)
+    make_folder(folder)
+    with locked(folder / ".lock", f"path {str(path)!r}"):
+        if manifest := schema.read_manifest(folder):
+            _check_same_dataset(images, manifest, shards, path, files[0])
+        else:
+            with complete(folder / schema.MANIFEST) as draft:
+                Path(draft).write_text(json.dumps(_manifest_of(images, shards), indent=1))
+        for leftover in folder.glob(".new-pictures*"):  # of a run that was killed
+            leftover.unlink()
+        ranges = {
+            file: range(shard * number // shards, (shard + 1) * number // shards)
+            for shard, file in enumerate(files)
+            if not Path(file).exists()
+        }
+        _write(images, ranges, verbose)
     return files
 
 

@@ -5,7 +5,6 @@ import warnings
 import tensorflow as tf
 
 from keras_ssl import files
-from keras_ssl.arguments import check_integer
 from keras_ssl.data import service
 from keras_ssl.training import distribute
 
@@ -66,15 +65,11 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
         return data.map(lambda batch: labeled(batch, epoch_seed), tf.data.AUTOTUNE)
 
     def one_step(step):
-        epoch = step // steps
-        positions = step % steps * batch_size + tf.range(index, batch_size, workers, tf.int64)
-        epoch_seed, order_seed = derive_seeds(seed, epoch)
-        rows = order(positions[positions < number], number, order_seed, shuffle)
-        return _load_batch(images, rows).map(
-            lambda batch: (
-                tf.size(batch["id"]) == tf.size(rows),
-                *labeled(batch, epoch_seed),
-            )
+        epoch_seed, order_seed = derive_seeds(seed, step // steps)
+        parts = (index, workers, batch_size // workers)
+        loaded = _load_step(images, number, order_seed, shuffle, step % steps, parts)
+        return loaded.map(
+            lambda missing, batch: (tf.size(missing) == 0, *labeled(batch, epoch_seed))
         )
 
     if address is None:
@@ -82,81 +77,6 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     else:
         data = service.served(one_step, first_step, steps * epochs, address)
     return data.prefetch(tf.data.AUTOTUNE)
-
-
-# Readers that provide a column, for the error message; `from_array` takes any other column.
-READERS = {
-    "label": "from_folder with one folder per class, or from_array(..., labels)",
-    "image": "the readers in keras_ssl.data",
-}
-
-
-def check(images, task, batch_size, epochs, first_epoch, seed, address):
-    """Validates the arguments of `PretextModel.dataset`.
-
-    Args:
-        images: tf.data.Dataset.
-        task: PretextModel.
-        batch_size, epochs, first_epoch, seed: int.
-        address: str, of a tf.data service, or None.
-
-    Raises:
-        ValueError: an argument is invalid, or does not fit the others.
-
-    Warns:
-        UserWarning: `images` has no random access.
-    """
-    _check_columns(images, task)
-    number = int(images.cardinality())
-    if number <= 0:
-        raise ValueError(
-            "images must have a known length of at least 1, got cardinality "
-            f"{number}; use a reader of keras_ssl.data, or tf.data.experimental.assert_cardinality"
-        )
-    check_integer("batch_size", batch_size, minimum=1)
-    for name, value in (("epochs", epochs), ("first_epoch", first_epoch), ("seed", seed)):
-        check_integer(name, value)
-    replicas = task.distribute_strategy.num_replicas_in_sync
-    # Keras builds the model from a batch that is split evenly among the replicas, and TensorFlow's
-    # convolutions return wrong shapes for a replica without an image.
-    if min(batch_size, number) % replicas or 0 < number % batch_size < replicas:
-        raise ValueError(
-            f"batch_size {batch_size} cannot split {number} images among {replicas} replicas: "
-            f"the first batch must be a multiple of {replicas}, the last have at least that many"
-        )
-    if not 0 <= first_epoch < epochs:
-        raise ValueError(f"first_epoch must be in 0..epochs-1, got {first_epoch} of {epochs}")
-    if address is not None:
-        service.check(address, images)
-    elif not hasattr(images, "columns"):
-        warnings.warn(
-            "images have no random access, which tf.data's .take(), .map() and the like drop: they are "
-            "read sequentially and shuffled in a buffer; keras_ssl.data.subset keeps random access, "
-            "keras_ssl.data.to_tfrecord gives it to any dataset",
-            stacklevel=3,
-        )
-
-
-def _check_columns(images, task):
-    spec = getattr(images, "element_spec", f"a {type(images).__name__}")
-    if not isinstance(spec, dict) or "id" not in spec:
-        raise ValueError(
-            "images must be a tf.data.Dataset of dicts with `image` and `id`, such as "
-            f"keras_ssl.data.from_array(images), got {spec}"
-        )
-    for name in task.needs:
-        if name not in spec:
-            reader = READERS.get(name, f"keras_ssl.data.from_array(images, {name}={name})")
-            raise ValueError(
-                f"images must yield dicts with `{name}`, which {type(task).__name__} needs, got "
-                f"{', '.join(spec)}: use {reader}"
-            )
-        expected = tf.TensorShape(task.encoder.input_shape[1:])
-        # The last three axes of frames (T, H, W, C) are those of an image.
-        if name in ("image", "frames") and not expected.is_compatible_with(spec[name].shape[-3:]):
-            raise ValueError(
-                f"`{name}` has the shape {spec[name].shape}, but the encoder takes {expected}"
-            )
 
 
 def derive_seeds(seed, epoch):
@@ -219,35 +139,61 @@ def _buffered_batches(images, number, seed, shuffle, skipped, parts):
 
 def _random_access_batches(images, number, seed, shuffle, skipped, parts):
     """Creates the batches of an epoch with random access, which loads only this worker's images."""
-    index, workers, size = parts
-    own = len(range(index, number, workers))  # images of this worker per epoch
-
-    def rows(k):
-        return order(index + workers * (k % own), number, seed, shuffle)
-
+    size, own = parts[2], _own(number, parts)
     if images.load_row is None:
         positions = tf.data.Dataset.range(skipped * size, own).batch(size)
-        return positions.map(lambda k: _take_rows(images, rows(k)), tf.data.AUTOTUNE)
+        return positions.map(
+            lambda k: _take_rows(images, _rows(k, number, seed, shuffle, parts)), tf.data.AUTOTUNE
+        )
+
+    def load(step):
+        return _load_step(images, number, seed, shuffle, step, parts)
+
+    def counted(missing, batch):
+        def report():
+            rows = _rows(missing, number, seed, shuffle, parts)
+            return tf.numpy_function(lambda r: _warn(images, r), [rows], tf.int64)
+
+        none = tf.size(missing) == 0
+        with tf.control_dependencies([tf.cond(none, lambda: tf.constant(0, tf.int64), report)]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    steps = tf.data.Dataset.range(skipped, -(-own // size))
+    return steps.interleave(load, cycle_length=2, num_parallel_calls=2).map(counted)
+
+
+def _load_step(images, number, seed, shuffle, step, parts):
+    """Creates a dataset of (missing, batch): this worker's batch of a step, and its images that fail to load.
+
+    These are replaced by the next images of the epoch that can be loaded, which depends on the step only.
+    They are numbered among the images of this worker in the epoch.
+    """
+    size, own = parts[2], _own(number, parts)
+    start, stop = step * size, tf.minimum((step + 1) * size, own)
 
     def load(k):
-        return k, images.load_row(_take_rows(images, rows(k[None])[0]))
+        row = _take_rows(images, _rows(k[None], number, seed, shuffle, parts)[0])
+        return k, row if images.load_row is None else images.load_row(row)
 
-    # A second pass replaces the images that could not be loaded in the first.
-    positions = tf.data.Dataset.range(skipped * size, 2 * own)
-    data = positions.map(load, tf.data.AUTOTUNE).ignore_errors().take(own - skipped * size)
+    def missing(found, batch):
+        return tf.sets.difference([tf.range(start, stop)], [found]).values, batch
 
-    def count(expected, element):
-        found, batch = element
+    wanted = tf.data.Dataset.range(start, stop).map(load, tf.data.AUTOTUNE)
+    others = tf.data.Dataset.range(stop, stop + own).map(load)  # loaded only if some are missing
+    data = wanted.ignore_errors().concatenate(others.ignore_errors()).take(stop - start)
+    return data.batch(size).map(missing)
 
-        def report():
-            missing = tf.sets.difference([tf.range(expected, found[-1])], [found]).values
-            return tf.numpy_function(lambda r: _warn(images, r), [rows(missing)], tf.int64)
 
-        complete = found[-1] - expected + 1 == tf.cast(tf.size(found), tf.int64)
-        with tf.control_dependencies([tf.cond(complete, lambda: tf.constant(0, tf.int64), report)]):
-            return found[-1] + 1, tf.nest.map_structure(tf.identity, batch)
+def _own(number, parts):
+    """Returns how many images of an epoch a worker has."""
+    index, workers, _ = parts
+    return len(range(index, number, workers))
 
-    return data.batch(size).scan(skipped * size, count)
+
+def _rows(k, number, seed, shuffle, parts):
+    """Computes the rows of the k-th images of a worker in an epoch; the epoch begins again at its end."""
+    index, workers, _ = parts
+    return order(index + workers * (k % _own(number, parts)), number, seed, shuffle)
 
 
 def shard(images, worker):
@@ -271,14 +217,6 @@ def shard(images, worker):
 
 def _take_rows(images, rows):
     return {name: tf.gather(column, rows) for name, column in images.columns.items()}
-
-
-def _load_batch(images, rows):
-    """Creates a dataset of one batch with the given rows, without those that cannot be loaded."""
-    if images.load_row is None:
-        return tf.data.Dataset.from_tensors(_take_rows(images, rows))
-    rows = tf.data.Dataset.from_tensor_slices(_take_rows(images, rows))
-    return rows.map(images.load_row, tf.data.AUTOTUNE).ignore_errors().batch(2**31)
 
 
 def _warn(images, rows):

@@ -12,6 +12,7 @@ import pytest
 
 import keras_ssl as kssl
 from keras_ssl.callbacks import Checkpoint
+from keras_ssl.training import optimizers
 
 ROOT = Path(__file__).parents[2]
 STEPS, EPOCHS = 5, 3
@@ -78,7 +79,7 @@ def interrupted(images, tmp_path_factory):
     return copy
 
 
-@pytest.mark.parametrize("after", [3, 5, 7])
+@pytest.mark.parametrize("after", [3, 5, 6, 7])
 def test_resumes_in_the_middle_of_an_epoch(after, images, whole, interrupted, tmp_path):
     interrupted(tmp_path, after)
     task, seen = make(), []
@@ -89,7 +90,7 @@ def test_resumes_in_the_middle_of_an_epoch(after, images, whole, interrupted, tm
     )
     history = fit(task, images, note, Checkpoint(tmp_path, every_steps=2))
     assert same(task, whole[1])
-    first = after // 2 * 2
+    first = {3: 2, 5: 4, 6: 5, 7: 6}[after]
     assert seen[0] == first % STEPS  # the callbacks see no step twice
     assert len(seen) == 2 * (STEPS * EPOCHS - first)
     for name, values in history.items():  # the means of the interrupted epoch too
@@ -136,21 +137,33 @@ def test_a_damaged_newest_checkpoint_is_skipped(damage, images, whole, interrupt
 def test_checkpoints_of_other_runs(images, interrupted, tmp_path):
     interrupted(tmp_path, 5)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    for task in (make(width=2), make(optimizer="sgd")):
-        with pytest.raises(
-            ValueError, match="step-000000004.npz belongs to a Rotation with another encoder or"
-        ):
-            fit(task, images, Checkpoint(tmp_path))
-    with pytest.raises(ValueError, match="training run with 5 steps per epoch, this one has 10"):
-        fit(make(), images, Checkpoint(tmp_path), batch=4)
+    with pytest.raises(
+        ValueError, match="step-000000004.npz belongs to a Rotation with another encoder or"
+    ):
+        fit(make(width=2), images, Checkpoint(tmp_path))
     for arguments, words in (
-        ({"seed": 2}, "seed 1, this one has 2"),
-        ({"shuffle": False}, "shuffle True, this one has False"),
+        (
+            {"seed": 2},
+            r"seed 1, this one has 2: give that value, .* or override=\['seed'\] \(--over",
+        ),
+        ({"shuffle": False}, r"shuffle True, this one has False: .* override=\['shuffle'\]"),
+        ({"batch": 4}, "batch_size 8, this one has 4: give that value, or another directory$"),
         ({"images": kssl.data.subset(images, range(38))}, "number of images 40, this one has 38"),
         ({"images": kssl.data.subset(images, range(35)), "batch": 7}, "number of images 40"),
+        ({"images": kssl.data.subset(images, range(39, -1, -1))}, "images sha256:.*, this one has"),
+        ({"task": make(optimizer="sgd")}, "optimizer Adam, this one has SGD: give .* directory$"),
+        (
+            {"task": make(optimizer=keras.optimizers.Adam(0.5))},
+            r"learning_rate 0.001\d*, this one has 0.5: .* override=\['learning_rate'\]",
+        ),
+        (
+            {"task": make(optimizer=keras.optimizers.Adam(0.001, weight_decay=1e-3))},
+            "weight_decay None, this one has 0.001: ",
+        ),
     ):
+        task = arguments.pop("task", None) or make()
         with pytest.raises(ValueError, match=f"belongs to a training run with {words}"):
-            fit(make(), arguments.pop("images", images), Checkpoint(tmp_path), **arguments)
+            fit(task, arguments.pop("images", images), Checkpoint(tmp_path), **arguments)
     with pytest.raises(ValueError, match="cannot be resumed with steps_per_execution 5"):
         fit(make(execution=5), images, Checkpoint(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -173,10 +186,51 @@ def test_checkpoints_of_other_tasks(images, tmp_path):
     ):
         fit(puzzle(kssl.tasks.JigsawPlus), images, Checkpoint(tmp_path))
     with pytest.raises(
-        ValueError, match="belongs to a Jigsaw with another value of gray: give the arguments"
+        ValueError,
+        match=r"belongs to a training run with gray \S+, this one has 0.1: give that value",
     ):
         fit(puzzle(kssl.tasks.Jigsaw, gray=0.1), images, Checkpoint(tmp_path))
     assert fit(puzzle(kssl.tasks.Jigsaw), images, Checkpoint(tmp_path))  # other names of layers
+
+
+def test_overridden_arguments(images, interrupted, tmp_path):
+    interrupted(tmp_path, 5)
+
+    def slower():
+        return make(optimizer=keras.optimizers.Adam(1e-5))
+
+    with pytest.raises(ValueError, match="override must name some of shuffle, .*, got 'rate'"):
+        fit(slower(), images, Checkpoint(tmp_path, override=["rate"]))
+    task = slower()
+    fit(task, images, Checkpoint(tmp_path, override="learning_rate"))
+    assert float(task.optimizer.learning_rate) == pytest.approx(1e-5)
+    assert int(task.optimizer.iterations) == STEPS * EPOCHS
+    # From here on the new value is that of the run.
+    assert fit(slower(), images, Checkpoint(tmp_path)) == {}
+    with pytest.raises(ValueError, match="learning_rate .*e-0[56], this one has 0.001"):
+        fit(make(), images, Checkpoint(tmp_path))
+
+
+def test_a_schedule_may_be_longer_but_not_higher(images, tmp_path):
+    def scheduled(peak, epochs):
+        return make(optimizer=optimizers.adam_cosine(peak, STEPS * epochs))
+
+    assert fit(scheduled(0.1, 1), images, Checkpoint(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"learning_rate CosineDecay\(.*warmup_target=0.1.*, this .*target=0.2"
+    ):
+        fit(scheduled(0.2, 1), images, Checkpoint(tmp_path))
+    assert fit(scheduled(0.1, 2), images, Checkpoint(tmp_path)) == {}
+
+
+def test_a_learning_rate_that_a_callback_changes_is_no_other_one(images, tmp_path):
+    task = make()
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, images, halve, Checkpoint(tmp_path), Stop(7))
+    fit(task, images, halve, Checkpoint(tmp_path), Stop(-1))  # the task as it is
+    assert fit(make(), images, Checkpoint(tmp_path)) == {}  # and compiled again
+    assert float(task.optimizer.learning_rate) == pytest.approx(1e-3 / 2**EPOCHS)
 
 
 def test_several_steps_at_once(images, whole, tmp_path):

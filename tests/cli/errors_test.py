@@ -52,6 +52,10 @@ WRONG = {
         ("pretrain", "rotation", "--checkpoint-every", 5),
         "--checkpoint-every needs --checkpoint",
     ),
+    "nothing to resume": (
+        ("pretrain", "rotation", "--override", "seed"),
+        "--override needs --checkpoint",
+    ),
     "no workers": (
         ("pretrain", "rotation", "--strategy", "multi_worker"),
         "multi_worker finds no other worker: set TF_CONFIG",

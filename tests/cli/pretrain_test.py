@@ -128,6 +128,24 @@ def test_a_run_that_is_restarted_after_its_end_replaces_its_own_file(command, ph
     assert Path("rotation_photos.keras").read_text() == "hours of work"
 
 
+def test_resumes_with_another_value_only_if_it_is_named(command, photos):
+    arguments = (
+        "pretrain", "rotation", "--data", photos, *SMALL, "--checkpoint", "saved", "--out", "a.keras",
+    )  # fmt: skip
+    assert command(*arguments, "--epochs", 1)[0] == 0
+    arguments = (*arguments, "--epochs", 2, "--learning-rate", 0.02)
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "training run with learning_rate CosineDecay(" in err
+    assert "warmup_target=0.02" in err
+    assert "(--override learning_rate) to go on with the new value" in err
+    assert err.count("\n") == 1
+    assert command(*arguments, "--override", "rate")[2].count("override must name some of") == 1
+    code, out, err = command(*arguments, "--override", "learning_rate")
+    assert code == 0, err
+    assert "resuming from step 2" in out
+
+
 def test_a_file_that_appears_while_it_trains_is_not_overwritten(tmp_path, monkeypatch):
     class Task:
         def save(self, path):

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import keras_ssl as kssl
 from keras_ssl import data
+from keras_ssl.data.columns import fingerprint
 
 
 def test_a_subset_loads_only_its_own_rows(folder):
@@ -51,3 +54,28 @@ def test_a_stream_is_read_in_its_order():
     for wrong in ([3, 1], [1, 1]):
         with pytest.raises(ValueError, match="rows must increase in a dataset without random"):
             data.subset(rows.map(dict), wrong)
+
+
+def test_fingerprint_of_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (250, 4, 4, 3), np.uint8)
+    found = fingerprint(kssl.data.from_array(pixels))
+    assert fingerprint(kssl.data.from_array(pixels, labels=np.arange(250))) == found
+    for other in (255 - pixels, pixels[::-1], pixels.astype(np.float32)):
+        assert fingerprint(kssl.data.from_array(other)) != found
+    assert fingerprint(kssl.data.from_array(pixels).take(250)) is None
+
+
+def test_fingerprint_of_files(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            png = tf.io.encode_png(np.full((4, 4, 3), i, np.uint8)).numpy()
+            (tmp_path / folder / f"{i}.png").write_bytes(png)
+    a, b = (kssl.data.from_folder(tmp_path / folder, 4) for folder in "ab")
+    assert fingerprint(a) == fingerprint(b)  # the folder may be moved
+    (tmp_path / "b" / "1.png").write_bytes(png + b"0")
+    assert fingerprint(a) != fingerprint(b)
+    (tmp_path / "b" / "1.png").unlink()
+    fingerprint(b)
+    (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "1b.png")
+    assert fingerprint(kssl.data.from_folder(tmp_path / "a", 4)) != fingerprint(a)

@@ -172,13 +172,16 @@ def test_further_columns(cluster, noise):
     np.testing.assert_array_equal(first["depth"], depth[ids])
 
 
-def test_unreadable_images_are_left_out(cluster, task, photos):
+@pytest.mark.parametrize("bad", [[5], [4, 5, 6, 7]])
+def test_unreadable_images_are_replaced_as_without_a_service(bad, cluster, task, photos):
     images = kssl.data.from_folder(photos, 32)
     whole = list(task.dataset(images, 4, shuffle=False))
-    (photos / "05.jpg").write_bytes(b"damaged since")
+    for number in bad:
+        (photos / f"{number:02d}.jpg").write_bytes(b"damaged since")
     damaged = list(task.dataset(images, 4, shuffle=False, service=cluster.address))
-    kept = tf.nest.map_structure(lambda rows: tf.gather(rows, [0, 2, 3]), whole[1])
-    same([whole[0], kept, *whole[2:]], damaged)
+    with pytest.warns(UserWarning, match="unreadable"):
+        same(list(task.dataset(images, 4, shuffle=False)), damaged)
+    same([whole[0], *whole[2:]], [damaged[0], *damaged[2:]])
 
 
 def test_fit_and_no_threads_left_behind(cluster, task, images):

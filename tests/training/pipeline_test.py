@@ -98,6 +98,28 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, workers):
     assert set(first) == set(range(20)) - bad  # all other images, three of them twice
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_unreadable_images_change_their_own_batch_only(tmp_path, shuffle):
+    """So a run resumed in the middle of such an epoch gets the batches of an uninterrupted one."""
+    (tmp_path / "good").mkdir()
+    (tmp_path / "some").mkdir()
+    bad = {0, 4, 5, 6, 7, 18}  # without shuffling a whole batch
+    good, some = folder_of(tmp_path / "good", 19), folder_of(tmp_path / "some", 19, bad)
+    expected = run(good, 4, epochs=2, shuffle=shuffle)
+    with pytest.warns(UserWarning, match="unreadable"):
+        whole = run(some, 4, epochs=2, shuffle=shuffle)
+    for found, batch in zip(whole, expected, strict=True):
+        kept = [i for i in batch if i not in bad]
+        assert found[: len(kept)] == kept
+        assert len(found) == len(batch)
+        assert not bad & set(found)
+    if not shuffle:
+        assert whole[:2] == [[1, 2, 3, 8], [8, 9, 10, 11]]
+        assert whole[4] == [16, 17, 1]  # the epoch begins again
+    for step in (1, 2, 7):
+        assert run(some, 4, epochs=2, first_step=step, shuffle=shuffle) == whole[step:]
+
+
 def test_folder_without_images_is_refused_without_check(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="is a readable image"):

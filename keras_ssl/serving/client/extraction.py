@@ -1,8 +1,6 @@
 """Extracts the features of many image files through a server into one .npz, and resumes."""
 
 import copy
-import hashlib
-import json
 import os
 import warnings
 import zipfile
@@ -11,17 +9,16 @@ import click
 import numpy as np
 
 from keras_ssl import files
+from keras_ssl.serving.client.partial_file import CHUNK, PartialFile
 from keras_ssl.serving.client.progress import progress_bar
-
-CHUNK = 4096  # rows in memory at a time when the .npz is written
 
 
 def extract(client, paths, out, progress=False):
     """Extracts the features of image files into an .npz, and resumes after an interruption.
 
-    Rows are appended to a partial file, `<out>.part`, as they arrive. If the process is killed or the
-    server becomes unavailable, the same call resumes after the last complete row of the partial file.
-    Memory use does not grow with the size of the features.
+    Rows are appended to a partial file, `<out>.part`, as they arrive. If the process is killed, the power
+    fails or the server becomes unavailable, the same call resumes after the last complete row of the partial
+    file. Memory use does not grow with the size of the features.
 
     All rows come from the same version of the model: that of the first response, which is requested
     by number from then on, also after a resume, even if a newer version is available by then. Files
@@ -41,8 +38,8 @@ def extract(client, paths, out, progress=False):
 
     Raises:
         ValueError: `paths` is empty, no file is an image, the partial file belongs to another
-            extraction, or the server rejects a request (unknown model, or it no longer serves the
-            version of the partial file).
+            extraction or is in use by one, or the server rejects a request (unknown model, or it no longer
+            serves the version of the partial file).
         OSError: a file cannot be opened.
         ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.features`.
 
@@ -57,7 +54,12 @@ def extract(client, paths, out, progress=False):
     """
     if not paths:
         raise ValueError("paths must contain at least one file, got none")
-    partial = _PartialFile(f"{out}.part", client, paths)
+    with files.locked(f"{out}.part.lock", f"out {str(out)!r}"):
+        return _extract(client, paths, out, progress)
+
+
+def _extract(client, paths, out, progress):
+    partial = PartialFile(f"{out}.part", client, paths)
     try:
         if partial.version is None:
             _start(client, paths, partial)
@@ -164,112 +166,6 @@ def _checked_features(response, partial):
             f"responded with version {response.version} and features of shape {features.shape[1:]}"
         )
     return features
-
-
-class _PartialFile:
-    """Rows on disk after a JSON header that identifies the extraction they belong to.
-
-    Every row is written at its own offset, which overwrites the remains of an interrupted write.
-
-    Args:
-        path: str. If there is such a file, it is continued.
-        client: FeatureClient.
-        paths: list of str, the files to extract.
-
-    Raises:
-        ValueError: the file at `path` belongs to another extraction.
-
-    Attributes:
-        rows: int, the number of complete rows.
-        version: int, the model's version, or None if there is no file yet.
-        dimensions: int, features per row.
-    """
-
-    def __init__(self, path, client, paths):
-        self.path, self.rows, self.version = path, 0, None
-        self._identity = {
-            "draft of": "keras-ssl extract", "model": client.model, "label": client.label,
-            "files": _digest(paths),
-        }  # fmt: skip
-        if os.path.exists(path) and os.path.getsize(path):
-            self._open(client, paths)
-
-    def _open(self, client, paths):
-        with open(self.path, "rb") as file:
-            header = file.readline(10_000)
-        try:
-            found = json.loads(header)
-            different = [key for key, value in self._identity.items() if found[key] != value]
-            version, dimensions = found["version"], found["size"]
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                f"{self.path!r} would be the partial file of this extraction, but it contains "
-                "something else: delete it or choose another out"
-            ) from None
-        if client.version not in (None, version):
-            different.append("version")
-        if different:
-            raise ValueError(
-                f"{self.path!r} belongs to another extraction (different {' and '.join(different)}): "
-                "delete it to start again, or choose another out"
-            )
-        self._set_layout(version, dimensions, len(header))
-        stored = (os.path.getsize(self.path) - len(header)) // self._row.itemsize
-        self.rows = min(stored, len(paths))
-
-    def _set_layout(self, version, dimensions, offset):
-        self.version, self.dimensions, self._offset = version, dimensions, offset
-        self._row = np.dtype([("readable", "?"), ("features", "<f4", (dimensions,))])
-
-    def create(self, version, dimensions):
-        """Creates the file for rows of `dimensions` features."""
-        identity = {**self._identity, "version": version, "size": dimensions}
-        header = json.dumps(identity).encode() + b"\n"
-        self._set_layout(version, dimensions, len(header))
-        with open(self.path, "wb") as file:
-            file.write(header)
-
-    def append(self, features):
-        """Appends (N, D) features of the next images."""
-        rows = np.ones(len(features), self._row)
-        rows["features"] = features
-        self._append(rows)
-
-    def append_unreadable(self, count):
-        """Appends rows for images that the server cannot read."""
-        self._append(np.zeros(count, self._row))
-
-    def _append(self, rows):
-        with open(self.path, "r+b") as file:
-            file.seek(self._offset + self.rows * self._row.itemsize)
-            rows.tofile(file)
-        self.rows += len(rows)
-
-    def readable(self):
-        """Returns (N,) bool, whether the server could read each image."""
-        # Copies: a view of one column would keep the features of its chunk in memory.
-        return np.concatenate([chunk["readable"].copy() for chunk in self._chunks()])
-
-    def features(self):
-        """Yields the features of the readable images in chunks."""
-        for chunk in self._chunks():
-            yield chunk["features"][chunk["readable"]]
-
-    def _chunks(self):
-        with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            for i in range(0, self.rows, CHUNK):
-                yield np.fromfile(file, self._row, min(CHUNK, self.rows - i))
-
-
-def _digest(paths):
-    """Computes a digest of the names, sizes and modification times of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = os.stat(path)
-        line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _write(partial, paths, out):

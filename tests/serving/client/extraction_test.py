@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 import tracemalloc
 
 import grpc
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_ssl as kssl
-from keras_ssl.serving.client import extraction
+from keras_ssl.serving.client import extraction, partial_file
 
 
 def test_a_truncated_partial_file_resumes_after_its_complete_rows(
@@ -120,7 +121,7 @@ def test_resuming_without_a_readable_image(tmp_path, fake_server, numbered_files
 
     with fake_server(reject).client() as client:
         # Killed after the rows of the unreadable files, before that of the first image.
-        partial = extraction._PartialFile(f"{out}.part", client, paths)
+        partial = partial_file.PartialFile(f"{out}.part", client, paths)
         partial.create(1, 2)
         partial.append_unreadable(2)
         with pytest.raises(ValueError, match="none of the 3 files is an image that the server"):
@@ -130,7 +131,7 @@ def test_resuming_without_a_readable_image(tmp_path, fake_server, numbered_files
 
 def test_memory_does_not_grow_with_the_features(tmp_path):
     client = kssl.FeatureClient("localhost:1", "m")
-    partial = extraction._PartialFile(str(tmp_path / "features.npz.part"), client, [])
+    partial = partial_file.PartialFile(str(tmp_path / "features.npz.part"), client, [])
     partial.create(1, 64)
     number = 50 * 4096
     paths = [f"{i:06d}" for i in range(number)]
@@ -146,3 +147,22 @@ def test_memory_does_not_grow_with_the_features(tmp_path):
     np.testing.assert_array_equal(found["features"][:, 3], np.arange(number))
     assert found["path"][-1] == f"{number - 1:06d}"
     client.close()
+
+
+def test_two_extractions_to_one_file(tmp_path, fake_server, numbered_files, check_result, wait_for):
+    """The second one is refused while the first one runs, and leaves its files alone."""
+    paths, out = numbered_files(tmp_path / "photos", 30), tmp_path / "features.npz"
+    go_on = threading.Event()
+    fake = fake_server(lambda numbers, context: go_on.wait(20) and None)
+    with fake.client(batch_size=5) as client:
+        first = threading.Thread(target=extraction.extract, args=(client, paths, out))
+        first.start()
+        wait_for(lambda: fake.requests)
+        with pytest.raises(
+            ValueError,
+            match=rf"out '.*features.npz' is used by another run \(process {os.getpid()} on",
+        ):
+            extraction.extract(client, paths, out)
+        go_on.set()
+        first.join()
+    check_result(out, paths)
