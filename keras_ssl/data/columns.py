@@ -94,7 +94,7 @@ def fingerprint(dataset):
 
     Example:
         >>> fingerprint(random_access({"id": tf.range(3, dtype=tf.int64)}))
-        'sha256:3d9b8a3d'
+        'sha256:b6c54085'
     """
     if not hasattr(dataset, "columns"):
         return None

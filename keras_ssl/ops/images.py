@@ -108,7 +108,7 @@ def resize(image, height, width):
     covering = tf.maximum(tf.round(size * tf.reduce_max(target / size)), target)
     scale, offset = covering / size, tf.floor((covering - target) / 2)
     start, end = _reached_columns(size, target, scale, offset)
-    columns = tf.cast(end - start, tf.int32)
+    columns, channels = tf.cast(end - start, tf.int32), image.shape[-1]
     image = tf.slice(
         image, tf.concat([tf.cast(start, tf.int32), [0]], 0), tf.concat([columns, [-1]], 0)
     )
@@ -121,7 +121,7 @@ def resize(image, height, width):
         antialias=True,
     )[0]
     # Means of pixels: rounding errors cannot leave 0..255.
-    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (height, width, image.shape[-1]))
+    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (height, width, channels))
 
 
 def _reached_columns(size, target, scale, offset):

@@ -98,6 +98,8 @@ def test_resize_of_long_images_equals_enlarging_and_cropping(size):
 def test_resize_computes_the_crop_only(size, peak_bytes):
     x = tf.fill((*size, 3), tf.constant(77, tf.uint8))
     resized = tf.function(lambda image: images.resize(image, 32, 32), autograph=False)
+    spec = tf.TensorSpec((None, None, 3), tf.uint8)
+    assert resized.get_concrete_function(spec).structured_outputs.shape == (32, 32, 3)
     resized(x[:8, :8])
     peak = peak_bytes(lambda: resized(x))
     assert peak < 2**25  # that of 1 x 200,000 pixels has 6,400,000 x 32 if it is resized first
