@@ -18,11 +18,10 @@ class PretextModel(keras.Model):
     - `late_labels(x, y, y_pred)`: only if labels need the model's state;
     - `default_loss()`, `default_metrics()`: only if cross-entropy and accuracy do not fit.
 
-    Axis 0 of `x` and `y` is always the image: rotations, tiles, views and frames of an image go on
-    axis 1, because `tf.distribute` splits axis 0. State that follows from the forward pass (momentum
-    twins, queues, memory banks) changes inside `call(training=True)`, in layers that own it, as in
-    batch normalization. Each argument of the constructor is kept in an attribute of the same name,
-    where `get_config` finds it.
+    Axis 0 of `x` and `y` is always the image: rotations, tiles, views and frames of an image go on axis 1,
+    because `tf.distribute` splits axis 0. State that follows from the forward pass (momentum twins, queues,
+    memory banks) changes inside `call(training=True)`, in layers that own it, as in batch normalization. Each
+    argument of the constructor is kept in an attribute of the same name, where `get_config` finds it.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features, as
@@ -35,6 +34,7 @@ class PretextModel(keras.Model):
         networks: names of the constructor's arguments that are models.
         reader: function by which the command reads a folder.
         whole_batches: whether `pretext` mixes the images of a batch.
+        min_batch_size: int, 2 if an image is compared with the others of its batch.
         label_name: what a label is called in previews.
         weight_decay: float, of the default optimizer.
 
@@ -49,6 +49,7 @@ class PretextModel(keras.Model):
     networks = ("encoder",)
     reader = staticmethod(data.from_folder)
     whole_batches = False
+    min_batch_size = 1
     label_name = "label"
     weight_decay = 0.0
 
@@ -152,9 +153,8 @@ class PretextModel(keras.Model):
     ):
         """Creates the training data for `fit`: one dataset of all epochs, which computes the labels.
 
-        Every random number follows from (seed, epoch, image id), so a run resumed with
-        `first_epoch=k` gets the same batches, bit for bit, as an uninterrupted run. Several workers
-        together get the batches that a single worker would.
+        Every random number follows from (seed, epoch, image id), so a run resumed with `first_epoch=k` gets
+        the batches of an uninterrupted run, bit for bit, and several workers those of a single one.
 
         Args:
             images: tf.data.Dataset of dicts with `id` and the columns that the task `needs`, such as
@@ -172,8 +172,8 @@ class PretextModel(keras.Model):
 
         Raises:
             ValueError: `images` is no dataset, lacks a column that the task needs, has no known length, no
-                image, or images of another size than the encoder's; a number is no integer; `batch_size` is
-                less than 1 or cannot be split among the replicas; `first_epoch` is not before `epochs`;
+                image or images of another size than the encoder's; a number is no integer; `batch_size` is
+                too small or cannot be split among the replicas; `first_epoch` is not before `epochs`;
                 `service` is not an address, or `images` has no random access.
 
         Warns:
@@ -273,9 +273,9 @@ class PretextModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y, weight = self.late_labels(x, y, y_pred)
-        return super().compute_loss(
-            x, y, y_pred, sample_weight if weight is None else weight, training
-        )
+        weight = sample_weight if weight is None else weight
+        loss = super().compute_loss(x, y, y_pred, weight, training)
+        return distribute.balance(loss, tf.nest.flatten(x)[0])
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y, weight = self.late_labels(x, y, y_pred)

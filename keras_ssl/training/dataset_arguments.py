@@ -37,6 +37,11 @@ def check(images, task, batch_size, epochs, first_epoch, seed, address):
             f"{number}; use a reader of keras_ssl.data, or tf.data.experimental.assert_cardinality"
         )
     check_integer("batch_size", batch_size, minimum=1)
+    if min(batch_size, number) < task.min_batch_size:
+        raise ValueError(
+            f"batch_size must be at least {task.min_batch_size}, since {type(task).__name__} compares each "
+            f"image with the others of its batch, got {batch_size} and {number} images"
+        )
     for name, value in (("epochs", epochs), ("first_epoch", first_epoch), ("seed", seed)):
         check_integer(name, value)
     replicas = task.distribute_strategy.num_replicas_in_sync

@@ -135,6 +135,32 @@ def first_row(tensor):
     return tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
 
 
+def balance(loss, tensor):
+    """Scales the gradient of this replica's loss, so that the mean over replicas is that over all images.
+
+    Keras averages the losses of the replicas, also if their parts of the last batch differ in size. The
+    value does not change, since Keras weights it by the number of images itself.
+
+    Args:
+        loss: scalar tensor, the mean over the images of this replica.
+        tensor: (B, ...) tensor, the rows of this replica.
+
+    Returns:
+        scalar tensor, `loss` with another gradient.
+
+    Example:
+        >>> float(balance(tf.constant(3.0), tf.zeros((2, 8))))
+        3.0
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return loss
+    own = tf.shape(tensor)[:1]
+    sizes = tf.cast(context.all_gather(own, axis=0), loss.dtype)
+    factor = tf.cast(own[0], loss.dtype) / tf.reduce_mean(sizes)
+    return factor * loss + tf.stop_gradient((1 - factor) * loss)
+
+
 def worker(strategy):
     """Returns (index, number) of this process among the workers of a strategy; (0, 1) for a single one.
 
