@@ -1,7 +1,10 @@
-"""Metrics for `compile`: peak signal-to-noise ratio."""
+"""Metrics for `compile`: peak signal-to-noise ratio, and how well embeddings tell images apart."""
 
 import keras
 import tensorflow as tf
+
+from keras_ssl.losses.contrastive import similarities
+from keras_ssl.training import distribute
 
 
 def psnr(y_true, y_pred):
@@ -52,3 +55,61 @@ class PSNR(keras.metrics.MeanMetricWrapper):
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class Contrast(keras.metrics.MeanMetricWrapper):
+    """Measures how well the embeddings of several views tell images apart.
+
+    `positive` is the cosine similarity of a view with the most similar other view of its image, `negative`
+    that with the most similar view of another image of the batch, over all replicas, and `accuracy` how
+    often the former is larger.
+
+    Args:
+        name: str, which of the three is averaged: "accuracy", "positive" or "negative".
+        by_label: bool, whether all images with the same label count as one image.
+        **kwargs: passed to keras.metrics.Metric.
+
+    Shapes:
+        y_true: (B,), the labels if `by_label`, otherwise not used. y_pred: (B, V, D) embeddings of V views,
+        or (B, 2, V, D) predictions and targets.
+
+    Raises:
+        ValueError: `name` is unknown.
+
+    Example:
+        >>> metric = Contrast("positive")
+        >>> views = tf.constant([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.6, 0.8]]])
+        >>> metric.update_state([0, 0], views)
+        >>> round(float(metric.result()), 3)
+        0.9
+    """
+
+    def __init__(self, name="accuracy", by_label=False, **kwargs):
+        measures = {
+            "accuracy": lambda positive, negative: tf.cast(positive > negative, tf.float32),
+            "positive": lambda positive, negative: positive,
+            "negative": lambda positive, negative: negative,
+        }
+        if name not in measures:
+            raise ValueError(f"name must be one of {', '.join(measures)}, got {name!r}")
+        super().__init__(lambda *y: measures[name](*self.largest(*y)), name, **kwargs)
+        self.by_label = by_label
+
+    def largest(self, y_true, y_pred):
+        """Returns the largest similarity of each view with its positives and with its negatives."""
+        pair = tf.unstack(y_pred, 2, axis=1) if len(y_pred.shape) == 4 else (y_pred, y_pred)
+        similarity, same, itself = similarities(*pair)
+        if self.by_label:
+            labels = tf.reshape(y_true, [-1])
+            same = labels[:, None] == distribute.all_gather(labels)
+        same = same[:, None, :, None]
+        positive = tf.where(same & ~itself, similarity, -1.0)
+        negative = tf.where(same, -1.0, similarity)
+        return [tf.reduce_max(values, axis=[2, 3]) for values in (positive, negative)]
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype, "by_label": self.by_label}
+
+
+CONTRAST = ("accuracy", "positive", "negative")

@@ -28,21 +28,34 @@ LAYERS = {
     ),
 }
 LOSSES = {
+    "Alignment": (losses.Alignment(1.5), np.zeros(5), normal(5, 2, 3)),
+    "AlignmentUniformity": (losses.AlignmentUniformity(), np.zeros(5), normal(5, 2, 3)),
     "ColorBins": (losses.ColorBins(), 20 * normal(2, 3, 4, 2), normal(2, 3, 4, 262)),
     "Hole": (
         losses.Hole(1),
         np.concatenate([normal(2, 6, 7, 3), np.float32(normal(2, 6, 7, 1) > 0.5)], axis=-1),
         normal(2, 6, 7, 3),
     ),
+    "InfoNCE": (losses.InfoNCE(0.5), np.zeros(3), np.tanh(normal(3, 6))),
+    "NTXent": (losses.NTXent(), np.zeros(5), normal(5, 2, 3)),
+    "SquaredDistance": (losses.SquaredDistance(), np.zeros(5), normal(5, 2, 2, 3)),
+    "SupervisedContrastive": (
+        losses.SupervisedContrastive(0.5),
+        np.array([1, 0, 1, 2, 0]),
+        normal(5, 2, 3),
+    ),
     "Triplet": (losses.Triplet(0.5), np.array([0, 2, 1]), np.tanh(normal(3, 3))),
+    "Uniformity": (losses.Uniformity(), np.zeros(5), normal(5, 2, 3)),
 }
 METRICS = {
+    "Contrast": (metrics.Contrast("negative"), np.zeros(5, np.float32), normal(5, 2, 3)),
     "PSNR": (metrics.PSNR(), np.tanh(normal(2, 6, 7, 3)), np.tanh(normal(2, 6, 7, 3))),
 }
 
 
 def test_nothing_is_left_out():
-    assert set(LAYERS) == set(layers.__all__)
+    found = {name for name in layers.__all__ if isinstance(getattr(layers, name), type)}
+    assert set(LAYERS) == found - {"Queue"}  # tested below
     assert set(LOSSES) == set(losses.__all__)
     found = {n for n, m in vars(metrics).items() if isinstance(m, type)}
     assert set(METRICS) == {n for n in found if issubclass(getattr(metrics, n), keras.Metric)}
@@ -57,6 +70,11 @@ def both(function, *arguments, state=()):
         results.append([*tf.nest.flatten(run(*arguments)), *(v.numpy() for v in state)])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_queue():
+    queue = layers.Queue(7, 3)
+    both(queue, tf.constant(normal(5, 3)), state=queue.variables)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -3,6 +3,8 @@
 from keras_ssl.layers.batch_normalization import BatchNormalization
 from keras_ssl.layers.channelwise_dense import ChannelwiseDense
 from keras_ssl.layers.decoder import Decoder
+from keras_ssl.layers.projection import projection
+from keras_ssl.layers.queue import Queue
 from keras_ssl.layers.sinkhorn import Sinkhorn
 from keras_ssl.layers.sobel import Sobel
 from keras_ssl.layers.spectral_normalization import SpectralNormalization
@@ -11,7 +13,9 @@ __all__ = [
     "BatchNormalization",
     "ChannelwiseDense",
     "Decoder",
+    "Queue",
     "Sinkhorn",
     "Sobel",
     "SpectralNormalization",
+    "projection",
 ]

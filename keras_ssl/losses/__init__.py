@@ -1,7 +1,21 @@
 """Losses: keras.losses.Loss subclasses that return one value per image or more."""
 
+from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity
 from keras_ssl.losses.color_bins import ColorBins
+from keras_ssl.losses.contrastive import InfoNCE, NTXent, SupervisedContrastive
 from keras_ssl.losses.hole import Hole
+from keras_ssl.losses.squared_distance import SquaredDistance
 from keras_ssl.losses.triplet import Triplet
 
-__all__ = ["ColorBins", "Hole", "Triplet"]
+__all__ = [
+    "Alignment",
+    "AlignmentUniformity",
+    "ColorBins",
+    "Hole",
+    "InfoNCE",
+    "NTXent",
+    "SquaredDistance",
+    "SupervisedContrastive",
+    "Triplet",
+    "Uniformity",
+]

@@ -98,6 +98,31 @@ class Recipe:
         return cls(**config)
 
 
+def find(recipe):
+    """Returns the recipe of a name.
+
+    Args:
+        recipe: str, the name of a constant of this module, such as "SIMCLR_SMALL"; or a Recipe.
+
+    Returns:
+        Recipe.
+
+    Raises:
+        ValueError: there is no such recipe.
+
+    Example:
+        >>> find("SIMCLR_SMALL").hue
+        0.1
+    """
+    known = {name: value for name, value in globals().items() if isinstance(value, Recipe)}
+    found = known.get(recipe, recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(found, Recipe):
+        raise ValueError(
+            f"recipe must be a Recipe or one of {', '.join(known)} of keras_ssl.ops.recipes, got {recipe!r}"
+        )
+    return found
+
+
 def _check(name, value, least, most, above=False):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not least <= value <= most or (above and value == least):
@@ -140,6 +165,10 @@ BYOL_1 = Recipe(
     gray=0.2, blur=1.0,
 )  # fmt: skip
 BYOL_2 = dataclasses.replace(BYOL_1, blur=0.1, solarize=0.2)
+
+# The same for small images: without blur, as for SimCLR.
+BYOL_1_SMALL = dataclasses.replace(BYOL_1, blur=0.0)
+BYOL_2_SMALL = dataclasses.replace(BYOL_2, blur=0.0)
 
 # He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020;
 # facebookresearch/moco main_moco.py, which converts to grayscale before the jitter, here after it.

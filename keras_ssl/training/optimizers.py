@@ -160,6 +160,32 @@ def sgd_constant(learning_rate, steps, weight_decay=0.0):
     return _nesterov(_schedule(learning_rate, steps, end=1.0), weight_decay)
 
 
+def lars_cosine(learning_rate, steps, weight_decay=0.0, rate_in_momentum=True):
+    """Returns `LARS` with momentum 0.9 and the warm-up and decay of `sgd_cosine`.
+
+    Args:
+        learning_rate: float, the peak.
+        steps: int, optimizer steps of the whole training run.
+        weight_decay: float, as in `SGD`.
+        rate_in_momentum: bool, as in `LARS`.
+
+    Returns:
+        LARS, for `compile`.
+
+    Raises:
+        ValueError: `learning_rate` is not positive, `steps` is less than 1, or `weight_decay` is negative.
+
+    Reference: Chen et al., ICML 2020, section 2.2; Grill et al., NeurIPS 2020, section 3.2.
+
+    Example:
+        >>> float(lars_cosine(1.0, steps=100).learning_rate)            # the warm-up starts at 0
+        0.0
+    """
+    _check_decay(weight_decay)
+    schedule = _schedule(learning_rate, steps)
+    return LARS(schedule, weight_decay=weight_decay, rate_in_momentum=rate_in_momentum)
+
+
 def adam_cosine(learning_rate, steps, beta_1=0.9):
     """Returns Adam with the warm-up and decay of `sgd_cosine`.
 
@@ -240,9 +266,13 @@ class Scaled(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _nesterov(schedule, weight_decay):
+    _check_decay(weight_decay)
+    return SGD(schedule, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+
+
+def _check_decay(weight_decay):
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, got {weight_decay!r}")
-    return SGD(schedule, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
 def _schedule(learning_rate, steps, end=0.0):

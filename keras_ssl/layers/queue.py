@@ -1,0 +1,80 @@
+"""Queue of keys from earlier batches."""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl.training import distribute
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class Queue(keras.layers.Layer):
+    """Keeps the keys of the last batches as further negatives (MoCo).
+
+    It is a ring: new keys replace the oldest ones, whatever the size of the batch. It starts with random
+    unit vectors. On several replicas each appends the keys of all, so that all have the same queue. It is
+    saved with the task, and in checkpoints.
+
+    Args:
+        size: int, number of keys.
+        dimensions: int, length of a key.
+        seed: int, of the first keys.
+        **kwargs: passed to keras.layers.Layer.
+
+    Raises:
+        ValueError: `size` or `dimensions` is less than 1.
+
+    Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
+    section 3.2.
+
+    Example:
+        >>> queue = Queue(size=3, dimensions=2)
+        >>> queue.append(tf.constant([[1.0, 0.0], [0.0, 1.0]]))
+        >>> queue.keys()[:2].numpy().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    def __init__(self, size, dimensions, seed=0, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})
+        for name, value in (("size", size), ("dimensions", dimensions)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        self.size, self.dimensions, self.seed = size, dimensions, seed
+        first = tf.random.stateless_normal((size, dimensions), (seed, 0))
+        self.ring = self.add_weight(
+            name="ring", shape=(size, dimensions), dtype="float32", trainable=False, autocast=False,
+            initializer=lambda shape, dtype: tf.math.l2_normalize(first, axis=-1),
+        )  # fmt: skip
+        self.next = self.add_weight(
+            name="next", shape=(), dtype="int32", trainable=False, initializer="zeros"
+        )
+
+    def keys(self):
+        """Returns the keys, without gradient: (size, dimensions) float32."""
+        return tf.stop_gradient(tf.convert_to_tensor(self.ring))
+
+    def append(self, keys):
+        """Replaces the oldest keys.
+
+        Compute the similarities with `keys()` before: otherwise the positive is among the negatives.
+
+        Args:
+            keys: (B, dimensions) tensor, the keys of this replica. Of more than `size` keys the last are
+                kept.
+        """
+        keys = distribute.all_gather(tf.cast(tf.stop_gradient(keys), tf.float32))
+        first, number = tf.convert_to_tensor(self.next), tf.shape(keys)[0]
+        kept = tf.minimum(number, self.size)
+        rows = (first + number - kept + tf.range(kept)) % self.size
+        ring = tf.tensor_scatter_nd_update(self.keys(), rows[:, None], keys[number - kept :])
+        self.ring.assign(ring)
+        self.next.assign((first + number) % self.size)
+
+    def call(self, keys):
+        """Returns the keys of earlier batches and appends those of this one."""
+        earlier = self.keys()
+        self.append(keys)
+        return earlier
+
+    def get_config(self):
+        config = {"size": self.size, "dimensions": self.dimensions, "seed": self.seed}
+        return {**super().get_config(), **config}

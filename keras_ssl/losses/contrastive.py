@@ -1,0 +1,204 @@
+"""Contrastive losses: the cross-entropy of finding the other views of an image in the batch."""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl.training import distribute
+
+
+def similarities(queries, keys):
+    """Computes cosine similarities of the views of each image with those of all images of the batch.
+
+    Args:
+        queries: (B, V, D) float tensor, the embeddings of V views of each image.
+        keys: (B, V, D) float tensor of the same views, often `queries` itself.
+
+    Returns:
+        (similarity, own, itself): a (B, V, N, V) float32 tensor over the keys of all N images of all
+        replicas, with gradient; (B, N) bool, whether the image is the same; (B, V, N, V) bool, whether the
+        view of that image is the same, too.
+
+    Example:
+        >>> similarity, own, itself = similarities(tf.eye(2)[:, None], tf.eye(2)[:, None])
+        >>> similarity[:, 0, :, 0].numpy().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    queries, keys = (tf.math.l2_normalize(tf.cast(z, tf.float32), axis=-1) for z in (queries, keys))
+    everyone = distribute.all_gather(keys)
+    (number, views), (total, others, width) = (
+        tf.unstack(tf.shape(queries)[:2]),
+        tf.unstack(tf.shape(everyone)),
+    )
+    flat = tf.reshape(queries, [-1, width]), tf.reshape(everyone, [-1, width])
+    similarity = tf.reshape(tf.matmul(*flat, transpose_b=True), [number, views, total, others])
+    rows = distribute.first_row(queries) + tf.range(number)
+    own = rows[:, None] == tf.range(total)
+    same_view = tf.eye(queries.shape[1], dtype=tf.bool)
+    return similarity, own, own[:, None, :, None] & same_view[None, :, None, :]
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class NTXent(keras.losses.Loss):
+    """Computes the normalized temperature-scaled cross-entropy of finding the other view (SimCLR's loss).
+
+    Each view of an image has the other views of the image as positives, and all views of all other images
+    of the batch, over all replicas, as negatives.
+
+    Args:
+        temperature: float, divides the cosine similarities.
+        **kwargs: passed to keras.losses.Loss.
+
+    Shapes:
+        y_true: not used. y_pred: (B, V, D) embeddings of V views, 2 or more, which are normalized here.
+        The loss: (B,) float32, the mean over the views: the paper's scale, half the value of the
+        authors' code.
+
+    Raises:
+        ValueError: `temperature` is not positive, or `y_pred` is not (B, V, D) with V of at least 2.
+
+    Reference: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML
+    2020, equation 1.
+
+    Example:
+        >>> round(float(NTXent()([0] * 4, tf.ones((4, 2, 3)))), 4)                 # ln 7
+        1.9459
+    """
+
+    def __init__(self, temperature=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = check_temperature(temperature)
+
+    def call(self, y_true, y_pred):
+        check_views(y_pred)
+        similarity, own, itself = similarities(y_pred, y_pred)
+        return _cross_entropy(similarity / self.temperature, own, itself)
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class SupervisedContrastive(keras.losses.Loss):
+    """Computes the supervised contrastive loss: the positives of a view are all views of its class.
+
+    Args:
+        temperature: float, divides the cosine similarities.
+        mean: "outside" for the mean over the positives of the logarithms (L_out of the paper), or "inside"
+            for the logarithm of the mean (L_in), which is smaller and trains worse.
+        **kwargs: passed to keras.losses.Loss.
+
+    Shapes:
+        y_true: (B,) or (B, 1) integers, the classes. y_pred: (B, V, D) embeddings of V views, 2 or more,
+        which are normalized here. The loss: (B,) float32, the mean over the views. It is the paper's: the
+        authors' code multiplies it by temperature / 0.07, Google's by the temperature.
+
+    Raises:
+        ValueError: `temperature` is not positive, `mean` is unknown, or `y_pred` is not (B, V, D) with V of
+            at least 2.
+
+    Reference: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equations 2 and 3.
+
+    Example:
+        >>> round(float(SupervisedContrastive()([0, 0, 1, 1], tf.ones((4, 2, 3)))), 4)  # ln 7
+        1.9459
+    """
+
+    def __init__(self, temperature=0.1, mean="outside", **kwargs):
+        super().__init__(**kwargs)
+        self.temperature, self.mean = check_temperature(temperature), check_mean(mean)
+
+    def call(self, y_true, y_pred):
+        check_views(y_pred)
+        similarity, _, itself = similarities(y_pred, y_pred)
+        labels = tf.reshape(y_true, [-1])
+        same = labels[:, None] == distribute.all_gather(labels)
+        return _cross_entropy(similarity / self.temperature, same, itself, self.mean == "inside")
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature, "mean": self.mean}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class InfoNCE(keras.losses.Loss):
+    """Computes the cross-entropy of finding the positive key of a query among negative keys (MoCo's loss).
+
+    Args:
+        temperature: float, divides the similarities.
+        **kwargs: passed to keras.losses.Loss.
+
+    Shapes:
+        y_true: not used. y_pred: (B, ..., 1 + K) similarities of each query with its positive, in column 0,
+        and with K negatives. The loss: (B, ...) float32.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+
+    Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
+    equation 1; van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018.
+
+    Example:
+        >>> round(float(InfoNCE(0.5)([0], [[1.0, 0.0, 0.0]])), 4)             # -ln(e^2 / (e^2 + 2))
+        0.2395
+    """
+
+    def __init__(self, temperature=0.07, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = check_temperature(temperature)
+
+    def call(self, y_true, y_pred):
+        logits = tf.cast(y_pred, tf.float32) / self.temperature
+        return tf.reduce_logsumexp(logits, axis=-1) - logits[..., 0]
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+def _cross_entropy(logits, same, itself, inside=False):
+    """Computes the loss of each image, given which images are its positives.
+
+    Args:
+        logits: (B, V, N, V) float32.
+        same: (B, N) bool, whether image n is a positive of the query's image.
+        itself: (B, V, N, V) bool, whether the key is the query: neither positive nor negative.
+        inside: bool, whether the mean over the positives is inside the logarithm.
+
+    Returns:
+        (B,) float32, the mean over the queries of each image.
+    """
+    shape = tf.concat([tf.shape(logits)[:2], [-1]], axis=0)
+    positive = tf.reshape(same[:, None, :, None] & ~itself, shape)
+    logits = tf.reshape(tf.where(itself, -float("inf"), logits), shape)
+    total = tf.reduce_logsumexp(logits, axis=-1)
+    number = tf.reduce_sum(tf.cast(positive, tf.float32), axis=-1)
+    if inside:
+        chosen = tf.reduce_logsumexp(tf.where(positive, logits, -float("inf")), axis=-1)
+        return tf.reduce_mean(total - chosen + tf.math.log(number), axis=1)
+    chosen = tf.reduce_sum(tf.where(positive, logits, 0.0), axis=-1)
+    return tf.reduce_mean(total - chosen / number, axis=1)
+
+
+def check_temperature(temperature):
+    """Returns `temperature` if it is a positive number, and raises ValueError otherwise."""
+    if (
+        isinstance(temperature, bool)
+        or not isinstance(temperature, int | float)
+        or not temperature > 0
+    ):
+        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+    return temperature
+
+
+def check_mean(mean):
+    """Returns `mean` if it is "outside" or "inside", and raises ValueError otherwise."""
+    if mean not in ("outside", "inside"):
+        raise ValueError(f'mean must be "outside" or "inside" the logarithm, got {mean!r}')
+    return mean
+
+
+def check_views(embeddings):
+    """Raises ValueError unless `embeddings` are (B, V, D) with at least two views."""
+    shape = embeddings.shape
+    if len(shape) != 3 or shape[1] is None or shape[1] < 2:
+        raise ValueError(
+            f"y_pred must be embeddings (B, V, D) of at least two views of each image, got shape {shape}"
+        )
