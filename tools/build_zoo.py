@@ -1,9 +1,9 @@
 """Trains tasks on CIFAR-10 at the zoo's budget, evaluates them and exports saved_models/<task>_cifar10.
 
 All tasks train the same encoder, `resnet((32, 32, 3), width=16)`, on the same number of views: 600,000 images
-of 32x32 pixels that pass forward and backward. Tiles count by their pixels, and the forward pass of a
-relabeling a third of a view. A run that was killed resumes from its checkpoints in `--work`. docs/zoo.md is
-drawn from the cards of the exports by tools/draw_zoo.py.
+of 32x32 pixels that pass forward and backward. Tiles count by their pixels, and a forward pass alone, of a
+relabeling or of a momentum encoder, a third of a view. A run that was killed resumes from its checkpoints in
+`--work`. docs/zoo.md is drawn from the cards of the exports by tools/draw_zoo.py.
 
     python tools/build_zoo.py rotation jigsaw --data cifar10/
     python tools/build_zoo.py untrained --data cifar10/         # the row that all others are compared with
@@ -51,6 +51,11 @@ TASKS = {
         {"num_images": 50_000, "lam": 10.0, "tolerance": 0.01, "relabelings": RELABELINGS}, 128,
     ),
     "sift_clusters": ({"num_images": 50_000}, 128),
+    "simclr": ({}, 256),
+    "moco": ({}, 256),
+    "byol": ({}, 256),
+    "supcon": ({}, 256),
+    "align_uniform": ({}, 256),
 }  # fmt: skip
 
 
@@ -71,8 +76,14 @@ def views_per_image(task, x):
     *versions, height, width, _ = next(
         part for part in tf.nest.flatten(x) if len(part.shape) > 3
     ).shape[1:]
-    relabeled = isinstance(task, Relabels) and not isinstance(task, Describes)
-    return math.prod([*versions, height, width]) / 32**2 + (1 / 3 if relabeled else 0)
+    views = math.prod([*versions, height, width]) / 32**2
+    if isinstance(task, Relabels) and not isinstance(task, Describes):
+        return views + 1 / 3
+    if isinstance(task, kssl.tasks.BYOL):  # the targets of both views
+        return views * 4 / 3
+    if isinstance(task, kssl.tasks.MoCo):  # one view is a query, the other a key
+        return views * (4 / 3 if task.symmetric else 2 / 3)
+    return views
 
 
 def train(name, images, options):
@@ -153,11 +164,12 @@ def pretext_metrics(task, test):
 
 def build(name, images, test, options):
     task, found = train(name, images, options)
+    labels = "with labels" if "label" in task.needs else "no labels"
     source = "a JPEG copy of CIFAR-10 (accuracies differ slightly from the original pixels)"
     results = measure(task.encoder, images, test)
     card = {
         **found,
-        "data": f"{source if options.data else 'CIFAR-10'}, 50,000 training images, no labels",
+        "data": f"{source if options.data else 'CIFAR-10'}, 50,000 training images, {labels}",
         "encoder": f"resnet, width {WIDTH}",
         "pretext": pretext_metrics(task, test),
         "labels": LABELS,

@@ -48,6 +48,16 @@ TASKS = [
         "balanced labels by optimal transport"),
     Row("sift_clusters", "SiftClusters", "clustering", "Christlein et al. 2017",
         "the cluster of the patch's SIFT descriptor"),
+    Row("simclr", "SimCLR", "contrastive", "Chen et al. 2020",
+        "which view in the batch is of the same image"),
+    Row("moco", "MoCo", "contrastive", "He et al. 2020",
+        "which key of a queue is of the same image"),
+    Row("byol", "BYOL", "contrastive", "Grill et al. 2020",
+        "a momentum encoder's embedding of another view"),
+    Row("supcon", "SupCon", "contrastive", "Khosla et al. 2020",
+        "which views in the batch are of the same class"),
+    Row("align_uniform", "AlignUniform", "contrastive", "Wang & Isola 2020",
+        "an embedding spread evenly, equal for both views"),
 ]
 # fmt: on
 

@@ -1,0 +1,1 @@
+"""Contrastive methods: embeddings of the views of an image are alike, those of different images are not."""

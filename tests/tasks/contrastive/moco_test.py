@@ -1,0 +1,161 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_ssl as kssl
+
+
+def make(encoder, **arguments):
+    return kssl.tasks.MoCo(encoder, **{"queue": 24, "dimensions": 8, **arguments})
+
+
+def normalized(z):
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def keys_by_groups(task, images, order, groups):
+    """Oracle: sorts the images by their random numbers and normalizes each group by itself."""
+    order, size = np.argsort(order), -(-len(images) // groups)
+    keys = np.zeros((len(images), task.dimensions), np.float32)
+    for start in range(0, groups * size, size):
+        rows = order[np.arange(start, start + size) % len(images)]
+        z = task.key_head(task.key_encoder(images[rows], training=True)).numpy()
+        for row, key, place in zip(rows, z, range(start, start + size), strict=True):
+            if place < len(images):
+                keys[row] = key
+    return normalized(keys)
+
+
+@pytest.mark.parametrize(("groups", "number"), [(1, 6), (2, 6), (3, 6), (4, 6), (8, 5)])
+def test_keys_are_normalized_in_groups(encoder, batch, seeds, groups, number):
+    task = make(encoder, groups=groups)
+    x, _ = task.pretext({k: v[:number] for k, v in batch.items()}, seeds(number))
+    found = task(x).numpy()
+    assert found.shape == (number, 1, 25)
+    query = normalized(task.head(encoder(x["views"][:, 0])).numpy())
+    keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), groups)
+    np.testing.assert_allclose(found[:, 0, 0], (query * keys).sum(-1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[:, 0, 1:], query @ task.earlier.keys().numpy().T, atol=1e-4)
+
+
+def test_the_order_differs_from_batch_to_batch_and_follows_from_the_seed(encoder, batch, seeds):
+    task = make(encoder)
+    order = task.pretext(batch, seeds(6))[0]["order"].numpy()
+    assert ((order >= 0) & (order < 1)).all()
+    assert len(set(order)) == 6
+    np.testing.assert_array_equal(task.pretext(batch, seeds(6))[0]["order"], order)
+    assert not np.array_equal(task.pretext(batch, seeds(6) + 1)[0]["order"], order)
+
+
+def test_appends_the_keys_once_after_the_similarities(encoder, batch, seeds):
+    for symmetric in (False, True):
+        task = make(encoder, symmetric=symmetric, groups=2)
+        x, _ = task.pretext(batch, seeds(6))
+        before = task.earlier.keys().numpy()
+        similarity = task(x, training=True).numpy()
+        query = normalized(task.head(encoder(x["views"][:, 0], training=True)).numpy())
+        np.testing.assert_allclose(similarity[:, 0, 1:], query @ before.T, atol=1e-4)
+        after = task.earlier.keys().numpy()
+        appended = 12 if symmetric else 6
+        np.testing.assert_array_equal(after[appended:], before[appended:])
+        keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), 2)
+        np.testing.assert_allclose(after[:appended][:: 1 + symmetric], keys, atol=1e-4)
+        # In evaluation nothing changes.
+        task(x)
+        np.testing.assert_array_equal(task.earlier.keys(), after)
+
+
+def test_each_view_is_a_query_if_symmetric(encoder, batch, seeds):
+    task = make(encoder, symmetric=True)
+    x, _ = task.pretext(batch, seeds(6))
+    found = task(x).numpy()
+    swapped = task({**x, "views": x["views"][:, ::-1]}).numpy()
+    assert found.shape == (6, 2, 25)
+    np.testing.assert_allclose(found[:, 0], make_one_sided(task, x), atol=1e-4)
+    np.testing.assert_allclose(found[:, 1], swapped[:, 0], atol=1e-4)
+
+
+def make_one_sided(task, x):
+    query = normalized(task.head(task.encoder(x["views"][:, 0])).numpy())
+    keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), task.groups)
+    others = np.concatenate(
+        [(query * keys).sum(-1)[:, None], query @ task.earlier.keys().numpy().T], 1
+    )
+    return others
+
+
+@keras.saving.register_keras_serializable(package="moco_test")
+def sine(x):
+    return tf.sin(x)
+
+
+def test_batch_statistics_give_the_positive_away_without_groups():
+    """Images of two kinds only: the content cannot tell an image from others of its kind."""
+    # An encoder whose features are the brightness, normalized over the batch, so that they depend on how
+    # many images of the batch are of which kind; a sine makes small differences large.
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.BatchNormalization(name="stage1", epsilon=1e-8)(x)
+    x = keras.layers.Dense(
+        64, activation=sine, kernel_initializer=keras.initializers.RandomNormal(0, 200, 0)
+    )(x)
+    encoder = keras.Model(inputs, x)
+    bright = np.random.default_rng(0).integers(0, 2, 640)
+    images = kssl.data.from_array(
+        np.broadcast_to(200 * bright[:, None, None, None], (640, 4, 4, 3)).astype(np.uint8)
+    )
+    accuracy = {}
+    for groups in (1, 8):
+        keras.utils.set_random_seed(0)
+        task = make(encoder, groups=groups, queue=256, recipe=kssl.ops.recipes.Recipe())
+        task.compile(keras.optimizers.SGD(0.0))
+        history = task.fit(task.dataset(images, 32, epochs=2), epochs=2, verbose=0).history
+        accuracy[groups] = history["accuracy"][-1]  # when the queue holds no random keys any more
+    assert accuracy[1] > 0.5
+    assert accuracy[8] < 0.1
+
+
+def test_the_key_encoder_is_a_moving_average(encoder, noise):
+    task = make(encoder, momentum=0.75)
+    task.compile(keras.optimizers.SGD(0.5))
+    images = kssl.data.from_array(noise[:16])
+    start = [v.numpy() for v in encoder.trainable_variables]
+    task.fit(task.dataset(images, 8), verbose=0, steps_per_epoch=1)
+    after = [v.numpy() for v in encoder.trainable_variables]
+    task.fit(task.dataset(images, 8), verbose=0, steps_per_epoch=1)
+    pairs = zip(task.key_encoder.variables, encoder.variables, strict=True)
+    found = [mine.numpy() for mine, theirs in pairs if theirs.trainable]
+    for mine, old, new in zip(found, start, after, strict=True):
+        np.testing.assert_allclose(mine, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-6)
+    assert not task.key_encoder.trainable_variables
+
+
+def test_no_gradient_flows_into_keys(encoder, batch, seeds):
+    task = make(encoder)
+    x, _ = task.pretext(batch, seeds(6))
+    with tf.GradientTape() as tape:
+        tape.watch([v.value for v in task.key_encoder.variables])
+        loss = tf.reduce_sum(task(x, training=True))
+    assert tape.gradient(loss, [v.value for v in task.key_encoder.variables]) == [None] * len(
+        task.key_encoder.variables
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\], got -0.1"),
+        ({"temperature": 0}, "temperature must be a positive number, got 0"),
+        ({"groups": 0}, "groups must be at least 1, got 0"),
+        ({"queue": 0}, "size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_invalid_arguments(encoder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(encoder, **arguments)
+
+
+def test_a_batch_larger_than_the_queue(encoder, noise):
+    with pytest.raises(ValueError, match="batch_size must be at most 24, the length of the queue"):
+        make(encoder).dataset(kssl.data.from_array(noise), 32)
