@@ -1,6 +1,6 @@
-"""Soak test of the embedded server: load, version swaps, overload and malformed requests.
+"""Soak test of the embedded server: load, version swaps, overload, malformed requests and attacks.
 
-python tools/soak_serving.py [--seconds 120] [load swaps overload malformed]
+python tools/soak_serving.py [--seconds 120] [load swaps overload malformed hostile]
 
 The server runs in its own process. Each part prints what it measured, and fails if a response is
 missing or wrong, if memory grows, or if a request gets a status that it must not get.
@@ -461,15 +461,28 @@ def soak_malformed(folders, **_):
         malformed(server, folders.export.name)
 
 
+def soak_hostile(folders, **seconds):
+    import hostile_grpc  # which starts its own server by this module, if it is run alone
+    import hostile_rest
+
+    with Served(folders.export.parent) as server:
+        broken = hostile_grpc.run(f"127.0.0.1:{server.port}", server.process.pid, **seconds)
+        print(f"REST: no wrong response: {hostile_rest.run('127.0.0.1', server.rest_port)}")
+        assert not any(broken.values()), broken
+
+
 PARTS = {
     "load": soak_load, "swaps": soak_swaps, "overload": soak_overload, "malformed": soak_malformed,
+    "hostile": soak_hostile,
 }  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; default: all")
-    parser.add_argument("--seconds", type=float, help="of each part; 120, 60, 60 by default")
+    parser.add_argument(
+        "--seconds", type=float, help="of each part; 120, 60, 60 by default, and 4 of each attack"
+    )
     parser.add_argument("--model", default="saved_models/rotation_cifar10")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
