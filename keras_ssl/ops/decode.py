@@ -105,6 +105,7 @@ def _checked(encoded):
     """Returns the bytes to decode, and the memory and the cost of decoding them; or raises."""
     file, pixels, memory, cost, scans = headers.examine(encoded)
     max_scans = MAX_SCANS + tf.strings.length(encoded) // BYTES_PER_SCAN
+    max_scans = tf.minimum(max_scans, headers.MAX_COUNT - 1)
     checks = [
         *_assert(pixels >= 0, "Unknown image file format (JPEG, PNG, GIF, BMP)"),
         *_assert(

@@ -55,7 +55,10 @@ def first_frame(encoded):
     start = after_colors(13, byte(10))
     frame = _skip(data, start, inside=False, skipped=EXTENSION)
     blocks = after_colors(frame + 10, byte(frame + 9)) + 1
-    end = _skip(data, blocks, inside=True)
+    # Nearly all programs write blocks of 255 bytes, then a shorter one.
+    full = tf.concat([data[blocks::256] == 255, [False]], 0)
+    last = blocks + 256 * tf.argmin(tf.cast(full, tf.uint8), output_type=tf.int32)
+    end = _skip(data, last, inside=True)
     complete = (blocks < size) & (byte(frame) == FRAME)
     return tf.cond(complete, cut, lambda: (encoded, tf.constant(-1, tf.int64)))
 

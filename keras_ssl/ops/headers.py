@@ -14,14 +14,12 @@ SIGNATURES = (
     b"BM",
 )  # TensorFlow decodes WebP too, but not before 2.20
 MIN_LENGTH = 26  # bytes of the smallest GIF; the headers of the other formats are longer
-MAX_MEMORY = (
-    216 * 2**20
-)  # bytes for decoding one image, or the images of a request at the same time
+MAX_MEMORY = 216 * 2**20  # bytes for decoding one image, or those decoded at the same time
 SCANS_PER_DECODING = 8  # scans of a progressive JPEG that take as long as decoding a baseline one
 COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")  # of a PNG: text and color profiles
 CHUNK_BYTES = 8_000_000  # to which libpng limits such a chunk
 CHUNK_PIXELS = 2**22  # whose decoding takes as long as decompressing that many bytes
-MAX_COUNT = 2**13  # further occurrences of a marker are not counted
+MAX_COUNT = 2**13  # further occurrences of a marker are not counted; so many scans are refused
 
 
 def examine(encoded):
@@ -53,11 +51,15 @@ def _jpeg(encoded):
     height, width, channels = tf.unstack(tf.image.extract_jpeg_shape(encoded, tf.int64))
     pixels = height * width
     # An upper bound: bytes of the metadata, or after the image, can look like the start of a scan.
-    scans = _count(encoded, b"\xff\xda")
+    pieces = _split(encoded, b"\xff\xda")
+    scans = tf.size(pieces, tf.int64) - 1
     memory = pixels * (3 + 2 * channels)
+    # A frame is declared before its scans, so that most of the file need not be searched.
+    before = tf.strings.length(encoded) - tf.strings.length(pieces[-1])
+    head = tf.strings.substr(encoded, 0, before)
     # An exact answer takes longer, and is needed only if two such images would not fit.
     exact = (memory > MAX_MEMORY // 2) | (
-        _count(encoded, b"\xff\xc9\0") + _count(encoded, b"\xff\xca\0") > 0
+        _count(head, b"\xff\xc9\0") + _count(head, b"\xff\xca\0") > 0
     )
     keeps, arithmetic = tf.cond(
         exact,
@@ -134,5 +136,8 @@ def _integer(digits):
 
 def _count(encoded, marker):
     """Counts the occurrences of a marker in a file, up to `MAX_COUNT`, as int64."""
-    pieces = tf.raw_ops.StringSplitV2(input=[encoded], sep=marker, maxsplit=MAX_COUNT)
-    return pieces.shape[1] - 1
+    return tf.size(_split(encoded, marker), tf.int64) - 1
+
+
+def _split(encoded, marker):
+    return tf.raw_ops.StringSplitV2(input=[encoded], sep=marker, maxsplit=MAX_COUNT).values
