@@ -1,5 +1,6 @@
 """Validation of arguments that several modules take."""
 
+import math
 import numbers
 
 
@@ -24,3 +25,10 @@ def check_integer(name, value, minimum=None):
     if not is_integer(value, minimum):
         least = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name} must be an integer (int64){least}, got {value!r}")
+
+
+def check_positive(name, value):
+    """Returns `value` if it is a positive number; otherwise raises ValueError, which names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return value

@@ -57,6 +57,14 @@ class PSNR(keras.metrics.MeanMetricWrapper):
         return {"name": self.name, "dtype": self.dtype}
 
 
+# Of the largest similarity with a positive and with a negative.
+CONTRAST = {
+    "accuracy": lambda positive, negative: tf.cast(positive > negative, tf.float32),
+    "positive": lambda positive, negative: positive,
+    "negative": lambda positive, negative: negative,
+}
+
+
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Contrast(keras.metrics.MeanMetricWrapper):
     """Measures how well the embeddings of several views tell images apart.
@@ -86,14 +94,9 @@ class Contrast(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(self, name="accuracy", by_label=False, **kwargs):
-        measures = {
-            "accuracy": lambda positive, negative: tf.cast(positive > negative, tf.float32),
-            "positive": lambda positive, negative: positive,
-            "negative": lambda positive, negative: negative,
-        }
-        if name not in measures:
-            raise ValueError(f"name must be one of {', '.join(measures)}, got {name!r}")
-        super().__init__(lambda *y: measures[name](*self.largest(*y)), name, **kwargs)
+        if name not in CONTRAST:
+            raise ValueError(f"name must be one of {', '.join(CONTRAST)}, got {name!r}")
+        super().__init__(lambda *y: CONTRAST[name](*self.largest(*y)), name, **kwargs)
         self.by_label = by_label
 
     def largest(self, y_true, y_pred):
@@ -110,6 +113,3 @@ class Contrast(keras.metrics.MeanMetricWrapper):
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype, "by_label": self.by_label}
-
-
-CONTRAST = ("accuracy", "positive", "negative")

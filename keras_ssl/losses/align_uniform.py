@@ -1,10 +1,9 @@
 """Alignment and uniformity of embeddings on the unit sphere, as a loss."""
 
-import math
-
 import keras
 import tensorflow as tf
 
+from keras_ssl.arguments import check_positive
 from keras_ssl.losses.contrastive import check_views
 from keras_ssl.training import distribute
 
@@ -35,7 +34,7 @@ class Alignment(keras.losses.Loss):
 
     def __init__(self, alpha=2.0, **kwargs):
         super().__init__(**kwargs)
-        self.alpha = _check_positive("alpha", alpha)
+        self.alpha = check_positive("alpha", alpha)
 
     def call(self, y_true, y_pred):
         check_views(y_pred)
@@ -77,7 +76,7 @@ class Uniformity(keras.losses.Loss):
 
     def __init__(self, t=2.0, **kwargs):
         super().__init__(**kwargs)
-        self.t = _check_positive("t", t)
+        self.t = check_positive("t", t)
 
     def call(self, y_true, y_pred):
         check_views(y_pred)
@@ -124,7 +123,7 @@ class AlignmentUniformity(keras.losses.Loss):
 
     def __init__(self, alpha=2.0, t=2.0, alignment=1.0, uniformity=1.0, **kwargs):
         super().__init__(**kwargs)
-        self.alpha, self.t = _check_positive("alpha", alpha), _check_positive("t", t)
+        self.alpha, self.t = check_positive("alpha", alpha), check_positive("t", t)
         self.alignment, self.uniformity = alignment, uniformity
 
     def call(self, y_true, y_pred):
@@ -140,9 +139,3 @@ class AlignmentUniformity(keras.losses.Loss):
 
 def _normalized(embeddings):
     return tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=-1)
-
-
-def _check_positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
-    return value

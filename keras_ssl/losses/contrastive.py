@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl.arguments import check_positive
 from keras_ssl.training import distribute
 
 
@@ -66,7 +67,7 @@ class NTXent(keras.losses.Loss):
 
     def __init__(self, temperature=0.5, **kwargs):
         super().__init__(**kwargs)
-        self.temperature = check_temperature(temperature)
+        self.temperature = check_positive("temperature", temperature)
 
     def call(self, y_true, y_pred):
         check_views(y_pred)
@@ -105,7 +106,9 @@ class SupervisedContrastive(keras.losses.Loss):
 
     def __init__(self, temperature=0.1, mean="outside", **kwargs):
         super().__init__(**kwargs)
-        self.temperature, self.mean = check_temperature(temperature), check_mean(mean)
+        if mean not in ("outside", "inside"):
+            raise ValueError(f'mean must be "outside" or "inside" the logarithm, got {mean!r}')
+        self.temperature, self.mean = check_positive("temperature", temperature), mean
 
     def call(self, y_true, y_pred):
         check_views(y_pred)
@@ -143,7 +146,7 @@ class InfoNCE(keras.losses.Loss):
 
     def __init__(self, temperature=0.07, **kwargs):
         super().__init__(**kwargs)
-        self.temperature = check_temperature(temperature)
+        self.temperature = check_positive("temperature", temperature)
 
     def call(self, y_true, y_pred):
         logits = tf.cast(y_pred, tf.float32) / self.temperature
@@ -175,24 +178,6 @@ def _cross_entropy(logits, same, itself, inside=False):
         return tf.reduce_mean(total - chosen + tf.math.log(number), axis=1)
     chosen = tf.reduce_sum(tf.where(positive, logits, 0.0), axis=-1)
     return tf.reduce_mean(total - chosen / number, axis=1)
-
-
-def check_temperature(temperature):
-    """Returns `temperature` if it is a positive number, and raises ValueError otherwise."""
-    if (
-        isinstance(temperature, bool)
-        or not isinstance(temperature, int | float)
-        or not temperature > 0
-    ):
-        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
-    return temperature
-
-
-def check_mean(mean):
-    """Returns `mean` if it is "outside" or "inside", and raises ValueError otherwise."""
-    if mean not in ("outside", "inside"):
-        raise ValueError(f'mean must be "outside" or "inside" the logarithm, got {mean!r}')
-    return mean
 
 
 def check_views(embeddings):

@@ -57,10 +57,17 @@ def follow(copy, network, momentum):
         >>> network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
         >>> follow(twin(network), network, 0.99)
     """
-    if not tf.is_tensor(momentum) and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
+    if not tf.is_tensor(momentum):
+        check_momentum(momentum)
     # In mixed precision `call` reads variables in 16 bits, in which a step of 1 - momentum is rounded away.
     with AutocastScope(None):
         for mine, theirs in zip(copy.variables, network.variables, strict=True):
             if theirs.trainable:
                 mine.assign(mine + (1 - momentum) * (tf.convert_to_tensor(theirs) - mine))
+
+
+def check_momentum(momentum):
+    """Returns `momentum` if it is a number in [0, 1], and raises ValueError otherwise."""
+    if isinstance(momentum, bool) or not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
+    return momentum

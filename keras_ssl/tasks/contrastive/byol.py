@@ -10,7 +10,7 @@ from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
 from keras_ssl.training import optimizers
-from keras_ssl.training.momentum import follow, twin
+from keras_ssl.training.momentum import check_momentum, follow, twin
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -65,9 +65,8 @@ class BYOL(PretextModel):
         super().__init__(encoder, **kwargs)
         for name in (recipe, other_recipe):
             recipes.find(name)
-        if isinstance(momentum, bool) or not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
-        self.momentum, self.dimensions, self.hidden = momentum, dimensions, hidden
+        self.momentum = check_momentum(momentum)
+        self.dimensions, self.hidden = dimensions, hidden
         self.predictor, self.recipe, self.other_recipe = predictor, recipe, other_recipe
         shape = {"depth": 2, "hidden": hidden, "normalized": "hidden"}
         self.head = layers.projection(

@@ -4,12 +4,13 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
+from keras_ssl.arguments import check_positive
 from keras_ssl.ops import recipes
 from keras_ssl.ops.random import split, uniform
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import preview, two_views
 from keras_ssl.training import distribute
-from keras_ssl.training.momentum import follow, twin
+from keras_ssl.training.momentum import check_momentum, follow, twin
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -66,12 +67,11 @@ class MoCo(PretextModel):
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
         recipes.find(recipe)
-        if isinstance(momentum, bool) or not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups!r}")
-        self.temperature = losses.contrastive.check_temperature(temperature)
-        self.queue, self.momentum, self.dimensions, self.depth = queue, momentum, dimensions, depth
+        self.temperature = check_positive("temperature", temperature)
+        self.momentum = check_momentum(momentum)
+        self.queue, self.dimensions, self.depth = queue, dimensions, depth
         self.symmetric, self.groups, self.recipe = symmetric, groups, recipe
         self.head = layers.projection(encoder.output_shape[-1], dimensions, depth, name="head")
         self.key_encoder, self.key_head = _of_groups(twin(encoder)), twin(self.head)

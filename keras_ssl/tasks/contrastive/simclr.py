@@ -2,10 +2,11 @@
 
 import keras
 
-from keras_ssl import encoders, layers, losses, metrics
-from keras_ssl.ops import images, recipes
+from keras_ssl import layers, losses, metrics
+from keras_ssl.arguments import check_positive
+from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
-from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
+from keras_ssl.tasks.contrastive.views import cosine, embed, preview, two_views
 from keras_ssl.training import optimizers
 
 
@@ -56,7 +57,7 @@ class SimCLR(PretextModel):
     ):
         super().__init__(encoder, **kwargs)
         recipes.find(recipe)
-        self.temperature = losses.contrastive.check_temperature(temperature)
+        self.temperature = check_positive("temperature", temperature)
         self.dimensions, self.depth, self.recipe = dimensions, depth, recipe
         self.head = layers.projection(
             encoder.output_shape[-1], dimensions, depth, normalized="all", name="head"
@@ -66,9 +67,7 @@ class SimCLR(PretextModel):
         return two_views(batch["image"], seed, self.recipe, self.recipe), batch["id"]
 
     def call(self, x, training=False):
-        # Both views in one batch, so that they are normalized by the same statistics.
-        features = encoders.each(self.encoder, x, training)
-        return images.unfold(self.head(images.fold(features), training=training), x.shape[1])
+        return embed(self.encoder, self.head, x, training)
 
     def default_loss(self):
         return losses.NTXent(self.temperature)

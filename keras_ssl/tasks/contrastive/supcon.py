@@ -2,10 +2,10 @@
 
 import keras
 
-from keras_ssl import encoders, layers, losses, metrics
-from keras_ssl.ops import images, recipes
+from keras_ssl import layers, losses, metrics
+from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
-from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
+from keras_ssl.tasks.contrastive.views import cosine, embed, preview, two_views
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -63,8 +63,7 @@ class SupCon(PretextModel):
         return two_views(batch["image"], seed, self.recipe, self.recipe), batch["label"]
 
     def call(self, x, training=False):
-        features = encoders.each(self.encoder, x, training)
-        return images.unfold(self.head(images.fold(features), training=training), x.shape[1])
+        return embed(self.encoder, self.head, x, training)
 
     def default_loss(self):
         return losses.SupervisedContrastive(self.temperature, self.mean)

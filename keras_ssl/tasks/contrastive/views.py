@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.ops import augment, recipes
+from keras_ssl.ops import augment, images, recipes
 from keras_ssl.ops.random import split
 
 
@@ -27,6 +27,28 @@ def two_views(image, seed, first, second):
     return tf.stack([augment.view(image, s, recipes.find(recipe)) for recipe, s in pair], axis=1)
 
 
+def embed(encoder, head, x, training=False):
+    """Computes embeddings of all views in one batch, so that they are normalized by the same statistics.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D).
+        head: keras.Model from (B, D) to (B, E).
+        x: (B, V, H, W, 3) tensor of views.
+        training: bool, as in Keras.
+
+    Returns:
+        (B, V, E) tensor.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=4)
+        >>> embed(encoder, kssl.layers.projection(32, 8), tf.zeros((3, 2, 32, 32, 3))).shape
+        TensorShape([3, 2, 8])
+    """
+    features = encoder(images.fold(x), training=training)
+    return images.unfold(head(features, training=training), x.shape[1])
+
+
 def preview(x, similarity=None):
     """Builds rows for `plotting.grid` from two views of each image.
 
@@ -42,10 +64,9 @@ def preview(x, similarity=None):
         >>> [caption for _, caption in rows[0]]
         ['view 1', 'view 2, similarity 0.50']
     """
-    predicted = [
-        "" if similarity is None else f", similarity {s:.2f}" for s in np.ravel(similarity)
-    ]
-    predicted = predicted if similarity is not None else [""] * len(x)
+    predicted = [""] * len(x)
+    if similarity is not None:
+        predicted = [f", similarity {s:.2f}" for s in similarity]
     return [
         [(first, "view 1"), (second, f"view 2{text}")]
         for (first, second), text in zip(x, predicted, strict=True)

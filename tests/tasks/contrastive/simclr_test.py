@@ -7,7 +7,6 @@ import keras_ssl as kssl
 from keras_ssl import losses, metrics
 from keras_ssl.ops import augment, recipes
 from keras_ssl.ops.random import split
-from keras_ssl.tasks.contrastive import views
 
 
 def test_views_are_two_independent_views_by_the_recipe(encoder, batch, seeds):
@@ -89,15 +88,6 @@ def test_metrics_of_predictions_and_targets_and_of_labels():
         for i in range(4) for v in range(2)
     ]  # fmt: skip
     assert float(metric.result()) == pytest.approx(np.mean(expected), abs=1e-6)
-
-
-def test_preview_shows_both_views_and_their_similarity():
-    x = np.arange(2 * 2 * 4 * 4 * 3).reshape(2, 2, 4, 4, 3)
-    rows = views.preview(x, views.cosine(np.eye(2), np.array([[2.0, 0.0], [1.0, 1.0]])))
-    assert [[caption for _, caption in row] for row in rows] == [
-        ["view 1", "view 2, similarity 1.00"], ["view 1", "view 2, similarity 0.71"]
-    ]  # fmt: skip
-    np.testing.assert_array_equal(rows[1][1][0], x[1, 1])
 
 
 def test_a_batch_of_one_has_no_negatives(encoder, noise):
