@@ -115,13 +115,16 @@ async def hold(address, path, number, until):
     return number, 0
 
 
+def connect(address, number):
+    """Opens sockets to "host:port"."""
+    host, port = address.rsplit(":", 1)
+    return [socket.create_connection((host, int(port))) for _ in range(number)]
+
+
 async def drip(address, number, until):
     """Opens sockets that send a byte of HTTP/2's preface each second."""
-    host, port = address.rsplit(":", 1)
-    sockets = []
+    sockets = connect(address, number)
     for i in itertools.count():
-        while len(sockets) < number and i == 0:
-            sockets.append(socket.create_connection((host, int(port))))
         for one in sockets:
             with contextlib.suppress(OSError):
                 one.send(HANDSHAKE[i % 33 : i % 33 + 1])
@@ -135,11 +138,9 @@ async def drip(address, number, until):
 
 async def idle(address, number, until):
     """Opens connections that finish the handshake of HTTP/2 and send nothing further."""
-    host, port = address.rsplit(":", 1)
-    sockets = []
-    for _ in range(number):
-        sockets.append(socket.create_connection((host, int(port))))
-        sockets[-1].send(HANDSHAKE)
+    sockets = connect(address, number)
+    for one in sockets:
+        one.send(HANDSHAKE)
     await asyncio.sleep(until - time.monotonic())
     for one in sockets:
         one.close()

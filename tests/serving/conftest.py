@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def counter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("counters")
     soak_serving.write_counters(folder)
     return folder / "counter"
+
+
+@pytest.fixture
+def root(counter, tmp_path):
+    """Folder of the models `a` and `b`."""
+    for name in ("a", "b"):
+        shutil.copytree(counter / "1", tmp_path / "root" / name / "1")
+    return tmp_path / "root"
 
 
 @pytest.fixture(scope="session")

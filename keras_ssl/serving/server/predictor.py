@@ -113,10 +113,8 @@ class _Prediction:
         self._is_active, self._done = is_active, done
         self._name, self._began = request.model_spec.name, time.monotonic()
         self._held = contextlib.ExitStack()
-        self._parts, self._row = (
-            [],
-            0,
-        )  # outputs of the slices that have run, and where the next begins
+        # Outputs of the slices that have run, and where the next one begins.
+        self._parts, self._row = [], 0
 
     def start(self, parse_inputs):
         try:

@@ -17,14 +17,6 @@ from keras_ssl.serving.server.configs import config_of
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 
 
-@pytest.fixture
-def root(counter, tmp_path):
-    """Folder of the models `a` and `b`."""
-    for name in ("a", "b"):
-        shutil.copytree(counter / "1", tmp_path / "root" / name / "1")
-    return tmp_path / "root"
-
-
 @contextlib.contextmanager
 def reloading(address):
     """Yields `reload(models)`: sends a HandleReloadConfigRequest and returns its status and message."""

@@ -13,14 +13,6 @@ from keras_ssl.serving.server.polling import ConfigSource, Poller
 
 
 @pytest.fixture
-def root(counter, tmp_path):
-    """Folder of the models `a` and `b`."""
-    for name in ("a", "b"):
-        shutil.copytree(counter / "1", tmp_path / "root" / name / "1")
-    return tmp_path / "root"
-
-
-@pytest.fixture
 def start():
     """`start(source)`: polls a source; returns Models, which are closed at the end."""
     started = []
