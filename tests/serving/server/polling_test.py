@@ -88,8 +88,9 @@ def test_a_folder_of_many_entries_is_read_a_tenth_of_the_time(root, start, monke
     models_in = polling.models_in
 
     def slow(directory):
-        readings.append(time.monotonic())
-        time.sleep(0.05)
+        if directory == root:  # not those of the server that all tests share
+            readings.append(time.monotonic())
+            time.sleep(0.05)
         return models_in(directory)
 
     monkeypatch.setattr(polling, "models_in", slow)
