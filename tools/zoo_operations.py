@@ -34,6 +34,7 @@ def graphs():
     batch = {
         "image": tf.TensorSpec((None, *shape), tf.uint8),
         "id": tf.TensorSpec((None,), tf.int64),
+        "label": tf.TensorSpec((None,), tf.int64),
     }
     for row in TASKS:
         encoder = kssl.encoders.resnet(shape, 4, (1, 1))
@@ -53,7 +54,7 @@ def graphs():
         yield row.name, traced.graph
 
 
-def kind(node, shapes=None):
+def kind(node, shapes):
     """Returns the attributes of an operation that do not depend on the sizes of its tensors.
 
     Args:
@@ -82,12 +83,12 @@ def zoo():
     """
     kinds = collections.defaultdict(list)
     for name, graph in graphs():
-        nodes = [(o.node_def, [i.shape for i in o.inputs]) for o in graph.get_operations()]
-        for function in graph.as_graph_def().library.function:
-            nodes += [(node, None) for node in function.node_def]
-        for node, shapes in nodes:
-            # The shapes inside a function are unknown; these operations do not need them.
-            if node.op in FAMILIES and (shapes or node.op in ("MatMul", "MaxPool", "AvgPool")):
+        # The bodies of loops and the like are graphs of their own.
+        functions = graph.as_graph_def().library.function
+        inner = [graph._get_function(function.signature.name).graph for function in functions]
+        operations = [o for one in (graph, *inner) for o in one.get_operations()]
+        for node, shapes in [(o.node_def, [i.shape for i in o.inputs]) for o in operations]:
+            if node.op in FAMILIES:
                 key = json.dumps(kind(node, shapes))
                 kinds[key] += [name] if name not in kinds[key] else []
             elif any(word in node.op for word in SUSPICIOUS):
