@@ -1,11 +1,12 @@
 """Detects feature collapse."""
 
+import math
 import warnings
 
 import keras
 
 from keras_ssl.callbacks.sample import Sample
-from keras_ssl.evaluation.geometry import effective_rank, feature_std
+from keras_ssl.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 
 # Below it features have collapsed, regardless of the initial value; healthy ones have at least 0.09.
 MIN_FEATURE_STD = 0.01
@@ -15,9 +16,11 @@ class Collapse(keras.callbacks.Callback):
     """Warns if all images get nearly the same features, or features that vary in few directions.
 
     The loss does not reveal it: of two networks with the same loss, one may distinguish all images and the
-    other none. After an epoch the features of a fixed sample of images are extracted. Two metrics,
-    `feature_std` and `effective_rank`, computed by the functions of the same names, are added to the logs
-    of the epoch, and so to History and to the callbacks after this one.
+    other none. After an epoch the features of a fixed sample of images are extracted. Four metrics,
+    computed by functions of `evaluation`, are added to the logs of the epoch, and so to History and to the
+    callbacks after this one: `feature_std` and `effective_rank`, by which collapse is judged;
+    `feature_alignment`, the mean squared distance between an image and its mirror image; and
+    `feature_uniformity`. The last two are NaN if all features of an image are 0.
 
     Args:
         images: tf.data.Dataset of dicts with `image` and `id`, the one that the task is trained on.
@@ -66,7 +69,15 @@ class Collapse(keras.callbacks.Callback):
         features = self.sample.features()
         std, rank = feature_std(features), effective_rank(features)
         if logs is not None:
-            logs.update(feature_std=std, effective_rank=rank)
+            mirrored = self.sample.features(mirrored=True)
+            # Features that are all 0 have no direction, which is no reason to stop the training run.
+            known = all(part.any(axis=1).all() for part in (features, mirrored))
+            logs.update(
+                feature_std=std,
+                effective_rank=rank,
+                feature_alignment=alignment(features, mirrored) if known else math.nan,
+                feature_uniformity=uniformity(features) if known else math.nan,
+            )
         std_before, rank_before = self.before
         if std < max(self.min_std * std_before, MIN_FEATURE_STD):
             what = "they are nearly the same for all images"

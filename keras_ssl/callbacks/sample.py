@@ -45,8 +45,10 @@ class Sample:
         signature = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype)
         self._features = tf.function(task.features, input_signature=[signature])
 
-    def features(self):
-        """Extracts the features of the sample: (number, D) float32 array."""
+    def features(self, mirrored=False):
+        """Extracts the features of the images, or of their mirror images: (number, D) float32 array."""
         pixels = self.elements["image"]
+        if mirrored:
+            pixels = pixels[:, :, ::-1]
         batches = [pixels[i : i + BATCH_SIZE] for i in range(0, len(pixels), BATCH_SIZE)]
         return map_batches(self._features, batches)

@@ -104,10 +104,17 @@ def test_a_collapse_is_reported_once_and_logged(images, tmp_path, linear_task):
     features = linear_task.features(pixels)
     assert stds[-1] == pytest.approx(feature_std(features), rel=1e-4)
     assert history["effective_rank"][-1] == pytest.approx(effective_rank(features), rel=1e-3)
+    mirrored = linear_task.features(pixels[:, :, ::-1])
+    for name, value in (
+        ("feature_alignment", kssl.evaluation.alignment(features, mirrored)),
+        ("feature_uniformity", kssl.evaluation.uniformity(features)),
+    ):
+        assert history[name][-1] == pytest.approx(value, rel=1e-3, abs=1e-5)
     rows = (tmp_path / "a.csv").read_text().splitlines()
-    assert rows[0] == "epoch,loss,feature_std,effective_rank"
-    assert rows[1].endswith(",,")
-    assert rows[2].endswith(f",{stds[0]},{history['effective_rank'][0]}")
+    assert rows[0] == "epoch,loss,feature_std,effective_rank,feature_alignment,feature_uniformity"
+    assert rows[1].endswith(",,,,")
+    first = [history[name][0] for name in rows[0].split(",")[2:]]
+    assert rows[2].endswith("," + ",".join(map(str, first)))
 
 
 def test_a_loss_of_rank_is_reported(images, linear_task):
@@ -135,6 +142,17 @@ def test_a_loss_of_rank_is_reported(images, linear_task):
     linear_task.encoder.layers[-1].set_weights([np.tile(kernel[:, :1], 4), bias + 1000])
     with pytest.warns(UserWarning, match="epoch 11 they are nearly the same"):
         monitor.on_epoch_end(10)  # whatever they were before
+
+
+def test_features_of_0_have_no_direction(images, linear_task):
+    monitor = Collapse(images, number=8)
+    monitor.set_model(linear_task)
+    monitor.on_train_begin()
+    dense = linear_task.encoder.layers[-1]
+    dense.set_weights([np.zeros_like(value) for value in dense.get_weights()])
+    with pytest.warns(UserWarning, match="they are nearly the same"):
+        monitor.on_epoch_end(0, logs := {})
+    assert np.isnan([logs["feature_alignment"], logs["feature_uniformity"]]).all()
 
 
 def test_under_a_strategy(images, two_replicas, make_linear_task):

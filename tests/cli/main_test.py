@@ -155,7 +155,7 @@ def test_from_images_to_features(command, photos, tmp_path):
         "output.txt", "step-000000002.npz", "step-000000003.npz"
     ]  # fmt: skip
     assert (
-        Path("log.csv").read_text().startswith("epoch,accuracy,loss,feature_std,effective_rank\n0,")
+        Path("log.csv").read_text().startswith("epoch,accuracy,loss,feature_std,effective_rank,")
     )
     assert (tmp_path / "logs" / "projector_config.pbtxt").exists()
     assert list((tmp_path / "logs").rglob("events*"))

@@ -41,8 +41,9 @@ class MoCo(PretextModel):
 
     Shapes:
         x: dict of `views` (B, 2, H, W, 3) float32 in 0..255 and `order` (B,) float32, random numbers for
-        the groups. y: (B,) int64, the ids, which are not used. Prediction: (B, Q, 1 + queue) float32 cosine
-        similarities of Q queries, 2 if `symmetric` and else 1, with the positive, then with the queue.
+        the groups. y: (B,) int64, the ids, which are not used. Prediction: (B, Q, 3) float32 cosine
+        similarities of Q queries, 2 if `symmetric` and else 1: with the positive, the soft maximum over the
+        queue, t * log(sum(exp(similarity / t))) with the temperature t, and the maximum.
 
     Raises:
         ValueError: `momentum` is not in [0, 1], `temperature` is not positive, a number is less than 1, or
@@ -93,9 +94,12 @@ class MoCo(PretextModel):
             query = self.head(self.encoder(first, training=training), training=training)
             query = tf.math.l2_normalize(query, axis=-1)
             keys.append(tf.math.l2_normalize(self._keys(second, x["order"]), axis=-1))
-            positive = tf.reduce_sum(query * keys[-1], axis=-1, keepdims=True)
-            negative = tf.matmul(query, earlier, transpose_b=True)
-            similarities.append(tf.concat([positive, negative], axis=-1))
+            positive = tf.reduce_sum(query * keys[-1], axis=-1)
+            # Over a long queue each pass takes as long as the network: so not all similarities are returned.
+            negative = tf.matmul(query / self.temperature, earlier, transpose_b=True)
+            soft, largest = tf.reduce_logsumexp(negative, axis=-1), tf.reduce_max(negative, axis=-1)
+            soft, largest = (self.temperature * x for x in (soft, tf.stop_gradient(largest)))
+            similarities.append(tf.stack([positive, soft, largest], axis=-1))
         if training:
             # Once, after all similarities: the positive must not be among the negatives.
             self.earlier.append(tf.reshape(tf.stack(keys, axis=1), [-1, self.dimensions]))
@@ -138,7 +142,7 @@ class MoCo(PretextModel):
     dataset.__doc__ = PretextModel.dataset.__doc__
 
     def default_loss(self):
-        return losses.InfoNCE(self.temperature)
+        return QueueInfoNCE(self.temperature)
 
     def default_metrics(self):
         return [QueueContrast(name) for name in metrics.CONTRAST]
@@ -161,8 +165,16 @@ def _of_groups(network):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
+class QueueInfoNCE(losses.InfoNCE):
+    """`losses.InfoNCE` of MoCo's predictions: the soft maximum has the same loss as all its negatives."""
+
+    def call(self, y_true, y_pred):
+        return super().call(y_true, y_pred[..., :2])
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
 class QueueContrast(metrics.Contrast):
-    """`metrics.Contrast` of similarities (B, Q, 1 + K) with the positive and with K negatives."""
+    """`metrics.Contrast` of MoCo's predictions."""
 
     def largest(self, y_true, y_pred):
-        return y_pred[..., 0], tf.reduce_max(y_pred[..., 1:], axis=-1)
+        return y_pred[..., 0], y_pred[..., 2]

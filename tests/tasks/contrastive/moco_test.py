@@ -14,6 +14,13 @@ def normalized(z):
     return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
 
+def prediction(task, query, keys, queue):
+    """Oracle: similarity with the positive, soft maximum and maximum over the queue."""
+    negative, t = query.astype(np.float64) @ queue.T, task.temperature
+    soft = t * np.log(np.exp(negative / t).sum(-1))
+    return np.stack([(query * keys).sum(-1), soft, negative.max(-1)], axis=-1)
+
+
 def keys_by_groups(task, images, order, groups):
     """Oracle: sorts the images by their random numbers and normalizes each group by itself."""
     order, size = np.argsort(order), -(-len(images) // groups)
@@ -32,11 +39,8 @@ def test_keys_are_normalized_in_groups(encoder, batch, seeds, groups, number):
     task = make(encoder, groups=groups)
     x, _ = task.pretext({k: v[:number] for k, v in batch.items()}, seeds(number))
     found = task(x).numpy()
-    assert found.shape == (number, 1, 25)
-    query = normalized(task.head(encoder(x["views"][:, 0])).numpy())
-    keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), groups)
-    np.testing.assert_allclose(found[:, 0, 0], (query * keys).sum(-1), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found[:, 0, 1:], query @ task.earlier.keys().numpy().T, atol=1e-4)
+    assert found.shape == (number, 1, 3)
+    np.testing.assert_allclose(found[:, 0], one_sided(task, x), atol=1e-4)
 
 
 def test_the_order_differs_from_batch_to_batch_and_follows_from_the_seed(encoder, batch, seeds):
@@ -55,12 +59,13 @@ def test_appends_the_keys_once_after_the_similarities(encoder, batch, seeds):
         before = task.earlier.keys().numpy()
         similarity = task(x, training=True).numpy()
         query = normalized(task.head(encoder(x["views"][:, 0], training=True)).numpy())
-        np.testing.assert_allclose(similarity[:, 0, 1:], query @ before.T, atol=1e-4)
         after = task.earlier.keys().numpy()
         appended = 12 if symmetric else 6
         np.testing.assert_array_equal(after[appended:], before[appended:])
         keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), 2)
         np.testing.assert_allclose(after[:appended][:: 1 + symmetric], keys, atol=1e-4)
+        expected = prediction(task, query, keys, before)
+        np.testing.assert_allclose(similarity[:, 0], expected, atol=1e-4)
         # In evaluation nothing changes.
         task(x)
         np.testing.assert_array_equal(task.earlier.keys(), after)
@@ -71,18 +76,26 @@ def test_each_view_is_a_query_if_symmetric(encoder, batch, seeds):
     x, _ = task.pretext(batch, seeds(6))
     found = task(x).numpy()
     swapped = task({**x, "views": x["views"][:, ::-1]}).numpy()
-    assert found.shape == (6, 2, 25)
-    np.testing.assert_allclose(found[:, 0], make_one_sided(task, x), atol=1e-4)
+    assert found.shape == (6, 2, 3)
+    np.testing.assert_allclose(found[:, 0], one_sided(task, x), atol=1e-4)
     np.testing.assert_allclose(found[:, 1], swapped[:, 0], atol=1e-4)
 
 
-def make_one_sided(task, x):
+def one_sided(task, x):
     query = normalized(task.head(task.encoder(x["views"][:, 0])).numpy())
     keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), task.groups)
-    others = np.concatenate(
-        [(query * keys).sum(-1)[:, None], query @ task.earlier.keys().numpy().T], 1
-    )
-    return others
+    return prediction(task, query, keys, task.earlier.keys().numpy())
+
+
+def test_the_loss_is_that_of_all_negatives(encoder, batch, seeds):
+    task = make(encoder)
+    x, y = task.pretext(batch, seeds(6))
+    query = normalized(task.head(encoder(x["views"][:, 0])).numpy())
+    keys = keys_by_groups(task, x["views"][:, 1].numpy(), x["order"].numpy(), task.groups)
+    negative = query @ task.earlier.keys().numpy().T
+    similarity = np.concatenate([(query * keys).sum(-1, keepdims=True), negative], axis=1)
+    expected = kssl.losses.InfoNCE(task.temperature)(y, similarity)
+    assert float(task.default_loss()(y, task(x))) == pytest.approx(float(expected), abs=1e-4)
 
 
 @keras.saving.register_keras_serializable(package="moco_test")
