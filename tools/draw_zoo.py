@@ -11,7 +11,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from build_zoo import VIEWS
+from budget import random_subset
+from build_zoo import VIEWS, new_encoder
 from matplotlib.figure import Figure
 
 import keras_ssl as kssl
@@ -20,11 +21,12 @@ from keras_ssl import plotting, zoo
 ROOT = Path(__file__).parent.parent
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 NEIGHBORS, SEARCHED, QUERY = 9, 10_000, 7_032
+MAPPED = ("untrained", "simclr", "supcon")  # models of which the features are drawn as a map
 
 TEXT = """# The zoo
 
-One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images of CIFAR-10 without their
-labels. All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A
+One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images of CIFAR-10, without their
+labels (but for `supcon`). All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A
 rotation is a view, a tile counts by its pixels, and the forward pass of a relabeling a third of a view.
 Accuracies are in percent on the 10,000 test images; chance is 10. The data are a JPEG copy of CIFAR-10,
 whose accuracies differ slightly from those of the original pixels.
@@ -169,6 +171,26 @@ def neighbors(found, folder, test):
     return plotting.grid(rows)
 
 
+def maps(folder, test):
+    """Draws the features of test images in two dimensions by t-SNE, colored by class."""
+    from sklearn.manifold import TSNE
+
+    part = random_subset(test, 2_000)
+    labels = kssl.data.to_arrays(part)["label"]
+    figure = Figure((4 * len(MAPPED), 4.7), layout="constrained", dpi=90)
+    for name, axes in zip(MAPPED, figure.subplots(1, len(MAPPED)), strict=True):
+        exported = Path(folder, f"{name}_cifar10")
+        encoder = new_encoder() if name == "untrained" else kssl.load(exported)
+        features = kssl.evaluation.extract(encoder, part)[0]["features"]
+        places = TSNE(metric="cosine", init="pca", random_state=0).fit_transform(features)
+        for label, of_class in enumerate(test.class_names):
+            axes.scatter(*places[labels == label].T, s=4, color=f"C{label}", label=of_class)
+        axes.set(title=name, xticks=[], yticks=[])
+    shown = axes.get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=10, markerscale=4)
+    return figure
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder with train/ and test/; downloaded without it")
@@ -181,6 +203,7 @@ def main():
     chart(found, untrained).savefig(options.out / "zoo.png")
     test = kssl.data.cifar10(options.data, "test")
     neighbors(found, options.models, test).savefig(options.out / "zoo_neighbors.png")
+    maps(options.models, test).savefig(options.out / "contrastive_map.png")
 
 
 if __name__ == "__main__":

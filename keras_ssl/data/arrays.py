@@ -10,6 +10,12 @@ import tensorflow as tf
 from keras_ssl.data.columns import random_access
 from keras_ssl.data.folder import from_folder
 
+# fmt: off
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+# fmt: on
+
 
 def from_array(images, labels=None, **columns):
     """Creates a dataset from an array of images.
@@ -161,7 +167,9 @@ def cifar10(path=None, split="train"):
                 "test/<class>/ as path"
             ) from None
         images, labels = train if split == "train" else test
-        return from_array(images, labels[:, 0])
+        dataset = from_array(images, labels[:, 0])
+        dataset.class_names = list(CIFAR10_CLASSES)
+        return dataset
     files = from_folder(Path(path) / split, size=32)
     # Read once and kept in memory: 150 MB instead of 50,000 small files per epoch.
     arrays = to_arrays(files)

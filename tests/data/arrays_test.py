@@ -97,6 +97,15 @@ def test_cifar10_from_class_folders(folder, tmp_path):
         data.cifar10(tmp_path, split="train")
 
 
+def test_cifar10_downloaded(monkeypatch):
+    pixels = np.arange(3 * 32 * 32 * 3, dtype=np.uint8).reshape(3, 32, 32, 3)
+    parts = [(pixels[:k], np.arange(k)[:, None]) for k in (3, 2)]
+    monkeypatch.setattr("keras.datasets.cifar10.load_data", lambda: parts)
+    dataset = data.cifar10(split="test")
+    np.testing.assert_array_equal(data.to_arrays(dataset)["image"], pixels[:2])
+    assert dataset.class_names[9] == "truck"
+
+
 def test_cifar10_without_a_network(monkeypatch):
     def fail():
         raise Exception("URL fetch failure")
