@@ -27,6 +27,12 @@ def check_integer(name, value, minimum=None):
         raise ValueError(f"{name} must be an integer (int64){least}, got {value!r}")
 
 
+def check_integers(minimum, **values):
+    """Checks several arguments, given by name, with `check_integer`."""
+    for name, value in values.items():
+        check_integer(name, value, minimum)
+
+
 def check_positive(name, value):
     """Returns `value` if it is a positive number; otherwise raises ValueError, which names the argument."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -26,8 +26,9 @@ MAPPED = ("untrained", "simclr", "supcon")  # models of which the features are d
 TEXT = """# The zoo
 
 One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images of CIFAR-10, without their
-labels (but for `supcon`). All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A
-rotation is a view, a tile counts by its pixels, and the forward pass of a relabeling a third of a view.
+labels (but for `supcon`). All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward
+and backward. A rotation is a view, a tile counts by its pixels, and the forward pass of a relabeling or of a
+momentum encoder a third of a view.
 Accuracies are in percent on the 10,000 test images; chance is 10. The data are a JPEG copy of CIFAR-10,
 whose accuracies differ slightly from those of the original pixels.
 

@@ -2,7 +2,7 @@
 
     python tools/soak_resume.py [--kills 10] [--tasks rotation exemplar_triplet deep_cluster gan]
 
-Trains six tasks from all families by default. Every run is a process that kills itself after a random step
+Trains eight tasks from all families by default. Every run is a process that kills itself after a random step
 and is restarted with the same arguments until it completes. It writes a checkpoint every other step, so that
 about half of the kills lose a step. At the end all variables are compared: weights, labels, centroids, and
 the slots of all optimizers.
@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-TASKS = ["rotation", "exemplar_triplet", "deep_cluster", "self_label", "inpainting", "gan"]
+TASKS = [
+    "rotation", "exemplar_triplet", "deep_cluster", "self_label", "inpainting", "gan", "moco", "byol",
+]  # fmt: skip
 IMAGES, BATCH, EPOCHS = 40, 8, 6
 STEPS = EPOCHS * IMAGES // BATCH
 
@@ -40,8 +42,8 @@ def train(folder, names, kill_at):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     classes = {row.name: row.task for row in ROWS}
-    images = kssl.data.digits("test")
-    images = kssl.data.from_array(kssl.data.to_arrays(images)["image"][:IMAGES])
+    digits = kssl.data.to_arrays(kssl.data.digits("test"))
+    images = kssl.data.from_array(digits["image"][:IMAGES], digits["label"][:IMAGES])
     for name in names:
         keras.utils.set_random_seed(0)
         encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
@@ -52,6 +54,8 @@ def train(folder, names, kill_at):
             "num_heads": 2,
             "relabelings": 4,
             "filters": 4,
+            "queue": 20,
+            "hidden": 16,
         }
         task = classes[name](encoder, **{k: v for k, v in small.items() if k in known})
         task.compile(keras.optimizers.Adam(1e-3))

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_ssl.arguments import check_integers
 from keras_ssl.layers.batch_normalization import BatchNormalization
 
 NORMALIZED = ("none", "hidden", "all")
@@ -43,10 +44,7 @@ def projection(inputs, outputs, depth=2, hidden=None, normalized="none", name="p
         (None, 16)
     """
     hidden = inputs if hidden is None else hidden
-    numbers = {"inputs": inputs, "outputs": outputs, "depth": depth, "hidden": hidden}
-    for what, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
+    check_integers(1, inputs=inputs, outputs=outputs, depth=depth, hidden=hidden)
     if normalized not in NORMALIZED:
         raise ValueError(f"normalized must be one of {', '.join(NORMALIZED)}, got {normalized!r}")
     widths = [*[hidden] * (depth - 1), outputs]

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl.arguments import check_integers
 from keras_ssl.training import distribute
 
 
@@ -35,9 +36,7 @@ class Queue(keras.layers.Layer):
 
     def __init__(self, size, dimensions, seed=0, **kwargs):
         super().__init__(**{"autocast": False, **kwargs})
-        for name, value in (("size", size), ("dimensions", dimensions)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_integers(1, size=size, dimensions=dimensions)
         self.size, self.dimensions, self.seed = size, dimensions, seed
         first = tf.random.stateless_normal((size, dimensions), (seed, 0))
         self.ring = self.add_weight(

@@ -154,9 +154,7 @@ def test_from_images_to_features(command, photos, tmp_path):
     assert [p.name for p in sorted(Path("saved").iterdir())] == [
         "output.txt", "step-000000002.npz", "step-000000003.npz"
     ]  # fmt: skip
-    assert (
-        Path("log.csv").read_text().startswith("epoch,accuracy,loss,feature_std,effective_rank,")
-    )
+    assert Path("log.csv").read_text().startswith("epoch,accuracy,loss,feature_std,effective_rank,")
     assert (tmp_path / "logs" / "projector_config.pbtxt").exists()
     assert list((tmp_path / "logs").rglob("events*"))
     assert list((tmp_path / "logs" / "pictures").glob("events*"))

@@ -43,7 +43,9 @@ def test_float32_in_mixed_precision():
 
 @pytest.mark.parametrize("name", ["inputs", "outputs", "depth", "hidden"])
 def test_invalid_numbers(name):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=rf"{name} must be an integer \(int64\) of at least 1, got 0"
+    ):
         projection(**{"inputs": 4, "outputs": 2, name: 0})
 
 

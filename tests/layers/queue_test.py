@@ -74,5 +74,7 @@ def test_keeps_its_state_and_arguments():
 @pytest.mark.parametrize("name", ["size", "dimensions"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "8"])
 def test_invalid_arguments(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got"):
+    with pytest.raises(
+        ValueError, match=rf"{name} must be an integer \(int64\) of at least 1, got"
+    ):
         Queue(**{"size": 4, "dimensions": 2, name: value})

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
+from keras_ssl.arguments import check_integers
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
@@ -65,6 +66,7 @@ class BYOL(PretextModel):
         super().__init__(encoder, **kwargs)
         for name in (recipe, other_recipe):
             recipes.find(name)
+        check_integers(1, dimensions=dimensions, hidden=hidden)
         self.momentum = check_momentum(momentum)
         self.dimensions, self.hidden = dimensions, hidden
         self.predictor, self.recipe, self.other_recipe = predictor, recipe, other_recipe

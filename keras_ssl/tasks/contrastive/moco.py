@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
-from keras_ssl.arguments import check_positive
+from keras_ssl.arguments import check_integers, check_positive
 from keras_ssl.ops import recipes
 from keras_ssl.ops.random import split, uniform
 from keras_ssl.pretext import PretextModel
@@ -68,8 +68,7 @@ class MoCo(PretextModel):
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
         recipes.find(recipe)
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups!r}")
+        check_integers(1, queue=queue, dimensions=dimensions, depth=depth, groups=groups)
         self.temperature = check_positive("temperature", temperature)
         self.momentum = check_momentum(momentum)
         self.queue, self.dimensions, self.depth = queue, dimensions, depth

@@ -3,7 +3,7 @@
 import keras
 
 from keras_ssl import layers, losses, metrics
-from keras_ssl.arguments import check_positive
+from keras_ssl.arguments import check_integers, check_positive
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, embed, preview, two_views
@@ -57,6 +57,7 @@ class SimCLR(PretextModel):
     ):
         super().__init__(encoder, **kwargs)
         recipes.find(recipe)
+        check_integers(1, dimensions=dimensions, depth=depth)
         self.temperature = check_positive("temperature", temperature)
         self.dimensions, self.depth, self.recipe = dimensions, depth, recipe
         self.head = layers.projection(

@@ -3,6 +3,7 @@
 import keras
 
 from keras_ssl import layers, losses, metrics
+from keras_ssl.arguments import check_integer
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, embed, preview, two_views
@@ -54,6 +55,7 @@ class SupCon(PretextModel):
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
         recipes.find(recipe)
+        check_integer("dimensions", dimensions, 1)
         losses.SupervisedContrastive(temperature, mean)  # checks both
         self.temperature, self.mean = temperature, mean
         self.dimensions, self.recipe = dimensions, recipe

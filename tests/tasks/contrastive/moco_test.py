@@ -160,8 +160,8 @@ def test_no_gradient_flows_into_keys(encoder, batch, seeds):
     [
         ({"momentum": -0.1}, r"momentum must be in \[0, 1\], got -0.1"),
         ({"temperature": 0}, "temperature must be a positive number, got 0"),
-        ({"groups": 0}, "groups must be at least 1, got 0"),
-        ({"queue": 0}, "size must be an integer of at least 1, got 0"),
+        ({"groups": 0}, r"groups must be an integer \(int64\) of at least 1, got 0"),
+        ({"queue": 0}, r"queue must be an integer \(int64\) of at least 1, got 0"),
     ],
 )
 def test_invalid_arguments(encoder, arguments, message):

@@ -102,8 +102,8 @@ def test_a_batch_of_one_has_no_negatives(encoder, noise):
     ("arguments", "message"),
     [
         ({"temperature": 0}, "temperature must be a positive number, got 0"),
-        ({"dimensions": 0}, "outputs must be an integer of at least 1, got 0"),
-        ({"depth": 0}, "depth must be an integer of at least 1, got 0"),
+        ({"dimensions": 0}, r"dimensions must be an integer \(int64\) of at least 1, got 0"),
+        ({"depth": 0}, r"depth must be an integer \(int64\) of at least 1, got 0"),
     ],
 )
 def test_invalid_arguments(encoder, arguments, message):
