@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -127,7 +128,9 @@ def test_fits_saves_and_loads(row, task, data, tmp_path):
     assert all((a != b).any() for a, b in zip(before, task.encoder.get_weights(), strict=True))
 
     task.save(tmp_path / "task.keras")
-    copy = keras.models.load_model(tmp_path / "task.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        copy = keras.models.load_model(tmp_path / "task.keras")
     assert type(copy) is row.task
     for a, b in zip(task.weights, copy.weights, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)

@@ -46,6 +46,7 @@ class Queue(keras.layers.Layer):
         self.next = self.add_weight(
             name="next", shape=(), dtype="int32", trainable=False, initializer="zeros"
         )
+        self.built = True  # or Keras warns when it loads a task with a queue
 
     def keys(self):
         """Returns the keys, without gradient: (size, dimensions) float32."""
