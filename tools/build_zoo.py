@@ -51,7 +51,7 @@ TASKS = {
         {"num_images": 50_000, "lam": 10.0, "tolerance": 0.01, "relabelings": RELABELINGS}, 128,
     ),
     "sift_clusters": ({"num_images": 50_000}, 128),
-    "simclr": ({}, 256),
+    "simclr": ({"temperature": 0.2}, 256),
     "moco": ({}, 256),
     "byol": ({}, 256),
     "supcon": ({}, 256),

@@ -79,5 +79,8 @@ class AlignUniform(PretextModel):
             *(keras.metrics.MeanMetricWrapper(term, name) for name, term in terms.items()),
         ]
 
+    def default_optimizer(self, steps, learning_rate=0.3):
+        return super().default_optimizer(steps, learning_rate)
+
     def preview(self, x, y, y_pred=None):
         return preview(x, None if y_pred is None else cosine(y_pred[:, 0], y_pred[:, 1]))

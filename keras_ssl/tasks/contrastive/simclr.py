@@ -24,7 +24,7 @@ class SimCLR(PretextModel):
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
-        temperature: float; 0.5 for CIFAR, 0.1 for ImageNet.
+        temperature: float; 0.5 for CIFAR, 0.1 for ImageNet. In short training runs smaller ones are better.
         dimensions: int, of the embedding.
         depth: int, dense layers of the projection head; 3 in SimCLR v2.
         recipe: augmentation of both views, a Recipe or the name of one: "SIMCLR_SMALL" for small images,
@@ -76,7 +76,7 @@ class SimCLR(PretextModel):
     def default_metrics(self):
         return [metrics.Contrast(name) for name in metrics.CONTRAST]
 
-    def default_optimizer(self, steps, learning_rate=1.0):
+    def default_optimizer(self, steps, learning_rate=6.0):
         return optimizers.lars_cosine(learning_rate, steps, self.weight_decay)
 
     def preview(self, x, y, y_pred=None):
