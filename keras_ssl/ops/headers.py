@@ -19,6 +19,8 @@ SCANS_PER_DECODING = 8  # scans of a progressive JPEG that take as long as decod
 COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")  # of a PNG: text and color profiles
 CHUNK_BYTES = 8_000_000  # to which libpng limits such a chunk
 CHUNK_PIXELS = 2**22  # whose decoding takes as long as decompressing that many bytes
+ROW_PIXELS = 16  # whose decoding takes as long as beginning a row, of an interlaced PNG or a narrow JPEG
+PNG_HEADER = b"\0\0\0\rIHDR"
 MAX_COUNT = 2**13  # further occurrences of a marker are not counted; so many scans are refused
 
 
@@ -31,13 +33,13 @@ def examine(encoded):
     Returns:
         (file, pixels, memory, cost, scans): the bytes to decode, () string; then () int64 tensors:
         height * width, or -1 if the file is no JPEG, PNG, GIF or BMP; an upper bound of the bytes of
-        memory; the number of pixels of a baseline JPEG that take as long; and an upper bound of the
+        memory; the number of pixels of a large baseline JPEG that take as long; and an upper bound of the
         number of scans: 0 unless the file is a JPEG, `MAX_COUNT` if its coding is arithmetic.
 
     Example:
         >>> file = tf.io.encode_png(tf.zeros((2, 3, 1), tf.uint8))
         >>> [int(number) for number in examine(file)[1:]]
-        [6, 18, 6, 0]
+        [6, 18, 38, 0]
     """
     matches = tf.equal(tf.strings.substr(encoded, 0, 2), SIGNATURES)
     matches &= tf.strings.length(encoded) >= MIN_LENGTH
@@ -66,7 +68,8 @@ def _jpeg(encoded):
         lambda: _find_markers(encoded, channels),
         lambda: (tf.constant(True), tf.constant(False)),
     )
-    cost = pixels + pixels * scans // SCANS_PER_DECODING
+    once = _cost(height, width)
+    cost = once + once * scans // SCANS_PER_DECODING
     scans = tf.where(arithmetic, tf.constant(MAX_COUNT, tf.int64), scans)
     return encoded, pixels, tf.where(keeps, memory, 3 * pixels), cost, scans
 
@@ -96,9 +99,12 @@ def _find_markers(encoded, channels):
 
 def _png(encoded):
     header = _header(encoded)
-    pixels = _integer(header[16:20][::-1]) * _integer(header[20:24][::-1])
+    width, height = (_integer(header[i : i + 4][::-1]) for i in (16, 20))
+    # libpng skips unknown chunks before the header: the numbers would be those of such a chunk.
+    first = tf.equal(tf.strings.substr(encoded, 8, 8), PNG_HEADER)
+    pixels = tf.where(first, height * width, -1)
     chunks = tf.add_n([_count(encoded, name) for name in COMPRESSED_CHUNKS])
-    cost = tf.where(header[24] > 8, 2 * pixels, pixels) + CHUNK_PIXELS * chunks
+    cost = _cost(height, width) * tf.where(header[24] > 8, _zero() + 2, 1) + CHUNK_PIXELS * chunks
     return encoded, pixels, 3 * pixels + CHUNK_BYTES * chunks, cost, _zero()
 
 
@@ -119,6 +125,10 @@ def _bmp(encoded):
 
 def _unknown(encoded):
     return encoded, _zero() - 1, _zero(), _zero(), _zero()
+
+
+def _cost(height, width):
+    return height * (width + ROW_PIXELS)
 
 
 def _zero():

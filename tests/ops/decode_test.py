@@ -232,6 +232,21 @@ def test_files_that_cost_too_much_are_refused_before_decoding(kind, peak_bytes):
     assert peak_bytes(refused) < 2**26
 
 
+def test_a_chunk_before_the_header_of_a_png_hides_its_size():
+    """libpng skips a chunk that it does not know, and reads the header after it."""
+    encoded = png(9, 7)
+    hidden = encoded[:8] + chunk(b"teSt", bytes(13)) + encoded[8:]
+    assert decode.decode(encoded).shape == (7, 9, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file format"):
+        decode.decode(hidden)
+
+
+def test_rows_cost_time_beside_pixels():
+    wide, tall = (int(headers.examine(png(*size))[3]) for size in ((4096, 1), (1, 4096)))
+    assert tall == 17 * 4096
+    assert wide == 4096 + 16
+
+
 def test_files_below_the_bounds_are_decoded():
     for encoded, shape in (
         (progressive(640, 480, 100), (480, 640, 3)),
@@ -289,6 +304,10 @@ class TestBatch:
                 self.batch(files)
 
         assert peak_bytes(refused) < 2**26
+
+    def test_many_tall_images_of_a_pixel_in_width_are_refused(self):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="of the request takes too long"):
+            self.batch([png(1, 1_000_000)] * 40)
 
     def test_the_number_of_files_is_bounded(self):
         with pytest.raises(tf.errors.InvalidArgumentError, match="at most 1024 files"):

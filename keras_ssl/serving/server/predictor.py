@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl.serving.server.errors import StatusError, from_exception, from_tensorflow
-from keras_ssl.serving.server.requests import check_rows, outputs_of, signature_of
+from keras_ssl.serving.server.requests import outputs_of, signature_of
 
 MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests get their turn
 
@@ -96,7 +96,7 @@ class Predictor:
 
         Args:
             request: PredictRequest. Its inputs are accessed by `parse_inputs` only.
-            parse_inputs: function of (request, dict of InputSpec) that returns a dict of arrays.
+            parse_inputs: function of (request, dict of InputSpec, most rows) that returns a dict of arrays.
             entrypoint: "GRPC" or "REST", a label of the metrics.
             is_active: function that returns whether the client still waits for the response.
             done: function of (result, StatusError), of which one is None, that is called once, in this
@@ -130,8 +130,8 @@ class _Prediction:
         self._signature, signature = signature_of(servable, spec.signature_name)
         if not self._is_active():
             raise _left()
-        self._inputs = inputs = parse_inputs(self._request, servable.inputs[self._signature])
-        check_rows(inputs, predictor.max_rows)
+        declared = servable.inputs[self._signature]
+        self._inputs = inputs = parse_inputs(self._request, declared, predictor.max_rows)
         self._servable, self._outputs = servable, outputs_of(self._request, signature)
         shapes = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
         self._key = (id(servable), self._signature, shapes, self._outputs)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 
 from keras_ssl.serving.server.errors import StatusError, invalid_argument
+from keras_ssl.serving.server.json_tensors import MAX_AXES  # more abort TensorFlow
 
 TYPES = {number: name for name, number in types_pb2.DataType.items()}
 MAX_FILL = 2**24  # bytes of a tensor that declares more elements than it carries
@@ -80,7 +81,7 @@ def declared_inputs(signature):
     }
 
 
-def inputs_of(request, declared):
+def inputs_of(request, declared, max_rows=math.inf):
     """Converts the inputs of a request to arrays.
 
     Types and shapes are checked before anything is allocated.
@@ -88,6 +89,7 @@ def inputs_of(request, declared):
     Args:
         request: PredictRequest.
         declared: dict of InputSpec, as `declared_inputs` returns it.
+        max_rows: int, the most rows of an input.
 
     Returns:
         dict of arrays.
@@ -114,9 +116,10 @@ def inputs_of(request, declared):
             )
         shape = proto.tensor_shape
         sizes = [dim.size for dim in shape.dim]
-        if shape.unknown_rank or min(sizes, default=0) < 0:
+        if shape.unknown_rank or min(sizes, default=0) < 0 or len(sizes) > MAX_AXES:
             raise invalid_argument(f"tensor parsing error: {alias}")
         check_shape(alias, sizes, spec)
+        check_rows(alias, sizes, max_rows)
         arrays[alias] = _array(alias, proto, sizes, spec.dtype)
     return arrays
 
@@ -139,20 +142,21 @@ def check_shape(alias, sizes, spec):
         raise invalid_argument(f"input {alias} must have the shape ({shape}), got {tuple(sizes)}")
 
 
-def check_rows(inputs, limit):
+def check_rows(alias, sizes, limit):
     """Raises INVALID_ARGUMENT if an input of a request has more than `limit` rows, its size on axis 0."""
-    for alias, array in inputs.items():
-        if np.ndim(array) and len(array) > limit:
-            raise invalid_argument(
-                f"input {alias} has {len(array)} rows, more than the {limit} of one request; send "
-                "several requests, or raise max_rows of the server"
-            )
+    if sizes and sizes[0] > limit:
+        raise invalid_argument(
+            f"input {alias} has {sizes[0]} rows, more than the {limit} of one request; send several "
+            "requests, or raise max_rows of the server"
+        )
 
 
 def _array(alias, proto, sizes, dtype):
     """Converts a TensorProto whose type and shape have been checked."""
     number = math.prod(sizes)
     try:
+        if number == 0:
+            return np.empty(sizes, dtype)
         if content := proto.tensor_content:
             # Exactly as many bytes as declared: 30 bytes must not allocate gigabytes.
             if dtype.kind != "O" and len(content) == number * dtype.itemsize:

@@ -22,7 +22,7 @@ from keras_ssl.serving.server import json_outputs, json_tensors, services
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument
 from keras_ssl.serving.server.http_server import HttpServer, error_response, response
 from keras_ssl.serving.server.json_process import JsonProcess
-from keras_ssl.serving.server.requests import check_shape
+from keras_ssl.serving.server.requests import check_rows, check_shape
 
 MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
@@ -145,7 +145,7 @@ class RestServer:
             except ValueError:  # half a surrogate pair
                 raise invalid_argument("'signature_name' must be valid Unicode") from None
             _, _, outputs = self._predictor.predict(
-                request, lambda _, declared: _arrays(body, declared), "REST", is_active
+                request, lambda _, *limits: _arrays(body, *limits), "REST", is_active
             )
             return response(200, json_outputs.encode(outputs, body.by_row))
 
@@ -163,12 +163,13 @@ def _json_errors():
         raise invalid_argument(str(error)) from None
 
 
-def _arrays(body, declared):
+def _arrays(body, declared, max_rows):
     """Converts the inputs of a body to arrays of the types and shapes that a signature declares."""
     with _json_errors():
         arrays = body.arrays({name: tf.as_dtype(spec.type).name for name, spec in declared.items()})
     for name, array in arrays.items():
         check_shape(name, array.shape, declared[name])
+        check_rows(name, array.shape, max_rows)
         arrays[name] = array.astype(declared[name].dtype, copy=False)
     return arrays
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soak_serving
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow_serving.apis import predict_pb2
 
@@ -52,7 +53,7 @@ def invalid_requests():
         (filtered, invalid, "output tensor alias not found in signature: nope"),
         (request(ZEROS.astype("f4")), invalid, "must be DT_UINT8, got DT_FLOAT"),
         (request(ZEROS[0]), invalid, "must have the shape"),
-        (bomb, invalid, "tensor parsing error: images"),
+        (bomb, invalid, "input images has 268435456 rows, more than the 1024 of one request"),
         (short, invalid, "tensor parsing error: images"),
         (negative, invalid, "tensor parsing error: images"),
         (strange, invalid, "must be DT_UINT8, got 77"),
@@ -105,6 +106,38 @@ def test_many_values_one_by_one(dtype):
         message.inputs["x"].int_val[7] = 300
         with pytest.raises(StatusError, match="tensor parsing error: x"):
             requests.inputs_of(message, {"x": spec})
+
+
+@pytest.mark.parametrize(("axes", "valid"), [(32, True), (33, False)])
+def test_more_axes_would_abort_the_process(axes, valid):
+    proto = TensorProto(dtype=types_pb2.DT_STRING, string_val=[b"x"])
+    for _ in range(axes):
+        proto.tensor_shape.dim.add(size=1)
+    message = predict_pb2.PredictRequest(inputs={"x": proto})
+    declared = {"x": requests.InputSpec(types_pb2.DT_STRING, np.dtype(object), (-1,))}
+    if valid:
+        assert requests.inputs_of(message, declared)["x"].shape == (1,) * axes
+    else:
+        with pytest.raises(StatusError, match="tensor parsing error: x"):
+            requests.inputs_of(message, declared)
+
+
+def test_rows_are_counted_before_they_are_filled(monkeypatch):
+    message = predict_pb2.PredictRequest(inputs={"x": filled((1025,), b"", object)})
+    declared = {"x": requests.InputSpec(types_pb2.DT_STRING, np.dtype(object), (-1,))}
+    monkeypatch.setattr(requests, "_array", lambda *_: pytest.fail("converted"))
+    with pytest.raises(StatusError, match="input x has 1025 rows, more than the 1024 of one"):
+        requests.inputs_of(message, declared, max_rows=1024)
+
+
+def test_an_empty_batch(stub):
+    message = request(np.zeros((0, *ZEROS.shape[1:]), np.uint8))
+    for values in ([], [0, 0]):
+        message.inputs["images"].int_val[:] = values
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Predict(message, timeout=10)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "images must not be empty" in error.value.details()
 
 
 def test_names_of_megabytes_are_not_echoed(stub):
