@@ -13,6 +13,8 @@ from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
 from keras_ssl.training import optimizers
 from keras_ssl.training.momentum import check_momentum, follow, twin
 
+UNKNOWN = 2**31 - 1  # steps
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class BYOL(PretextModel):
@@ -80,11 +82,14 @@ class BYOL(PretextModel):
                 dimensions, dimensions, **shape, name="predictor"
             )
         self.target_encoder, self.target_head = twin(encoder), twin(self.head)
-        # Steps so far, and of the whole run, which `fit` sets.
+        # Steps so far, and of the whole run, which `fit` sets; without it the momentum is constant.
         self.step, self.steps = (
-            self.add_weight(name=name, shape=(), dtype="int32", trainable=False, initializer=value)
-            for name, value in (("step", "zeros"), ("steps", "ones"))
-        )
+            self.add_weight(
+                name=name, shape=(), dtype="int32", trainable=False,
+                initializer=keras.initializers.Constant(value),
+            )
+            for name, value in (("step", 0), ("steps", UNKNOWN))
+        )  # fmt: skip
 
     def pretext(self, batch, seed):
         return two_views(batch["image"], seed, self.recipe, self.other_recipe), batch["id"]
@@ -114,10 +119,13 @@ class BYOL(PretextModel):
         fraction = tf.minimum(step / steps, 1.0)
         return 1 - (1 - self.momentum) * (tf.cos(math.pi * fraction) + 1) / 2
 
-    def fit(self, x=None, *args, epochs=1, steps_per_epoch=None, **kwargs):
-        number = steps_per_epoch or getattr(x, "steps_per_epoch", 1)
-        self.steps.assign(max(1, epochs * number))
-        return super().fit(x, *args, epochs=epochs, steps_per_epoch=steps_per_epoch, **kwargs)
+    def fit(
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args,
+        **kwargs,
+    ):  # fmt: skip
+        if callbacks is None or isinstance(callbacks, list | tuple):
+            callbacks = [*(callbacks or []), CountSteps()]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     fit.__doc__ = PretextModel.fit.__doc__
 
@@ -134,3 +142,23 @@ class BYOL(PretextModel):
 
     def preview(self, x, y, y_pred=None):
         return preview(x, None if y_pred is None else cosine(y_pred[:, 0, 0], y_pred[:, 1, 1]))
+
+
+class CountSteps(keras.callbacks.Callback):
+    """Tells a task with the weights `step` and `steps` how many steps a training run has."""
+
+    def on_train_begin(self, logs=None):
+        self.begun = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.begun:
+            return
+        self.begun, per_epoch = True, self.params["steps"]
+        if per_epoch is None:  # a generator, whose length is not known before its end
+            self.model.steps.assign(UNKNOWN)
+            return
+        self.model.steps.assign(max(1, self.params["epochs"] * per_epoch))
+        first = epoch * per_epoch
+        # A run that resumes in the middle of the epoch has its step from the checkpoint.
+        if not first <= int(self.model.step) < first + per_epoch:
+            self.model.step.assign(first)

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_ssl as kssl
 from keras_ssl.ops import augment, recipes
@@ -36,23 +37,67 @@ def test_prediction_is_predictions_and_targets_of_both_views(encoder, batch, see
         np.testing.assert_allclose(found[:, 1, k], target, rtol=1e-4, atol=1e-5)
 
 
-def test_momentum_rises_to_1_along_a_cosine(encoder, noise):
+class Momenta(keras.callbacks.Callback):
+    """Notes the momentum before each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_begin(self, step, logs=None):
+        self.seen.append(float(self.model._momentum_now()))
+
+
+def along_a_cosine(steps, start=0.9):
+    return [1 - (1 - start) * (np.cos(np.pi * k / steps) + 1) / 2 for k in range(steps)]
+
+
+def test_momentum_rises_to_1_along_a_cosine_in_each_run(encoder, noise, tmp_path):
     task = make(encoder, momentum=0.9)
     task.compile("sgd")
-    data = task.dataset(kssl.data.from_array(noise), 8, epochs=4)
-    seen = []
-    task.fit(
-        data, epochs=4, verbose=0,
-        callbacks=[
-            keras.callbacks.LambdaCallback(
-                on_train_batch_begin=lambda step, logs: seen.append(float(task._momentum_now()))
-            )
-        ],
-    )  # fmt: skip
-    expected = [1 - 0.1 * (np.cos(np.pi * k / 20) + 1) / 2 for k in range(20)]
-    np.testing.assert_allclose(seen, expected, rtol=1e-5)
-    assert (int(task.step), int(task.steps)) == (20, 20)
+    images = kssl.data.from_array(noise[:16])
+
+    def momenta(task, epochs, *callbacks, data=None):
+        noted = Momenta()
+        data = task.dataset(images, 8, epochs=epochs) if data is None else data
+        task.fit(data, None, None, epochs, 0, [noted, *callbacks])
+        return noted.seen
+
+    np.testing.assert_allclose(momenta(task, 3), along_a_cosine(6), rtol=1e-5)
     assert float(task._momentum_now()) == 1
+    np.testing.assert_allclose(momenta(task, 2), along_a_cosine(4), rtol=1e-5)
+
+    task.save(tmp_path / "task.keras")
+    loaded = keras.models.load_model(tmp_path / "task.keras")
+    np.testing.assert_allclose(momenta(loaded, 2), along_a_cosine(4), rtol=1e-5)
+
+    # Data that are not of `dataset`: Keras does not know their number of steps before the first epoch ends.
+    x, y = next(iter(task.dataset(images, 16)))
+    plain = tf.data.Dataset.from_tensors((x, y))
+    np.testing.assert_allclose(momenta(task, 4, data=plain), along_a_cosine(4), rtol=1e-5)
+    generated = ((x, y) for _ in range(9))
+    assert momenta(task, 1, data=generated)[:9] == [pytest.approx(0.9)] * 9
+
+
+def test_momentum_without_fit_is_constant(encoder, batch, seeds):
+    task = make(encoder, momentum=0.9)
+    task.compile("sgd")
+    for _ in range(3):
+        task.train_on_batch(*task.pretext(batch, seeds(6)))
+    assert float(task._momentum_now()) == pytest.approx(0.9)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_has_the_schedule_of_all_its_epochs(
+    encoder, noise, tmp_path
+):
+    images = kssl.data.from_array(noise[:24])
+    for epochs, first in ((2, 0), (4, 6)):
+        task = make(encoder, momentum=0.9)
+        task.compile("sgd")
+        noted, saved = Momenta(), kssl.callbacks.Checkpoint(tmp_path / "a")
+        data = task.dataset(images, 8, epochs=epochs)
+        task.fit(data, epochs=epochs, verbose=0, callbacks=[noted, saved])
+        np.testing.assert_allclose(noted.seen, along_a_cosine(3 * epochs)[first:], rtol=1e-5)
 
 
 def test_the_target_follows_the_network_after_each_step(encoder, noise):
@@ -71,7 +116,7 @@ def test_the_target_follows_the_network_after_each_step(encoder, noise):
     # Before the first step both are equal, so the target has not moved.
     for a, b in zip(twins(), start, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    momentum = float(task._momentum_now())
+    momentum = 1 - 0.25 / 2  # in the middle of the cosine
     task.fit(data.take(1), epochs=2, initial_epoch=1, steps_per_epoch=1, verbose=0)
     for a, old, new in zip(twins(), start, after, strict=True):
         np.testing.assert_allclose(a, momentum * old + (1 - momentum) * new, rtol=1e-5, atol=1e-6)
