@@ -35,6 +35,25 @@ def check_integers(minimum, **values):
 
 def check_positive(name, value):
     """Returns `value` if it is a positive number; otherwise raises ValueError, which names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return value
+
+
+def check_not_negative(name, value):
+    """Returns `value` if it is a finite number of at least 0; otherwise raises ValueError."""
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    return value
+
+
+def is_number(value):
+    """Returns whether a value is a number of Python, not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_bool(name, value):
+    """Returns `value` if it is a bool; otherwise raises ValueError, which names the argument."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
     return value

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_ssl.arguments import check_integer
 from keras_ssl.callbacks.sample import Sample
 from keras_ssl.evaluation.probes import knn
 
@@ -39,8 +40,7 @@ class KNN(keras.callbacks.Callback):
     def __init__(self, images, number=2000, k=20, every=1):
         super().__init__()
         for name, value, least in (("number", number, 2), ("k", k, 1), ("every", every, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value!r}")
+            check_integer(name, value, least)
         self.images, self.number, self.k, self.every = images, number, k, every
 
     def on_train_begin(self, logs=None):
@@ -50,6 +50,8 @@ class KNN(keras.callbacks.Callback):
                 f"images must yield dicts with `label`, got {', '.join(self.sample.elements)}: use "
                 "from_folder with one folder per class, or from_array(..., labels)"
             )
+        if len(self.sample.elements["id"]) < 2:
+            raise ValueError("images must hold at least two images to compare, got one")
         self.labels = self.sample.elements["label"].numpy()
         # Folders are sorted by class: every second image of each class would miss classes of one image only.
         self.order = np.random.default_rng(0).permutation(len(self.labels))

@@ -25,7 +25,7 @@ class Sample:
     """
 
     def __init__(self, task, images, number):
-        spec = images.element_spec
+        spec = getattr(images, "element_spec", f"a {type(images).__name__}")
         if not isinstance(spec, dict) or not {"image", "id"} <= set(spec):
             raise ValueError(
                 f"images must yield dicts with `image` and `id`, as for the task's dataset(), got {spec}"

@@ -250,6 +250,8 @@ def callbacks(options, task, images, chief):
     watching = task.default_callbacks(images)
     if chief:
         watching.append(kssl.callbacks.Collapse(images))
+        if "label" in images.element_spec:
+            watching.append(kssl.callbacks.KNN(images, number=1000))
         if options.tensorboard:
             watching.append(keras.callbacks.TensorBoard(options.tensorboard))
             watching.append(kssl.callbacks.Pictures(options.tensorboard, images))

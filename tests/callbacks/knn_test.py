@@ -39,12 +39,20 @@ def test_takes_evenly_spaced_images(make_linear_task):
 
 def test_invalid_arguments(make_linear_task):
     for arguments, message in (
-        ({"k": 0}, "k must be at least 1, got 0"),
-        ({"every": 0}, "every must be at least 1, got 0"),
-        ({"number": 1}, "number must be at least 2, got 1"),
+        ({"k": 0}, r"k must be an integer \(int64\) of at least 1, got 0"),
+        ({"every": 0}, r"every must be an integer \(int64\) of at least 1, got 0"),
+        ({"number": 1}, r"number must be an integer \(int64\) of at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             KNN([], **arguments)
+    for images, message in (
+        ([], "images must yield dicts with `image` and `id`, .* got a list"),
+        (colors(1), "images must hold at least two images to compare, got one"),
+    ):
+        monitor = KNN(images)
+        monitor.set_model(make_linear_task())
+        with pytest.raises(ValueError, match=message):
+            monitor.on_train_begin()
     monitor = KNN(kssl.data.from_array(np.zeros((4, 32, 32, 3), np.uint8)))
     monitor.set_model(make_linear_task())
     with pytest.raises(
