@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl.arguments import check_positive
+from keras_ssl.arguments import check_not_negative, check_positive
 from keras_ssl.losses.contrastive import check_views
 from keras_ssl.training import distribute
 
@@ -112,7 +112,7 @@ class AlignmentUniformity(keras.losses.Loss):
         (B,) float32, at least `uniformity` times -4 t.
 
     Raises:
-        ValueError: `alpha` or `t` is not positive, or `y_pred` is not (B, 2, D).
+        ValueError: `alpha` or `t` is not positive, a weight is negative, or `y_pred` is not (B, 2, D).
 
     Reference: Wang & Isola, ICML 2020, section 4; SsnL/align_uniform.
 
@@ -124,7 +124,8 @@ class AlignmentUniformity(keras.losses.Loss):
     def __init__(self, alpha=2.0, t=2.0, alignment=1.0, uniformity=1.0, **kwargs):
         super().__init__(**kwargs)
         self.alpha, self.t = check_positive("alpha", alpha), check_positive("t", t)
-        self.alignment, self.uniformity = alignment, uniformity
+        self.alignment = check_not_negative("alignment", alignment)
+        self.uniformity = check_not_negative("uniformity", uniformity)
 
     def call(self, y_true, y_pred):
         alignment = Alignment(self.alpha).call(y_true, y_pred)

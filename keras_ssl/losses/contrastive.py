@@ -150,7 +150,8 @@ class InfoNCE(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         logits = tf.cast(y_pred, tf.float32) / self.temperature
-        return tf.reduce_logsumexp(logits, axis=-1) - logits[..., 0]
+        # Not log(sum(exp)) of all, which loses the digits of a small loss.
+        return tf.nn.softplus(tf.reduce_logsumexp(logits[..., 1:], axis=-1) - logits[..., 0])
 
     def get_config(self):
         return {**super().get_config(), "temperature": self.temperature}

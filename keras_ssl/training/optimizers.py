@@ -175,7 +175,7 @@ def lars_cosine(learning_rate, steps, weight_decay=0.0, rate_in_momentum=True):
     Raises:
         ValueError: `learning_rate` is not positive, `steps` is less than 1, or `weight_decay` is negative.
 
-    Reference: Chen et al., ICML 2020, section 2.2; Grill et al., NeurIPS 2020, section 3.2.
+    Reference: Chen et al., ICML 2020, section 2.2; Grill et al., NeurIPS 2020, section 3.3.
 
     Example:
         >>> float(lars_cosine(1.0, steps=100).learning_rate)            # the warm-up starts at 0

@@ -34,7 +34,8 @@ class AlignUniform(PretextModel):
         Prediction: (B, 2, dimensions) float32 embeddings.
 
     Raises:
-        ValueError: `alpha` or `t` is not positive, `dimensions` is less than 1, or `recipe` is unknown.
+        ValueError: `alpha` or `t` is not positive, a weight is negative, `dimensions` is less than 1, or
+            `recipe` is unknown.
 
     Reference: Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and
     Uniformity on the Hypersphere", ICML 2020.
@@ -56,7 +57,7 @@ class AlignUniform(PretextModel):
         super().__init__(encoder, **kwargs)
         recipes.find(recipe)
         check_integer("dimensions", dimensions, 1)
-        losses.AlignmentUniformity(alpha, t)  # checks both
+        losses.AlignmentUniformity(alpha, t, alignment, uniformity)  # checks them
         self.alpha, self.t, self.alignment, self.uniformity = alpha, t, alignment, uniformity
         self.dimensions, self.recipe = dimensions, recipe
         self.head = layers.projection(
@@ -73,7 +74,11 @@ class AlignUniform(PretextModel):
         return losses.AlignmentUniformity(self.alpha, self.t, self.alignment, self.uniformity)
 
     def default_metrics(self):
-        terms = {"alignment": losses.Alignment(self.alpha), "uniformity": losses.Uniformity(self.t)}
+        # One value per image: a mean would count a small last batch, or a replica, as much as a full batch.
+        terms = {
+            "alignment": losses.Alignment(self.alpha, reduction="none"),
+            "uniformity": losses.Uniformity(self.t, reduction="none"),
+        }
         return [
             *(metrics.Contrast(name) for name in metrics.CONTRAST),
             *(keras.metrics.MeanMetricWrapper(term, name) for name, term in terms.items()),

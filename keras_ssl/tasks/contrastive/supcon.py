@@ -1,12 +1,14 @@
 """Supervised contrastive learning: finds the views of all images of the same class in the batch."""
 
 import keras
+import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
 from keras_ssl.arguments import check_integer
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, embed, preview, two_views
+from keras_ssl.training import distribute
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -59,7 +61,10 @@ class SupCon(PretextModel):
         losses.SupervisedContrastive(temperature, mean)  # checks both
         self.temperature, self.mean = temperature, mean
         self.dimensions, self.recipe = dimensions, recipe
-        self.head = layers.projection(encoder.output_shape[-1], dimensions, name="head")
+        # The paper's head without normalization starts with embeddings that are nearly all alike.
+        self.head = layers.projection(
+            encoder.output_shape[-1], dimensions, normalized="hidden", name="head"
+        )
 
     def pretext(self, batch, seed):
         return two_views(batch["image"], seed, self.recipe, self.recipe), batch["label"]
@@ -67,11 +72,21 @@ class SupCon(PretextModel):
     def call(self, x, training=False):
         return embed(self.encoder, self.head, x, training)
 
+    def late_labels(self, x, y, y_pred):
+        # Keras converts labels to float32, which does not tell large ones apart: each becomes the place of
+        # the first image of its class in the batch.
+        labels = tf.reshape(y, [-1])
+        same = labels[:, None] == distribute.all_gather(labels)
+        return tf.argmax(tf.cast(same, tf.int32), axis=1), None
+
     def default_loss(self):
         return losses.SupervisedContrastive(self.temperature, self.mean)
 
     def default_metrics(self):
         return [metrics.Contrast(name, by_label=True) for name in metrics.CONTRAST]
+
+    def default_optimizer(self, steps, learning_rate=0.3):
+        return super().default_optimizer(steps, learning_rate)
 
     def preview(self, x, y, y_pred=None):
         rows = preview(x, None if y_pred is None else cosine(y_pred[:, 0], y_pred[:, 1]))

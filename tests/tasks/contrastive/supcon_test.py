@@ -14,6 +14,18 @@ def test_labels_are_the_classes_of_the_data(encoder, batch, seeds):
     np.testing.assert_array_equal(x[:, 0], augment.view(batch["image"], seed, recipes.SUPCON_SMALL))
 
 
+def test_large_labels_are_told_apart(encoder, batch, seeds):
+    """Keras converts labels to float32, in which these are all equal."""
+    task = kssl.tasks.SupCon(encoder)
+    task.compile("sgd")
+    values = []
+    for labels in (np.arange(6) % 3, 10**9 + np.arange(6) % 3):
+        x, y = task.pretext({**batch, "label": labels}, seeds(6))
+        logs = task.test_on_batch(x, y, return_dict=True)
+        values.append([logs["loss"], logs["accuracy"]])
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
+
+
 def test_is_the_only_task_that_reads_labels():
     assert [row.name for row in TASKS if "label" in row.task.needs] == ["supcon"]
 
