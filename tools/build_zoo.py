@@ -53,7 +53,7 @@ TASKS = {
     "sift_clusters": ({"num_images": 50_000}, 128),
     "simclr": ({"temperature": 0.2}, 256),
     "moco": ({}, 256),
-    "byol": ({}, 256),
+    "byol": ({}, 64),
     "supcon": ({}, 256),
     "align_uniform": ({}, 256),
 }  # fmt: skip

@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 from keras.src.backend import AutocastScope
 
+from keras_ssl.arguments import is_number
+
 
 def twin(network):
     """Copies a network, including its weights; the copy is saved with the task but not trained.
@@ -68,6 +70,6 @@ def follow(copy, network, momentum):
 
 def check_momentum(momentum):
     """Returns `momentum` if it is a number in [0, 1], and raises ValueError otherwise."""
-    if isinstance(momentum, bool) or not 0 <= momentum <= 1:
+    if not is_number(momentum) or not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
     return momentum

@@ -6,11 +6,10 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
-from keras_ssl.arguments import check_integers
+from keras_ssl.arguments import check_bool, check_integers
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
-from keras_ssl.training import optimizers
 from keras_ssl.training.momentum import check_momentum, follow, twin
 
 UNKNOWN = 2**31 - 1  # steps
@@ -59,7 +58,7 @@ class BYOL(PretextModel):
     """
 
     min_batch_size = 2  # batch normalization makes the embeddings of a single image constant
-    weight_decay = 1e-6
+    weight_decay = 1e-4
 
     def __init__(
         self, encoder, momentum=0.97, dimensions=256, hidden=1024, predictor=True,
@@ -71,7 +70,8 @@ class BYOL(PretextModel):
         check_integers(1, dimensions=dimensions, hidden=hidden)
         self.momentum = check_momentum(momentum)
         self.dimensions, self.hidden = dimensions, hidden
-        self.predictor, self.recipe, self.other_recipe = predictor, recipe, other_recipe
+        self.predictor = check_bool("predictor", predictor)
+        self.recipe, self.other_recipe = recipe, other_recipe
         shape = {"depth": 2, "hidden": hidden, "normalized": "hidden"}
         self.head = layers.projection(
             encoder.output_shape[-1], dimensions, **shape, name="projector"
@@ -135,11 +135,6 @@ class BYOL(PretextModel):
     def default_metrics(self):
         return [metrics.Contrast(name) for name in metrics.CONTRAST]
 
-    def default_optimizer(self, steps, learning_rate=1.0):
-        return optimizers.lars_cosine(
-            learning_rate, steps, self.weight_decay, rate_in_momentum=False
-        )
-
     def preview(self, x, y, y_pred=None):
         return preview(x, None if y_pred is None else cosine(y_pred[:, 0, 0], y_pred[:, 1, 1]))
 
@@ -160,5 +155,5 @@ class CountSteps(keras.callbacks.Callback):
         self.model.steps.assign(max(1, self.params["epochs"] * per_epoch))
         first = epoch * per_epoch
         # A run that resumes in the middle of the epoch has its step from the checkpoint.
-        if not first <= int(self.model.step) < first + per_epoch:
+        if not first <= int(self.model.step.numpy()) < first + per_epoch:
             self.model.step.assign(first)

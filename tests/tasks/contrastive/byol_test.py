@@ -147,6 +147,8 @@ def test_collapses_without_the_predictor_only(gratings, predictor, collapses):
     ("arguments", "message"),
     [
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\], got 1.5"),
+        ({"momentum": "0.9"}, r"momentum must be in \[0, 1\], got '0.9'"),
+        ({"predictor": "no"}, "predictor must be True or False, got 'no'"),
         ({"other_recipe": "BYOL_3"}, "recipe must be a Recipe or one of .*, got 'BYOL_3'"),
     ],
 )
