@@ -19,7 +19,9 @@ SCANS_PER_DECODING = 8  # scans of a progressive JPEG that take as long as decod
 COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")  # of a PNG: text and color profiles
 CHUNK_BYTES = 8_000_000  # to which libpng limits such a chunk
 CHUNK_PIXELS = 2**22  # whose decoding takes as long as decompressing that many bytes
-ROW_PIXELS = 16  # whose decoding takes as long as beginning a row, of an interlaced PNG or a narrow JPEG
+ROW_PIXELS = (
+    16  # whose decoding takes as long as beginning a row, of an interlaced PNG or a narrow JPEG
+)
 PNG_HEADER = b"\0\0\0\rIHDR"
 MAX_COUNT = 2**13  # further occurrences of a marker are not counted; so many scans are refused
 
