@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from keras_ssl.training import distribute
 
-# (groups, moves) of `grouped`. Not attributes of the layers, which the threads that trace the replicas share.
-_GROUPED = contextvars.ContextVar("grouped", default=(None, True))
+# The arguments of `grouped`. Not attributes of the layers, which the threads that trace the replicas share.
+_GROUPED = contextvars.ContextVar("grouped", default=(None, None, True))
 
 
 @contextlib.contextmanager
-def grouped(groups, moves=True):
+def grouped(groups, rows=None, moves=True):
     """Splits the statistics of all `BatchNormalization` layers that are called inside, in training.
 
     Each of `groups` consecutive parts of the batch is normalized by its own statistics, as if it were on a
@@ -23,6 +23,8 @@ def grouped(groups, moves=True):
 
     Args:
         groups: int, a divisor of the batch size.
+        rows: int or scalar tensor, rows of the batch that count in the moving averages, by default all; those
+            after them only fill up the last groups.
         moves: bool, update the moving averages.
 
     Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
@@ -35,7 +37,7 @@ def grouped(groups, moves=True):
         >>> y.numpy().round().ravel().tolist()
         [-1.0, 1.0, -1.0, 1.0]
     """
-    token = _GROUPED.set((groups, moves))
+    token = _GROUPED.set((groups, rows, moves))
     try:
         yield
     finally:
@@ -90,9 +92,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and mask is None
             and not self.renorm
         )
-        groups, _ = _GROUPED.get()
+        groups, *arguments = _GROUPED.get()
         if groups and learns and plain:
-            return self._over_groups(inputs, groups)
+            return self._over_groups(inputs, groups, *arguments)
         # None while Keras builds a model under a strategy, which happens outside of any replica.
         context = tf.distribute.get_replica_context()
         several = context is not None and context.num_replicas_in_sync > 1
@@ -133,18 +135,27 @@ class BatchNormalization(keras.layers.BatchNormalization):
         variance = outputs.batch_variance * (n - 1) / tf.maximum(n, 1)
         return tf.cast(outputs.y, self.compute_dtype), (n, outputs.batch_mean, variance)
 
-    def _over_groups(self, inputs, groups):
+    def _over_groups(self, inputs, groups, rows, moves):
         # The kernel once for each group: along the first axis a tensor is split without a copy.
         shape, x, weights = tf.shape(inputs), inputs, self._kernel_weights(inputs.shape[-1])
         if len(inputs.shape) != 4:
             x = tf.reshape(x, [shape[0], tf.reduce_prod(shape[1:-1]), 1, inputs.shape[-1]])
         parts = [self._fused(part, **weights) for part in tf.split(x, groups)]
         y, statistics = zip(*parts, strict=True)
-        if _GROUPED.get()[1]:
-            rows = tf.stack([tf.concat([n[None], *values], axis=0) for n, *values in statistics])
-            rows = distribute.all_gather(rows) if self.synchronized else rows
-            n, means = tf.split(tf.reduce_mean(rows, axis=0), [1, 2 * x.shape[-1]])
-            self._move(n[0], *tf.split(means, 2))
+        if moves:
+            size = shape[0] // groups
+            rows = tf.clip_by_value(
+                (shape[0] if rows is None else rows) - size * tf.range(groups), 0, size
+            )
+            rows = tf.cast(rows, tf.float32)[:, None]
+            values = tf.stack(
+                [tf.concat([mean, variance], axis=0) for _, mean, variance in statistics]
+            )
+            if self.synchronized:
+                rows, values = distribute.all_gather(rows), distribute.all_gather(values)
+            n = tf.reduce_sum(rows)
+            mean = tf.reduce_sum(tf.where(rows > 0, rows * values, 0), axis=0) / tf.maximum(n, 1)
+            self._move(n, *tf.split(mean, 2))
         return tf.reshape(tf.concat(y, axis=0), shape)
 
     def _over_replicas(self, inputs):

@@ -304,6 +304,16 @@ def test_groups_end_with_their_block():
     np.testing.assert_allclose(layer.moving_variance, expected.moving_variance, rtol=1e-5)
 
 
+def test_rows_that_fill_up_the_last_groups_do_not_count():
+    layer, _ = pair((None, 3), momentum=0.0)
+    x = random_input((8, 3)) * np.arange(1, 9)[:, None]
+    with grouped(4, rows=5):
+        layer(x, training=True)
+    statistics = x.reshape(4, 2, 3).mean(1), x.reshape(4, 2, 3).var(1)
+    for moving, v in zip((layer.moving_mean, layer.moving_variance), statistics, strict=True):
+        np.testing.assert_allclose(moving, (2 * v[0] + 2 * v[1] + v[2]) / 5, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_groups_of_replicas(synchronized, two_replicas):
     """Replicas are traced in threads that take turns at every variable."""

@@ -125,7 +125,7 @@ class MoCo(PretextModel):
         own, number = self._own_groups()[0], tf.shape(images)[0]
         # The last group is filled up with the first images, whose second embedding is not used.
         images = tf.gather(images, tf.range(own * -(-number // own)) % number)
-        with grouped(own):
+        with grouped(own, rows=number):
             return self.head(self.encoder(images, training=True), training=True)[:number]
 
     def _keys(self, images, order):
