@@ -1,9 +1,47 @@
-"""Batch normalization with TensorFlow's fused kernel, optionally synchronized over replicas."""
+"""Batch normalization with TensorFlow's fused kernel, synchronized over replicas or split into groups."""
+
+import contextlib
+import contextvars
 
 import keras
 import tensorflow as tf
 
 from keras_ssl.training import distribute
+
+# The arguments of `grouped`. Not attributes of the layers, which the threads that trace the replicas share.
+_GROUPED = contextvars.ContextVar("grouped", default=(None, None, True))
+
+
+@contextlib.contextmanager
+def grouped(groups, rows=None, moves=True):
+    """Splits the statistics of all `BatchNormalization` layers that are called inside, in training.
+
+    Each of `groups` consecutive parts of the batch is normalized by its own statistics, as if it were on a
+    device of its own, also if the layer is synchronized. Moving averages are updated by the mean over the
+    groups, of all replicas if it is synchronized. Another axis or type, a mask and `renorm`, which are
+    computed by Keras, are not split.
+
+    Args:
+        groups: int, a divisor of the batch size.
+        rows: int or scalar tensor, rows of the batch that count in the moving averages, by default all; those
+            after them only fill up the last groups.
+        moves: bool, update the moving averages.
+
+    Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
+    section 3.3; SplitBatchNorm in the authors' notebook for CIFAR-10.
+
+    Example:
+        >>> x = tf.constant([[1.0], [3.0], [10.0], [30.0]])
+        >>> with grouped(2):
+        ...     y = BatchNormalization(epsilon=1e-9)(x, training=True)
+        >>> y.numpy().round().ravel().tolist()
+        [-1.0, 1.0, -1.0, 1.0]
+    """
+    token = _GROUPED.set((groups, rows, moves))
+    try:
+        yield
+    finally:
+        _GROUPED.reset(token)
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -54,6 +92,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and mask is None
             and not self.renorm
         )
+        groups, *arguments = _GROUPED.get()
+        if groups and learns and plain:
+            return self._over_groups(inputs, groups, *arguments)
         # None while Keras builds a model under a strategy, which happens outside of any replica.
         context = tf.distribute.get_replica_context()
         several = context is not None and context.num_replicas_in_sync > 1
@@ -62,31 +103,60 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if not plain or len(inputs.shape) != 4:
             return super().call(inputs, training=training, mask=mask)
 
-        channels = inputs.shape[-1]
-        arguments = dict(
+        weights = self._kernel_weights(inputs.shape[-1])
+        if learns:
+            y, statistics = self._fused(inputs, **weights)
+            self._move(*statistics)
+            return y
+        outputs = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
+            mean=tf.convert_to_tensor(self.moving_mean),
+            variance=tf.convert_to_tensor(self.moving_variance),
+            is_training=False,
+            **weights,
+        )
+        return tf.cast(outputs.y, self.compute_dtype)
+
+    def _kernel_weights(self, channels):
+        return dict(
             scale=tf.convert_to_tensor(self.gamma) if self.scale else tf.ones(channels),
             offset=tf.convert_to_tensor(self.beta) if self.center else tf.zeros(channels),
             epsilon=self.epsilon,
         )
-        if not learns:
-            outputs = tf.raw_ops.FusedBatchNormV3(
-                mean=tf.convert_to_tensor(self.moving_mean),
-                variance=tf.convert_to_tensor(self.moving_variance),
-                is_training=False,
-                **arguments,
-            )
-            return tf.cast(outputs.y, self.compute_dtype)
 
+    def _fused(self, x, **weights):
+        """Normalizes a 4-D tensor by its own statistics; returns it and the arguments of `_move`."""
         empty = tf.zeros(0)  # no moving average by the kernel: it differs from Keras', see below
         outputs = tf.raw_ops.FusedBatchNormV3(
-            mean=empty, variance=empty, is_training=True, **arguments
+            x=x, mean=empty, variance=empty, is_training=True, **weights
         )
         # The kernel returns the unbiased variance (divided by n - 1), Keras keeps the biased one.
-        n = tf.cast(tf.size(inputs) // channels, tf.float32)
+        n = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
         variance = outputs.batch_variance * (n - 1) / tf.maximum(n, 1)
-        self._move(n, outputs.batch_mean, variance)
-        return tf.cast(outputs.y, self.compute_dtype)
+        return tf.cast(outputs.y, self.compute_dtype), (n, outputs.batch_mean, variance)
+
+    def _over_groups(self, inputs, groups, rows, moves):
+        # The kernel once for each group: along the first axis a tensor is split without a copy.
+        shape, x, weights = tf.shape(inputs), inputs, self._kernel_weights(inputs.shape[-1])
+        if len(inputs.shape) != 4:
+            x = tf.reshape(x, [shape[0], tf.reduce_prod(shape[1:-1]), 1, inputs.shape[-1]])
+        parts = [self._fused(part, **weights) for part in tf.split(x, groups)]
+        y, statistics = zip(*parts, strict=True)
+        if moves:
+            size = shape[0] // groups
+            rows = tf.clip_by_value(
+                (shape[0] if rows is None else rows) - size * tf.range(groups), 0, size
+            )
+            rows = tf.cast(rows, tf.float32)[:, None]
+            values = tf.stack(
+                [tf.concat([mean, variance], axis=0) for _, mean, variance in statistics]
+            )
+            if self.synchronized:
+                rows, values = distribute.all_gather(rows), distribute.all_gather(values)
+            n = tf.reduce_sum(rows)
+            mean = tf.reduce_sum(tf.where(rows > 0, rows * values, 0), axis=0) / tf.maximum(n, 1)
+            self._move(n, *tf.split(mean, 2))
+        return tf.reshape(tf.concat(y, axis=0), shape)
 
     def _over_replicas(self, inputs):
         x, axes = tf.cast(inputs, tf.float32), list(range(len(inputs.shape) - 1))

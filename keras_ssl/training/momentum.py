@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras.src.backend import AutocastScope
 
 from keras_ssl.arguments import is_number
+from keras_ssl.layers import BatchNormalization
 
 
 def twin(network):
@@ -12,7 +13,8 @@ def twin(network):
 
     The variables of the copy are not trainable, but its layers stay in training mode: its batch
     normalization uses the statistics of the batch and keeps its own moving averages. `layer.trainable =
-    False` would disable both.
+    False` would disable both. In the copy of Keras' batch normalization is `layers.BatchNormalization`, which
+    computes the same and can be split into groups.
 
     Args:
         network: functional or Sequential keras.Model, built.
@@ -34,11 +36,17 @@ def twin(network):
         raise ValueError(
             f"network {network.name!r} must be built before it can have a twin: call it once"
         )
-    copy = keras.models.clone_model(network)
+    copy = keras.models.clone_model(network, clone_function=_cloned, recursive=True)
     copy.set_weights(network.get_weights())
     for variable in copy.variables:
         variable.trainable = False
     return copy
+
+
+def _cloned(layer):
+    kind = type(layer)
+    kind = BatchNormalization if kind is keras.layers.BatchNormalization else kind
+    return kind.from_config(layer.get_config())
 
 
 def follow(copy, network, momentum):

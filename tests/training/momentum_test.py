@@ -20,6 +20,21 @@ def test_twin_is_a_copy_that_is_not_trainable(noise):
     assert len(net.trainable_variables) > 0
 
 
+def test_twin_has_our_batch_normalization_also_in_nested_models(noise):
+    inner = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.BatchNormalization()])
+    inputs = keras.Input((32, 32, 3))
+    net = keras.Model(inputs, keras.layers.BatchNormalization()(inner(inputs)))
+    net.set_weights([np.arange(w.size).reshape(w.shape) + 1.0 for w in net.get_weights()])
+    copy = momentum.twin(net)
+    for layer in (copy.layers[1].layers[0], copy.layers[2]):
+        assert type(layer) is kssl.layers.BatchNormalization
+    for training in (False, True):
+        x = noise[:4].astype(np.float32)
+        np.testing.assert_allclose(
+            copy(x, training=training), net(x, training=training), rtol=1e-4, atol=1e-3
+        )
+
+
 def test_follow_averages_trainable_weights_and_not_statistics(noise):
     net = network()
     copy = momentum.twin(net)

@@ -1,10 +1,13 @@
 """MoCo: finds the key of the other view of an image among a queue of keys of earlier batches."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
-from keras_ssl.arguments import check_integers, check_positive
+from keras_ssl.arguments import check_bool, check_integers, check_positive, is_integer
+from keras_ssl.layers.batch_normalization import grouped
 from keras_ssl.ops import recipes
 from keras_ssl.ops.random import split, uniform
 from keras_ssl.pretext import PretextModel
@@ -22,9 +25,11 @@ class MoCo(PretextModel):
     encoder, which changes so slowly that old keys remain comparable with new ones (section 3.2).
 
     Shortcut: a query and its key are normalized by the statistics of the same batch, the keys in the queue
-    by those of others, which would give the positive away. So the keys are computed in random groups of
-    images that share statistics with no query (shuffled batch normalization, section 3.3). In the paper each
-    GPU is a group; here the number of groups does not depend on the number of devices.
+    by those of others, which would give the positive away. So in training queries and keys are normalized in
+    groups of images, those of the keys at random, so that a key shares statistics with few of the images that
+    its query does (shuffled batch normalization, section 3.3). In the paper each GPU is a group; here the
+    number of groups does not depend on the number of devices. The encoder's normalization has to be
+    `layers.BatchNormalization`, as in `encoders.resnet`; that of Keras cannot be split into groups.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
@@ -34,7 +39,8 @@ class MoCo(PretextModel):
         dimensions: int, of the embedding.
         depth: int, dense layers of the head: 1 in version 1, 2 in version 2.
         symmetric: bool, whether each view is also the query for the other, at twice the cost.
-        groups: int, groups of keys with their own batch statistics; 1 leaves the shortcut open.
+        groups: int, parts of the batch with their own batch statistics, of several images each; 1 leaves the
+            shortcut open. Each of R replicas computes groups / R of them, rounded up.
         recipe: augmentation of both views, a Recipe or the name of one: "MOCO_SMALL" for small images,
             "MOCO_V1" or "MOCO_V2" for images of about 224 pixels.
         **kwargs: passed to keras.Model.
@@ -46,8 +52,12 @@ class MoCo(PretextModel):
         queue, t * log(sum(exp(similarity / t))) with the temperature t, and the maximum.
 
     Raises:
-        ValueError: `momentum` is not in [0, 1], `temperature` is not positive, a number is less than 1, or
-            `recipe` is unknown; in `dataset`, a batch has more images than the queue has keys.
+        ValueError: `momentum` is not in [0, 1], `temperature` is not positive, a number is less than 1,
+            `symmetric` is no bool, or `recipe` is unknown; in `dataset`, a batch gives more keys than the
+            queue holds.
+
+    Warns:
+        UserWarning: the encoder has a batch normalization that cannot be split into groups.
 
     Reference: He, Fan, Wu, Xie & Girshick, "Momentum Contrast for Unsupervised Visual Representation
     Learning", CVPR 2020; Chen, Fan, Girshick & He, "Improved Baselines with Momentum Contrastive Learning",
@@ -60,7 +70,8 @@ class MoCo(PretextModel):
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
-    weight_decay = 5e-4
+    weight_decay = 5e-4  # of the authors' notebook for CIFAR-10; 1e-4 for ImageNet
+    min_batch_size = 2  # all groups of a single image are the same
 
     def __init__(
         self, encoder, queue=4096, momentum=0.99, temperature=0.1, dimensions=128, depth=1,
@@ -72,10 +83,13 @@ class MoCo(PretextModel):
         self.temperature = check_positive("temperature", temperature)
         self.momentum = check_momentum(momentum)
         self.queue, self.dimensions, self.depth = queue, dimensions, depth
-        self.symmetric, self.groups, self.recipe = symmetric, groups, recipe
+        self.symmetric = check_bool("symmetric", symmetric)
+        self.groups, self.recipe = groups, recipe
         self.head = layers.projection(encoder.output_shape[-1], dimensions, depth, name="head")
-        self.key_encoder, self.key_head = _of_groups(twin(encoder)), twin(self.head)
+        self.key_encoder, self.key_head = twin(encoder), twin(self.head)
         self.earlier = layers.Queue(queue, dimensions, name="queue")
+        if groups > 1:
+            _warn_of_whole_batches(encoder)
 
     def pretext(self, batch, seed):
         views, order = split(seed, 2)
@@ -90,8 +104,7 @@ class MoCo(PretextModel):
         pairs = [views, views[::-1]] if self.symmetric else [views]
         similarities, keys = [], []
         for first, second in pairs:
-            query = self.head(self.encoder(first, training=training), training=training)
-            query = tf.math.l2_normalize(query, axis=-1)
+            query = tf.math.l2_normalize(self._queries(first, training), axis=-1)
             keys.append(tf.math.l2_normalize(self._keys(second, x["order"]), axis=-1))
             positive = tf.reduce_sum(query * keys[-1], axis=-1)
             # Over a long queue each pass takes as long as the network: so not all similarities are returned.
@@ -104,37 +117,44 @@ class MoCo(PretextModel):
             self.earlier.append(tf.reshape(tf.stack(keys, axis=1), [-1, self.dimensions]))
         return tf.stack(similarities, axis=1)
 
+    def _queries(self, images, training):
+        """Computes the queries of this replica's images, in training in groups in the order of the batch."""
+        if not training or self.groups == 1:
+            return self.head(self.encoder(images, training=training), training=training)
+        own, number = self._own_groups()[0], tf.shape(images)[0]
+        # The last group is filled up with the first images, whose second embedding is not used.
+        images = tf.gather(images, tf.range(own * -(-number // own)) % number)
+        with grouped(own, rows=number):
+            return self.head(self.encoder(images, training=True), training=True)[:number]
+
     def _keys(self, images, order):
         """Computes the keys of this replica's images, in random groups of those of all replicas."""
         everyone, order = distribute.all_gather(images), tf.argsort(distribute.all_gather(order))
-        number, replicas, index = tf.shape(everyone)[0], 1, 0
-        context = tf.distribute.get_replica_context()
-        if context is not None:
-            replicas, index = context.num_replicas_in_sync, context.replica_id_in_sync_group
         # Each replica computes some of the groups. The last ones are filled up with images of the first.
-        own, size = -(-self.groups // replicas), -(-number // self.groups)
-        places = (index * own + tf.range(own))[:, None] * size + tf.range(size)
-        rows = tf.gather(order, places % number)
-
-        def next_group(k, keys):
-            group = tf.gather(everyone, rows[k])
-            return k + 1, keys.write(k, self.key_head(self.key_encoder(group, training=True)))
-
-        # Not tf.map_fn, which leaves a changed variable scope behind after an error.
-        keys = tf.TensorArray(tf.float32, own, element_shape=(None, self.dimensions))
-        _, keys = tf.while_loop(
-            lambda k, keys: k < own, next_group, (0, keys), parallel_iterations=1
-        )
-        keys = keys.stack()
-        keys = distribute.all_gather(tf.reshape(keys, [-1, self.dimensions]))
+        (own, index), number = self._own_groups(), tf.shape(everyone)[0]
+        size = -(-number // self.groups)
+        places = (index * own * size + tf.range(own * size)) % number
+        with grouped(own, moves=False):
+            group = tf.gather(everyone, tf.gather(order, places))
+            keys = self.key_head(self.key_encoder(group, training=True))
+        keys = distribute.all_gather(keys)
         mine = distribute.first_row(images) + tf.range(tf.shape(images)[0])
         return tf.stop_gradient(tf.gather(keys, tf.gather(tf.argsort(order), mine)))
 
+    def _own_groups(self):
+        """Returns how many groups each replica computes, and the index of this replica."""
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            return self.groups, 0
+        own = -(-self.groups // context.num_replicas_in_sync)
+        return own, context.replica_id_in_sync_group
+
     def dataset(self, images, batch_size, *args, **kwargs):
-        if isinstance(batch_size, int) and batch_size > self.queue:
+        keys = 1 + self.symmetric  # per image
+        if is_integer(batch_size) and keys * int(batch_size) > self.queue:
             raise ValueError(
-                f"batch_size must be at most {self.queue}, the length of the queue, got {batch_size}: choose "
-                "a larger queue"
+                f"batch_size must be at most {self.queue // keys}, since each image adds {keys} of "
+                f"{self.queue} keys to the queue, got {batch_size}: choose a larger queue"
             )
         return super().dataset(images, batch_size, *args, **kwargs)
 
@@ -146,21 +166,25 @@ class MoCo(PretextModel):
     def default_metrics(self):
         return [QueueContrast(name) for name in metrics.CONTRAST]
 
+    def default_optimizer(self, steps, learning_rate=0.3):
+        return super().default_optimizer(steps, learning_rate)
+
     def preview(self, x, y, y_pred=None):
         return preview(x["views"], None if y_pred is None else y_pred[:, 0, 0])
 
 
-def _of_groups(network):
-    """Restricts the batch normalization of a key encoder to the statistics of each group.
-
-    Moving averages would depend on the order of the groups, and are not used.
-    """
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum, layer.synchronized = 1.0, False
-        elif isinstance(layer, keras.Model):
-            _of_groups(layer)
-    return network
+def _warn_of_whole_batches(encoder):
+    for layer in encoder._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and not isinstance(
+            layer, layers.BatchNormalization
+        ):
+            warnings.warn(
+                f"{layer.name!r} normalizes the queries over the whole batch, whose statistics give the "
+                "positive away: build the encoder with keras_ssl.layers.BatchNormalization, which has the "
+                "same weights and can be split into groups",
+                stacklevel=3,
+            )
+            return
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
