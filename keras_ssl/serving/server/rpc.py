@@ -119,6 +119,8 @@ class RpcServer:
         options = {
             "grpc.so_reuseport": 0,  # a second server on the same port is an error
             "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+            # gRPC would decompress in the server's only thread: 64 KB of gzip are 63 MiB.
+            "grpc.compression_enabled_algorithms_bitset": 1,  # none
             "grpc.max_send_message_length": -1,
             "grpc.max_concurrent_streams": 1024,  # of a connection; further requests wait at the client
             # Without these a client that connects and does nothing keeps a file descriptor forever.

@@ -88,8 +88,20 @@ def test_details_are_small_whatever_the_client_sent(echo):
     assert details == "ä" * 512
 
 
+def test_compressed_messages_are_refused(echo):
+    server, address = echo()
+    with connected(address) as call:
+        for compression in grpc.Compression.Gzip, grpc.Compression.Deflate:
+            assert code(call, bytes(2**15), compression=compression)[0] == (
+                grpc.StatusCode.UNIMPLEMENTED
+            )
+        assert call(b"abc") == b"abc"
+
+
 def test_the_limit_of_a_message_holds_after_decompression(echo):
-    server, address = echo(max_receive_message_length=2**20)
+    server, address = echo(
+        max_receive_message_length=2**20, compression_enabled_algorithms_bitset=7
+    )
     server.methods["/test.Service/Large"] = rpc.Method(
         lambda data, call: call.respond(b"ok"), 2**31
     )
