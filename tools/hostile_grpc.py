@@ -14,6 +14,7 @@ import io
 import itertools
 import multiprocessing
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 MIB = 2**20
-HANDSHAKE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # no settings
+NOTHING = bytes([0, 4, 0, 0, 0, 0])  # a setting: the client reads no message
 BARS = {
     "memory": "256 MiB and 20 times the bytes of a request",
     "cpu": "10 s of CPU time per request",
@@ -39,6 +40,35 @@ BARS = {
     "p99": "twice the p99 of Predict without the attack",
     "after": "5 % more memory or descriptors than before, or another process",
 }
+
+
+def frame(kind, flags, stream, payload=b""):
+    """Encodes a frame of HTTP/2."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def handshake(settings=b""):
+    """Encodes what a client of HTTP/2 sends first."""
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, settings) + frame(4, 1, 0)
+
+
+def opened(stream, path, message=None, encoding="identity", end=True):
+    """Encodes a call: its headers, and its message unless that is None."""
+    headers = {
+        ":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers",
+        "content-type": "application/grpc", "grpc-encoding": encoding,
+    }  # fmt: skip
+    block = b"".join(
+        bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    data = b""
+    if message is not None:
+        message = struct.pack(">BI", encoding != "identity", len(message)) + message
+        parts = [message[i : i + 2**14] for i in range(0, len(message), 2**14)]
+        data = b"".join(frame(0, 0, stream, part) for part in parts[:-1])
+        data += frame(0, end, stream, parts[-1])
+    return frame(1, 4, stream, block) + data
 
 
 def channel(address):
@@ -127,7 +157,7 @@ async def drip(address, number, until):
     for i in itertools.count():
         for one in sockets:
             with contextlib.suppress(OSError):
-                one.send(HANDSHAKE[i % 33 : i % 33 + 1])
+                one.send(handshake()[i % 33 : i % 33 + 1])
         await asyncio.sleep(1)
         if time.monotonic() > until:
             break
@@ -140,7 +170,7 @@ async def idle(address, number, until):
     """Opens connections that finish the handshake of HTTP/2 and send nothing further."""
     sockets = connect(address, number)
     for one in sockets:
-        one.send(HANDSHAKE)
+        one.send(handshake())
     await asyncio.sleep(until - time.monotonic())
     for one in sockets:
         one.close()
