@@ -12,7 +12,7 @@ from keras_ssl.serving.server.errors import StatusError
 
 MESSAGE_SECONDS = 30.0  # that a message may take to arrive
 READ_SECONDS = 30.0  # that a client may take to read the response
-SLOW_SECONDS = 1.0  # after which a call may end early, when there is too little memory
+SLOW_SECONDS = 0.5  # after which a call may end early, when there is too little memory
 MAX_CALLS = 4096  # that are open; of a connection "grpc.max_concurrent_streams"
 MAX_UNREAD = 2**28  # bytes of responses that clients have not read after SLOW_SECONDS
 MAX_STREAMS = 256  # calls of streaming methods

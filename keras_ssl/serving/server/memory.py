@@ -1,11 +1,13 @@
 """Resident memory of this process, and how to return freed memory to the operating system."""
 
+import collections
 import ctypes
 import os
 import threading
 import time
 
 MAX_GROWTH = 3 * 2**28  # of the resident memory while messages arrive slowly
+CALM = 4  # readings of the memory before the first slow message, which came before it was slow
 TRIM_GROWTH = 1.05  # of the resident memory of an idle server, above which it is trimmed
 TRIM_SECONDS = 5.0  # between two trims
 
@@ -48,7 +50,8 @@ class Memory:
     """Compares the resident memory of this process with that of quieter times."""
 
     def __init__(self):
-        self._calm = self._settled = resident()
+        self._settled = resident()
+        self._calm = collections.deque([self._settled], maxlen=CALM)
         self._trimmed, self._next = False, 0.0
 
     def is_short(self, slow):
@@ -61,8 +64,8 @@ class Memory:
         """
         now = resident()
         if not slow:  # so a model that was loaded since the start does not count
-            self._calm = now
-        return now - self._calm > MAX_GROWTH
+            self._calm.append(now)
+        return now - min(self._calm) > MAX_GROWTH
 
     def settle(self):
         """Trims the memory if it has grown; for moments when no request is in flight."""
