@@ -11,6 +11,7 @@ import time
 
 import grpc
 import hostile_grpc
+import hostile_http2
 import pytest
 import soak_serving
 from grpc_health.v1 import health_pb2
@@ -68,7 +69,7 @@ def raw(address, settings=b""):
     """Opens a socket, and finishes the handshake of HTTP/2."""
     host, port = address.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
-        client.sendall(hostile_grpc.handshake(settings))
+        client.sendall(hostile_http2.handshake(settings))
         yield client
 
 
@@ -146,8 +147,8 @@ def test_a_message_that_does_not_arrive_ends_its_call(echo, monkeypatch):
 
 def test_a_call_that_ends_within_its_message_is_the_fault_of_the_client(echo):
     with raw(echo()[1]) as client:
-        client.sendall(hostile_grpc.opened(1, "/test.Service/Echo"))
-        client.sendall(hostile_grpc.frame(0, 1, 1, b"\0\0\0\0\x09half"))
+        client.sendall(hostile_http2.opened(1, "/test.Service/Echo"))
+        client.sendall(hostile_http2.frame(0, 1, 1, b"\0\0\0\0\x09half"))
         assert b"send exactly one message" in received(client, b"grpc-message")
 
 
@@ -158,9 +159,9 @@ def test_responses_that_are_not_read_end(echo, monkeypatch):
     server.methods["/test.Service/Large"] = rpc.Method(
         lambda data, call: call.respond(bytes(2**19))
     )
-    with raw(address, hostile_grpc.NOTHING) as client:
+    with raw(address, hostile_http2.NOTHING) as client:
         for i in range(5):
-            client.sendall(hostile_grpc.opened(2 * i + 1, "/test.Service/Large", b""))
+            client.sendall(hostile_http2.opened(2 * i + 1, "/test.Service/Large", b""))
         wait_until(lambda: len(server._calls) == 5)
         wait_until(lambda: len(server._calls) == 2)  # 1 MiB
         wait_until(lambda: not server._calls)
@@ -194,7 +195,7 @@ def held(echo):
 def test_the_connection_with_the_most_calls_loses_its_oldest(held, monkeypatch):
     def slow(server, address):
         with raw(address) as client:
-            message = hostile_grpc.opened(1, "/test.Service/Echo", b"x")
+            message = hostile_http2.opened(1, "/test.Service/Echo", b"x")
             client.sendall(message[:-1])
             wait_until(lambda: len(server._calls) == 61)
             monkeypatch.setattr(calls, "MAX_CALLS", 61)
@@ -222,8 +223,8 @@ def test_a_connection_that_opens_calls_and_cancels_them_is_closed(echo):
     with raw(echo()[1]) as client, contextlib.suppress(ConnectionError):
         for i in range(10_000):
             client.sendall(
-                hostile_grpc.opened(2 * i + 1, "/test.Service/Echo")
-                + hostile_grpc.frame(3, 0, 2 * i + 1, b"\0\0\0\x08")
+                hostile_http2.opened(2 * i + 1, "/test.Service/Echo")
+                + hostile_http2.frame(3, 0, 2 * i + 1, b"\0\0\0\x08")
             )
         while client.recv(2**16):
             pass
@@ -240,7 +241,7 @@ def test_connections_without_a_message_make_room(echo, monkeypatch):
         for _ in range(80):
             client = stack.enter_context(raw(address))
             with contextlib.suppress(OSError):
-                client.sendall(hostile_grpc.opened(1, "/test.Service/Echo"))
+                client.sendall(hostile_http2.opened(1, "/test.Service/Echo"))
         waits = threading.Thread(target=lambda: late(b"", "Late", timeout=10))
         time.sleep(1)
         waits.start()
@@ -311,7 +312,7 @@ def test_idle_connections_make_room_for_new_clients(counter, monkeypatch):
         for _ in range(600):
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             with contextlib.suppress(OSError):
-                idle.send(hostile_grpc.handshake())
+                idle.send(hostile_http2.handshake())
         for _ in range(2):
             with served.channel() as channel:
                 check = channel.unary_unary(hostile_grpc.CHECK)
