@@ -13,25 +13,23 @@ import contextlib
 import io
 import itertools
 import multiprocessing
-import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import grpc
+import hostile_http2
 import numpy as np
 import psutil
 import soak_serving
 from grpc_health.v1 import health_pb2
+from hostile_http2 import CHECK, MIB, PREDICT, channel
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
-PREDICT = "/tensorflow.serving.PredictionService/Predict"
-CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-MIB = 2**20
-HANDSHAKE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # no settings
 BARS = {
     "memory": "256 MiB and 20 times the bytes of a request",
     "cpu": "10 s of CPU time per request",
@@ -39,15 +37,6 @@ BARS = {
     "p99": "twice the p99 of Predict without the attack",
     "after": "5 % more memory or descriptors than before, or another process",
 }
-
-
-def channel(address):
-    """Opens a connection of its own, without limits at the client."""
-    options = [
-        ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-    ]  # fmt: skip
-    return grpc.aio.insecure_channel(address, options=options)
 
 
 def field(number, content):
@@ -115,41 +104,11 @@ async def hold(address, path, number, until):
     return number, 0
 
 
-def connect(address, number):
-    """Opens sockets to "host:port"."""
-    host, port = address.rsplit(":", 1)
-    return [socket.create_connection((host, int(port))) for _ in range(number)]
-
-
-async def drip(address, number, until):
-    """Opens sockets that send a byte of HTTP/2's preface each second."""
-    sockets = connect(address, number)
-    for i in itertools.count():
-        for one in sockets:
-            with contextlib.suppress(OSError):
-                one.send(HANDSHAKE[i % 33 : i % 33 + 1])
-        await asyncio.sleep(1)
-        if time.monotonic() > until:
-            break
-    for one in sockets:
-        one.close()
-    return number, 0
-
-
-async def idle(address, number, until):
-    """Opens connections that finish the handshake of HTTP/2 and send nothing further."""
-    sockets = connect(address, number)
-    for one in sockets:
-        one.send(HANDSHAKE)
-    await asyncio.sleep(until - time.monotonic())
-    for one in sockets:
-        one.close()
-    return number, 0
-
-
 async def hold_and_drip(address, until):
     """Holds 1,000 calls and 1,000 sockets at once."""
-    await asyncio.gather(hold(address, PREDICT, 1000, until), drip(address, 1000, until))
+    await asyncio.gather(
+        hold(address, PREDICT, 1000, until), hostile_http2.drip(1000, address, until)
+    )
     return 2000, 0
 
 
@@ -232,7 +191,7 @@ ATTACKS = {
     "held reflection": lambda a, t: hold(a, REFLECTION, 1000, t),
     "held Predict": lambda a, t: hold(a, PREDICT, 1000, t),
     "held and dripping": hold_and_drip,
-    "idle connections": lambda a, t: idle(a, 600, t),
+    **hostile_http2.ATTACKS,
 }
 
 

@@ -11,6 +11,7 @@ from keras_ssl.serving.server.errors import StatusError
 
 MAX_CONNECTIONS = 2048
 MIN_CONNECTIONS = 16
+RESERVE = 32  # descriptors for files and models
 BODIES = 8  # memory for bodies, in bodies of the maximum size
 
 
@@ -30,12 +31,9 @@ SECONDS = dict.fromkeys(Phase, 30.0) | {Phase.HEAD: 10.0, Phase.WORKING: float("
 
 
 def available_connections():
-    """Returns how many connections this process can have: half of its free descriptors, within bounds.
-
-    The other half is for gRPC, files and models.
-    """
+    """Returns how many connections REST, or gRPC, can have: half of the free descriptors, within bounds."""
     free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
-    return min(max(free // 2, MIN_CONNECTIONS), MAX_CONNECTIONS)
+    return min(max((free - RESERVE) // 2, MIN_CONNECTIONS), MAX_CONNECTIONS)
 
 
 class Connections:

@@ -1,5 +1,6 @@
 """Runs prediction requests: admission control, model lookup, batching and metrics."""
 
+import collections
 import contextlib
 import queue
 import threading
@@ -18,6 +19,9 @@ MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests ge
 class Predictor:
     """Runs PredictRequests of gRPC and REST on the models, up to `limit` at the same time.
 
+    A client may have no more of them than there are places left: one client gets half of the places, two
+    get a third each. So there is always a place for another one.
+
     Args:
         models: Models.
         metrics: Metrics.
@@ -30,15 +34,19 @@ class Predictor:
         self.models, self.metrics, self.runner = models, metrics, runner
         self.limit, self.max_rows = limit, max_rows
         self._in_flight, self._draining = 0, False
+        self._by_client = collections.Counter()
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def admission(self):
+    def admission(self, client):
         """Counts a request as in flight for the duration of the context.
 
+        Args:
+            client: str, whose request it is.
+
         Raises:
-            StatusError: RESOURCE_EXHAUSTED if `limit` requests are in flight, UNAVAILABLE if the
-                server is shutting down.
+            StatusError: RESOURCE_EXHAUSTED if `limit` requests are in flight, or too many of this client,
+                UNAVAILABLE if the server is shutting down.
         """
         with self._changed:
             if self._draining:
@@ -48,12 +56,23 @@ class Predictor:
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                     f"{self.limit} requests are in flight already; retry later",
                 )
+            mine = self._by_client[client]
+            if mine > self.limit - self._in_flight:
+                raise StatusError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{mine} requests of this client are in flight already, and few places are left; "
+                    "retry later",
+                )
             self._in_flight += 1
+            self._by_client[client] += 1
         try:
             yield
         finally:
             with self._changed:
                 self._in_flight -= 1
+                self._by_client[client] -= 1
+                if not self._by_client[client]:
+                    del self._by_client[client]
                 if self._draining:
                     self._changed.notify_all()
 
@@ -70,11 +89,11 @@ class Predictor:
             self._draining = True
             return self._changed.wait_for(lambda: not self._in_flight, seconds)
 
-    def predict(self, request, parse_inputs, entrypoint, is_active):
+    def predict(self, request, parse_inputs, entrypoint, client, is_active):
         """Runs a PredictRequest and waits for its outputs.
 
         Args:
-            request, parse_inputs, entrypoint, is_active: as in `submit`.
+            request, parse_inputs, entrypoint, client, is_active: as in `submit`.
 
         Returns:
             (version, name of the signature, dict of arrays).
@@ -84,33 +103,39 @@ class Predictor:
         """
         finished = queue.SimpleQueue()
         self.submit(
-            request, parse_inputs, entrypoint, is_active, lambda *answer: finished.put(answer)
+            request,
+            parse_inputs,
+            entrypoint,
+            client,
+            is_active,
+            lambda *answer: finished.put(answer),
         )
         result, error = finished.get()
         if error is not None:
             raise error
         return result
 
-    def submit(self, request, parse_inputs, entrypoint, is_active, done):
+    def submit(self, request, parse_inputs, entrypoint, client, is_active, done):
         """Starts to run a PredictRequest.
 
         Args:
             request: PredictRequest. Its inputs are accessed by `parse_inputs` only.
             parse_inputs: function of (request, dict of InputSpec, most rows) that returns a dict of arrays.
             entrypoint: "GRPC" or "REST", a label of the metrics.
+            client: str, who shares the places with others: a connection, or the address of one.
             is_active: function that returns whether the client still waits for the response.
             done: function of (result, StatusError), of which one is None, that is called once, in this
                 thread or in another one. The result is (version, name of the signature, dict of arrays).
         """
-        _Prediction(self, request, entrypoint, is_active, done).start(parse_inputs)
+        _Prediction(self, request, entrypoint, client, is_active, done).start(parse_inputs)
 
 
 class _Prediction:
     """A request between its admission and its response, which is run in slices of rows."""
 
-    def __init__(self, predictor, request, entrypoint, is_active, done):
+    def __init__(self, predictor, request, entrypoint, client, is_active, done):
         self._predictor, self._request, self._entrypoint = predictor, request, entrypoint
-        self._is_active, self._done = is_active, done
+        self._client, self._is_active, self._done = client, is_active, done
         self._name, self._began = request.model_spec.name, time.monotonic()
         self._held = contextlib.ExitStack()
         # Outputs of the slices that have run, and where the next one begins.
@@ -125,7 +150,7 @@ class _Prediction:
 
     def _prepare(self, parse_inputs):
         predictor, spec = self._predictor, self._request.model_spec
-        self._held.enter_context(predictor.admission())
+        self._held.enter_context(predictor.admission(self._client))
         self._version, servable = self._held.enter_context(predictor.models.lease(spec))
         self._signature, signature = signature_of(servable, spec.signature_name)
         if not self._is_active():

@@ -145,7 +145,11 @@ class RestServer:
             except ValueError:  # half a surrogate pair
                 raise invalid_argument("'signature_name' must be valid Unicode") from None
             _, _, outputs = self._predictor.predict(
-                request, lambda _, *limits: _arrays(body, *limits), "REST", is_active
+                request,
+                lambda _, *limits: _arrays(body, *limits),
+                "REST",
+                connection.address,
+                is_active,
             )
             return response(200, json_outputs.encode(outputs, body.by_row))
 

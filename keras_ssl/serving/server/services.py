@@ -1,6 +1,5 @@
 """TensorFlow Serving's gRPC services: PredictionService and ModelService."""
 
-import ctypes
 import threading
 from concurrent import futures
 
@@ -12,7 +11,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from keras_ssl.serving.server import wire
+from keras_ssl.serving.server import memory, wire
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument, parse
 from keras_ssl.serving.server.requests import inputs_of
 from keras_ssl.serving.server.responses import predict_response
@@ -24,18 +23,6 @@ PARSE_THREADS = 2  # for messages above wire.SMALL bytes
 MAX_RELOADS = 4  # that run or wait; each may load models for minutes
 TRIM_BYTES = 2**23  # of a message after which freed memory is returned to the operating system
 MAX_BYTES = 2**29  # of messages above wire.SMALL, from their arrival to the response
-
-
-try:
-    _trim_heap = ctypes.CDLL(None).malloc_trim
-except AttributeError:  # not glibc
-    _trim_heap = None
-
-
-def _trim():
-    """Returns freed memory to the operating system: glibc keeps tens of MiB after a large message."""
-    if _trim_heap is not None:
-        _trim_heap(0)
 
 
 class Services:
@@ -90,7 +77,7 @@ class Services:
                 self._bytes -= size
                 idle = not self._bytes
             if idle and size >= TRIM_BYTES:
-                self._parsers.submit(_trim)
+                memory.trim()
 
         self._parsers.submit(self._submit, data, call, release)
 
@@ -121,7 +108,7 @@ class Services:
         except Exception as exception:
             done(None, from_exception(exception))
             return
-        self._predictor.submit(request, inputs_of, "GRPC", call.is_active, done)
+        self._predictor.submit(request, inputs_of, "GRPC", call.connection, call.is_active, done)
 
     def _metadata(self, data, call):
         request = parse(get_model_metadata_pb2.GetModelMetadataRequest, data)
@@ -141,8 +128,8 @@ class Services:
     def _reload_now(self, data, call):
         try:
             request = parse(model_management_pb2.ReloadConfigRequest, data)
-            with self._predictor.admission():
-                self._administration.reload(request.config, call.peer())
+            with self._predictor.admission(call.connection):
+                self._administration.reload(request.config, call.connection)
             call.respond(model_management_pb2.ReloadConfigResponse().SerializeToString())
         except Exception as exception:
             call.fail(from_exception(exception))

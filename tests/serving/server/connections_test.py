@@ -97,7 +97,7 @@ def test_slow_connections_are_closed():
 
 
 def test_connections_get_half_of_the_descriptors(monkeypatch):
-    for limit, expected in ((400, 150), (10, connections.MIN_CONNECTIONS), (2**40, 2048)):
+    for limit, expected in ((400, 134), (10, connections.MIN_CONNECTIONS), (2**40, 2048)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
         monkeypatch.setattr(os, "listdir", lambda _: ["fd"] * 100)
         assert connections.available_connections() == expected

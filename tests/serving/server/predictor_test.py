@@ -43,6 +43,23 @@ def test_requests_beyond_the_limit_are_rejected(batching_server, predict_request
     assert all(f.result().outputs["y"].float_val[0] == 4 for f in first)
 
 
+def test_one_connection_leaves_places_for_others(batching_server, predict_request):
+    message = predict_request("counter", x=[[1.0]])
+    server, stub = batching_server(10**6, limit=4)
+    mine = [stub.Predict.future(message) for _ in range(4)]
+    time.sleep(0.3)
+    with grpc.insecure_channel(
+        f"localhost:{server.port}", [("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
+        other = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        assert other.Predict(message, timeout=10).outputs["y"].float_val[0] == 4
+    errors = [one.exception() for one in mine]
+    assert errors.count(None) == 3
+    (error,) = filter(None, errors)
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "3 requests of this client are in flight" in error.details()
+
+
 def test_a_request_whose_deadline_passes_in_the_queue_is_not_run(
     batching_server, predict_request, monkeypatch
 ):
@@ -161,7 +178,7 @@ def test_nothing_more_is_run_for_a_client_that_has_left(server, stub, runs):
 def test_a_request_whose_deadline_has_passed_is_not_even_parsed(server, runs):
     parsed, answers = [], []
     server._predictor.submit(
-        png_fill(1), lambda *args: parsed.append(args), "GRPC", lambda: False,
+        png_fill(1), lambda *args: parsed.append(args), "GRPC", "a", lambda: False,
         lambda *answer: answers.append(answer),
     )  # fmt: skip
     ((result, error),) = answers

@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import os
 import resource
 import socket
 import statistics
+import threading
 import time
 
 import grpc
 import hostile_grpc
+import hostile_http2
 import pytest
 import soak_serving
 from grpc_health.v1 import health_pb2
 
-from keras_ssl.serving.server import rpc
+from keras_ssl.serving.server import calls, memory, rpc
 from keras_ssl.serving.server.errors import invalid_argument
 
 
@@ -61,6 +64,25 @@ def code(function, *args, **options):
     return error.value.code(), error.value.details()
 
 
+@contextlib.contextmanager
+def raw(address, settings=b""):
+    """Opens a socket, and finishes the handshake of HTTP/2."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(hostile_http2.handshake(settings))
+        yield client
+
+
+def received(client, what):
+    """Reads from a socket until some bytes have come, and returns everything."""
+    data = b""
+    while what not in data:
+        part = client.recv(2**16)
+        assert part
+        data += part
+    return data
+
+
 def wait_until(condition):
     end = time.monotonic() + 10
     while not condition():
@@ -77,7 +99,6 @@ def test_calls_and_their_statuses(echo):
         assert code(call, b"", "Never", timeout=0.2)[0] == grpc.StatusCode.DEADLINE_EXCEEDED
         assert code(call, b"x" * 2**17)[0] == grpc.StatusCode.RESOURCE_EXHAUSTED  # of this method
     wait_until(lambda: not server._calls)
-    assert not server._waiting
 
 
 def test_details_are_small_whatever_the_client_sent(echo):
@@ -88,8 +109,20 @@ def test_details_are_small_whatever_the_client_sent(echo):
     assert details == "ä" * 512
 
 
+def test_compressed_messages_are_refused(echo):
+    _, address = echo()
+    with connected(address) as call:
+        for compression in grpc.Compression.Gzip, grpc.Compression.Deflate:
+            assert code(call, bytes(2**15), compression=compression)[0] == (
+                grpc.StatusCode.UNIMPLEMENTED
+            )
+        assert call(b"abc") == b"abc"
+
+
 def test_the_limit_of_a_message_holds_after_decompression(echo):
-    server, address = echo(max_receive_message_length=2**20)
+    server, address = echo(
+        max_receive_message_length=2**20, compression_enabled_algorithms_bitset=7
+    )
     server.methods["/test.Service/Large"] = rpc.Method(
         lambda data, call: call.respond(b"ok"), 2**31
     )
@@ -101,7 +134,7 @@ def test_the_limit_of_a_message_holds_after_decompression(echo):
 
 
 def test_a_message_that_does_not_arrive_ends_its_call(echo, monkeypatch):
-    monkeypatch.setattr(rpc, "MESSAGE_SECONDS", 0.5)
+    monkeypatch.setattr(calls, "MESSAGE_SECONDS", 0.5)
     server, address = echo()
 
     async def hold():
@@ -109,24 +142,115 @@ def test_a_message_that_does_not_arrive_ends_its_call(echo, monkeypatch):
             return await connection.stream_unary("/test.Service/Echo")().code()
 
     assert asyncio.run(asyncio.wait_for(hold(), 10)) == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not server._waiting
+    wait_until(lambda: not server._calls)
 
 
-def test_only_the_newest_calls_without_a_message_are_kept(echo, monkeypatch):
-    monkeypatch.setattr(rpc, "MAX_WAITING", 50)
+def test_a_call_that_ends_within_its_message_is_the_fault_of_the_client(echo):
+    with raw(echo()[1]) as client:
+        client.sendall(hostile_http2.opened(1, "/test.Service/Echo"))
+        client.sendall(hostile_http2.frame(0, 1, 1, b"\0\0\0\0\x09half"))
+        assert b"send exactly one message" in received(client, b"grpc-message")
+
+
+def test_responses_that_are_not_read_end(echo, monkeypatch):
+    monkeypatch.setattr(calls, "READ_SECONDS", 2.0)
+    monkeypatch.setattr(calls, "MAX_UNREAD", 2**20)
     server, address = echo()
+    server.methods["/test.Service/Large"] = rpc.Method(
+        lambda data, call: call.respond(bytes(2**19))
+    )
+    with raw(address, hostile_http2.NOTHING) as client:
+        for i in range(5):
+            client.sendall(hostile_http2.opened(2 * i + 1, "/test.Service/Large", b""))
+        wait_until(lambda: len(server._calls) == 5)
+        wait_until(lambda: len(server._calls) == 2)  # 1 MiB
+        wait_until(lambda: not server._calls)
 
-    async def hold():
-        async with hostile_grpc.channel(address) as connection:
-            calls = [connection.stream_unary("/test.Service/Echo")() for _ in range(80)]
-            while sum(call.done() for call in calls) < 30:
-                await asyncio.sleep(0.01)
-            assert await connection.unary_unary("/test.Service/Echo")(b"x", timeout=5) == b"x"
-            codes = [await call.code() for call in calls if call.done()]
-            assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * len(codes)
-            assert len(server._waiting) <= 50
 
-    asyncio.run(asyncio.wait_for(hold(), 20))
+@pytest.fixture
+def held(echo):
+    """`held(other)`: opens 60 calls of one connection; `other` is called with the server and its address.
+
+    Returns:
+        the status codes of those that have ended.
+    """
+
+    def hold(other):
+        server, address = echo()
+
+        async def run():
+            async with hostile_grpc.channel(address) as connection:
+                open_calls = [connection.stream_unary("/test.Service/Echo")() for _ in range(60)]
+                while len(server._calls) < 60:
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(other, server, address)
+                await asyncio.sleep(0.2)
+                return [await call.code() for call in open_calls if call.done()]
+
+        return asyncio.run(asyncio.wait_for(run(), 20))
+
+    return hold
+
+
+def test_the_connection_with_the_most_calls_loses_its_oldest(held, monkeypatch):
+    def slow(server, address):
+        with raw(address) as client:
+            message = hostile_http2.opened(1, "/test.Service/Echo", b"x")
+            client.sendall(message[:-1])
+            wait_until(lambda: len(server._calls) == 61)
+            monkeypatch.setattr(calls, "MAX_CALLS", 61)
+            with connected(address) as call:
+                assert [call(b"") for _ in range(10)] == [b""] * 10
+            client.sendall(message[-1:])
+            assert b"x" in received(client, b"grpc-status")
+
+    codes = held(slow)
+    assert 0 < len(codes) <= 10
+    assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_messages_that_arrive_slowly_end_when_they_take_too_much_memory(held, monkeypatch):
+    def short(server, address):
+        time.sleep(1.3)
+        assert len(server._calls) == 60
+        monkeypatch.setattr(memory, "MAX_GROWTH", -(2**40))
+        wait_until(lambda: not server._calls)
+
+    assert held(short) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 60
+
+
+def test_a_connection_that_opens_calls_and_cancels_them_is_closed(echo):
+    with raw(echo()[1]) as client, contextlib.suppress(ConnectionError):
+        for i in range(10_000):
+            client.sendall(
+                hostile_http2.opened(2 * i + 1, "/test.Service/Echo")
+                + hostile_http2.frame(3, 0, 2 * i + 1, b"\0\0\0\x08")
+            )
+        while client.recv(2**16):
+            pass
+
+
+def test_connections_without_a_message_make_room(echo, monkeypatch):
+    monkeypatch.setattr(rpc, "available_connections", lambda: len(os.listdir("/dev/fd")) + 40)
+    server, address = echo()
+    with contextlib.ExitStack() as stack, connected(address) as call:
+        assert call(b"a") == b"a"
+        late = stack.enter_context(connected(address))
+        finished = []
+        server.methods["/test.Service/Late"] = rpc.Method(lambda data, one: finished.append(one))
+        for _ in range(80):
+            client = stack.enter_context(raw(address))
+            with contextlib.suppress(OSError):
+                client.sendall(hostile_http2.opened(1, "/test.Service/Echo"))
+        waits = threading.Thread(target=lambda: late(b"", "Late", timeout=10))
+        time.sleep(1)
+        waits.start()
+        wait_until(lambda: finished)
+        with connected(address) as new:
+            assert new(b"b", wait_for_ready=True) == b"b"
+        assert call(b"c") == b"c"
+        finished[0].respond(b"")
+        waits.join()
 
 
 def test_stop_waits_for_calls_and_frees_the_port(echo):
@@ -168,7 +292,7 @@ def test_calls_that_send_nothing_hold_no_place(server, predict_request, path):
         return statistics.median(seconds)
 
     assert asyncio.run(hold()) < 0.1
-    wait_until(lambda: not server._server._waiting and not server._server._streams)
+    wait_until(lambda: not server._server._calls)
 
 
 def test_idle_connections_make_room_for_new_clients(counter, monkeypatch):
@@ -188,7 +312,7 @@ def test_idle_connections_make_room_for_new_clients(counter, monkeypatch):
         for _ in range(600):
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
             with contextlib.suppress(OSError):
-                idle.send(hostile_grpc.HANDSHAKE)
+                idle.send(hostile_http2.handshake())
         for _ in range(2):
             with served.channel() as channel:
                 check = channel.unary_unary(hostile_grpc.CHECK)

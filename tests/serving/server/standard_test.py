@@ -6,7 +6,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from keras_ssl import serving
-from keras_ssl.serving.server import rpc
+from keras_ssl.serving.server import calls
 
 Status = health_pb2.HealthCheckResponse
 
@@ -48,7 +48,8 @@ def test_watching_is_bounded_in_bytes_and_streams(other):
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(error.value.details()) < 200
     held = [
-        health.Watch(health_pb2.HealthCheckRequest()) for _ in range(rpc.MAX_STREAMS_PER_CONNECTION)
+        health.Watch(health_pb2.HealthCheckRequest())
+        for _ in range(calls.MAX_STREAMS_PER_CONNECTION)
     ]
     assert [next(call).status for call in held] == [Status.SERVING] * len(held)
     with pytest.raises(grpc.RpcError) as error:

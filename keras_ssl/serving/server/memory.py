@@ -1,0 +1,79 @@
+"""Resident memory of this process, and how to return freed memory to the operating system."""
+
+import collections
+import ctypes
+import os
+import threading
+import time
+
+MAX_GROWTH = 3 * 2**28  # of the resident memory while messages arrive slowly
+CALM = 4  # readings of the memory before the first slow message, which came before it was slow
+TRIM_GROWTH = 1.05  # of the resident memory of an idle server, above which it is trimmed
+TRIM_SECONDS = 5.0  # between two trims
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_trimming = threading.Lock()
+
+try:
+    _trim_heap = ctypes.CDLL(None).malloc_trim
+except AttributeError:  # not glibc
+    _trim_heap = None
+
+
+def resident():
+    """Returns the resident memory of this process in bytes, or 0 if the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except FileNotFoundError:
+        return 0
+
+
+def trim():
+    """Returns freed memory to the operating system, in another thread: it may take some 100 ms.
+
+    glibc keeps tens of MiB after a large message, and almost everything after an attack.
+    """
+    if _trim_heap is not None:
+        threading.Thread(target=_trim_now, name="trim", daemon=True).start()
+
+
+def _trim_now():
+    if _trimming.acquire(blocking=False):  # one thread is enough
+        try:
+            _trim_heap(0)
+        finally:
+            _trimming.release()
+
+
+class Memory:
+    """Compares the resident memory of this process with that of quieter times."""
+
+    def __init__(self):
+        self._settled = resident()
+        self._calm = collections.deque([self._settled], maxlen=CALM)
+        self._trimmed, self._next = False, 0.0
+
+    def is_short(self, slow):
+        """Returns whether messages that arrive slowly take too much memory.
+
+        gRPC does not tell how much of a message has arrived.
+
+        Args:
+            slow: bool, there are such messages.
+        """
+        now = resident()
+        if not slow:  # so a model that was loaded since the start does not count
+            self._calm.append(now)
+        return now - min(self._calm) > MAX_GROWTH
+
+    def settle(self):
+        """Trims the memory if it has grown; for moments when no request is in flight."""
+        now = resident()
+        if self._trimmed:
+            self._settled, self._trimmed = now, False
+        elif now > TRIM_GROWTH * self._settled and time.monotonic() > self._next:
+            self._trimmed, self._next = True, time.monotonic() + TRIM_SECONDS
+            trim()
+        else:
+            self._settled = min(self._settled, now)
