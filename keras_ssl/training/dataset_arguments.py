@@ -42,11 +42,6 @@ def check(images, task, batch_size, epochs, first_epoch, seed, address):
             f"batch_size must be at least {task.min_batch_size}, since {type(task).__name__} compares each "
             f"image with the others of its batch, got {batch_size} and {number} images"
         )
-    if 0 < number % batch_size < task.min_batch_size:
-        raise ValueError(
-            f"batch_size {batch_size} leaves {number % batch_size} of {number} images for the last batch, "
-            f"but {type(task).__name__} needs at least {task.min_batch_size}: give another batch_size"
-        )
     for name, value in (("epochs", epochs), ("first_epoch", first_epoch), ("seed", seed)):
         check_integer(name, value)
     replicas = task.distribute_strategy.num_replicas_in_sync
@@ -56,6 +51,11 @@ def check(images, task, batch_size, epochs, first_epoch, seed, address):
         raise ValueError(
             f"batch_size {batch_size} cannot split {number} images among {replicas} replicas: "
             f"the first batch must be a multiple of {replicas}, the last have at least that many"
+        )
+    if 0 < number % batch_size < task.min_batch_size:
+        raise ValueError(
+            f"batch_size {batch_size} leaves {number % batch_size} of {number} images for the last batch, "
+            f"but {type(task).__name__} needs at least {task.min_batch_size}: give another batch_size"
         )
     if not 0 <= first_epoch < epochs:
         raise ValueError(f"first_epoch must be in 0..epochs-1, got {first_epoch} of {epochs}")

@@ -96,6 +96,10 @@ def test_a_batch_of_one_has_no_negatives(encoder, noise):
         task.dataset(kssl.data.from_array(noise), batch_size=1)
     with pytest.raises(ValueError, match="at least 2, .* got 8 and 1 images"):
         task.dataset(kssl.data.from_array(noise[:1]), batch_size=8)
+    with pytest.raises(
+        ValueError, match="batch_size 8 leaves 1 of 9 images for the last batch, but"
+    ):
+        task.dataset(kssl.data.from_array(noise[:9]), batch_size=8)
 
 
 @pytest.mark.parametrize(
