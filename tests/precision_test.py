@@ -93,12 +93,12 @@ def test_training_is_close_to_float32(reference, policy, monkeypatch):
     assert seen == ({"float32"} if task.default_loss() is not None else set())
     assert types([m.result() for m in task.metrics]) == {"float32"}
     # A loss is a mean over images of sums over channels and pixels, in which single rounding errors
-    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16; but 4 where images are compared,
-    # whose features are nearly the same before training.
-    units = 16 if row.family == "contrastive" else 2
+    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16; but 4, and 1.4 % for SupCon,
+    # where images are compared, whose features are nearly the same before training.
+    tolerance = max(16 * UNIT[policy], 0.03) if row.family == "contrastive" else 2 * UNIT[policy]
     for a, b in zip(found, expected, strict=True):
         for name in [n for n in a if "loss" in n]:
-            assert a[name] == pytest.approx(b[name], rel=units * UNIT[policy]), name
+            assert a[name] == pytest.approx(b[name], rel=tolerance), name
     trained = {id(v) for v in task.trainable_variables}
     before = [w for v, w in zip(task.weights, weights, strict=True) if id(v) in trained]
     for a, b in zip(task.trainable_variables, before, strict=True):

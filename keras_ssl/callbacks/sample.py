@@ -36,7 +36,7 @@ class Sample:
             sample = subset(images, rows).ignore_errors()
         else:
             sample = images.take(number)
-        kept = {"image", "id", "label"} & set(spec)
+        kept = [name for name in ("image", "id", "label") if name in spec]
         sample = sample.map(lambda element: {name: element[name] for name in kept})
         self.elements = next(iter(sample.batch(number)), None)
         if self.elements is None:
