@@ -10,6 +10,8 @@ import math
 
 import keras
 
+from keras_ssl.arguments import is_number
+
 PROBABILITIES = ("flip", "jitter", "gray", "blur", "solarize")
 RANGES = ("area", "aspect", "sigma")
 
@@ -124,8 +126,7 @@ def find(recipe):
 
 
 def _check(name, value, least, most, above=False):
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value <= most or (above and value == least):
+    if not is_number(value) or not least <= value <= most or (above and value == least):
         interval = f"{'(' if above else '['}{least}, {most}]"
         raise ValueError(f"recipe: {name} must be a number in {interval}, got {value!r}")
 

@@ -118,9 +118,8 @@ class Calls:
         self._by_connection = {}  # dict of calls, the oldest first, without those that were dropped
         self._streams = {}  # the oldest first
         self._memory, self._trim = memory.Memory(), False
-        self.left = (
-            collections.Counter()
-        )  # by connection: calls that ended before their message came
+        # By connection: calls that ended before their message came.
+        self.left = collections.Counter()
 
     def __len__(self):
         return len(self._open)
