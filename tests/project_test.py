@@ -1,6 +1,7 @@
 """The task table, the deployment files and the zoo match the documentation."""
 
 import ast
+import functools
 import importlib
 import json
 import pkgutil
@@ -234,3 +235,20 @@ def test_no_tool_imports_the_command():
             else:
                 continue
             assert not [name for name in names if name.startswith("keras_ssl.cli")], path
+
+
+def dotted(node):
+    """Returns the names of `a.b.c`, or [] for attributes of anything but a name."""
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return [*before, node.attr] if before else []
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+def test_tools_use_public_names_that_exist(path):
+    """Most tools run only by hand, so a renamed function would stay unnoticed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        first, *names = dotted(node) or [""]
+        if first == "kssl":
+            functools.reduce(getattr, names, kssl)

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -57,12 +58,8 @@ def sgd():
 
 
 def network(width, normalization):
-    original = kssl.encoders.BatchNormalization
-    kssl.encoders.BatchNormalization = normalization
-    try:
+    with mock.patch("keras_ssl.encoders.residual.BatchNormalization", normalization):
         return kssl.encoders.resnet((32, 32, 3), width)
-    finally:
-        kssl.encoders.BatchNormalization = original
 
 
 def task_fit(width):

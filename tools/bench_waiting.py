@@ -38,7 +38,9 @@ def write_images(folder, number, pixels):
     for k, image in enumerate(coarse):
         image = tf.image.resize(image, (pixels, pixels), "bicubic")
         jpeg = tf.io.encode_jpeg(tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8))
-        (folder / f"{k:05d}.jpg").write_bytes(jpeg.numpy())
+        path = folder / str(k % 10) / f"{k:05d}.jpg"  # a class for tasks that need labels
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg.numpy())
 
 
 def make(row, images, width):
@@ -109,10 +111,11 @@ def main():
             write_images(Path(temporary), options.images, options.jpeg_size)
         files = kssl.data.from_folder(options.data or temporary, SIZE)
         number = min(options.images, int(files.cardinality()))
-        files = kssl.data.arrays.subset(
+        files = kssl.data.columns.subset(
             files, np.arange(number // options.batch_size * options.batch_size)
         )
-        memory = kssl.data.from_array(kssl.data.to_arrays(files)["image"])
+        arrays = kssl.data.to_arrays(files)
+        memory = kssl.data.from_array(arrays["image"], arrays.get("label"))
         rows = [
             ("task", "step alone", "memory: waits", "slower", "", "files: waits", "slower"),
         ]
