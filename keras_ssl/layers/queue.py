@@ -6,6 +6,8 @@ import tensorflow as tf
 from keras_ssl.arguments import check_integers
 from keras_ssl.training import distribute
 
+BLOCK = 4096  # keys; 4 MB of similarities with a batch of 256
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Queue(keras.layers.Layer):
@@ -51,6 +53,51 @@ class Queue(keras.layers.Layer):
     def keys(self):
         """Returns the keys, without gradient: (size, dimensions) float32."""
         return tf.stop_gradient(tf.convert_to_tensor(self.ring))
+
+    def soft_maximum(self, queries, temperature):
+        """Computes log(sum(exp(similarity / temperature))) over the keys, and the maximum, of each query.
+
+        It goes through the keys in blocks that fit in the processor's cache and computes the gradient on
+        the way: all similarities at once would take longer than the network. In mixed precision the
+        products are in 16 bits.
+
+        Args:
+            queries: (B, dimensions) float32 tensor.
+            temperature: float, divides the similarities, the inner products.
+
+        Returns:
+            (soft, largest): (B,) float32 with gradient, of similarity / temperature; (B,) float32 without
+            gradient, of the similarity.
+
+        Example:
+            >>> queue = Queue(size=4, dimensions=2)
+            >>> queue.soft_maximum(tf.zeros((1, 2)), 0.5)[0].numpy().round(4)     # ln 4
+            array([1.3863], dtype=float32)
+        """
+
+        @tf.custom_gradient
+        def over_blocks(queries, keys):
+            scaled = tf.cast(queries / temperature, self.compute_dtype)
+            maxima, sums, means = [], [], []
+            for start in range(0, self.size, BLOCK):
+                block = tf.cast(keys[start : start + BLOCK], self.compute_dtype)
+                logits = tf.cast(tf.matmul(scaled, block, transpose_b=True), tf.float32)
+                maxima.append(tf.reduce_max(logits, axis=-1))
+                weights = tf.exp(logits - maxima[-1][:, None])
+                sums.append(tf.reduce_sum(weights, axis=-1))
+                means.append(tf.cast(tf.matmul(tf.cast(weights, block.dtype), block), tf.float32))
+            largest = tf.reduce_max(maxima, axis=0)
+            scale = tf.exp(tf.stack(maxima) - largest)
+            total = tf.reduce_sum(scale * tf.stack(sums), axis=0)
+            mean = tf.reduce_sum(scale[..., None] * tf.stack(means), axis=0) / total[:, None]
+
+            def gradient(soft, largest):
+                return soft[:, None] * mean / temperature, None
+
+            return (largest + tf.math.log(total), largest * temperature), gradient
+
+        soft, largest = over_blocks(queries, self.keys())
+        return soft, tf.stop_gradient(largest)
 
     def append(self, keys):
         """Replaces the oldest keys.

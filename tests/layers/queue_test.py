@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_ssl.layers import Queue
+from keras_ssl.layers import queue as queue_module
 
 
 def test_starts_with_random_unit_vectors():
@@ -42,6 +43,29 @@ def test_no_gradient_flows_into_the_queue():
     found = tape.gradient(loss, [query, queue.ring.value])
     assert found[0] is not None
     assert found[1] is None
+
+
+@pytest.mark.parametrize(("policy", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 2e-2)])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_soft_maximum_in_blocks_has_value_and_gradient_of_the_whole(
+    monkeypatch, policy, tolerance, temperature
+):
+    monkeypatch.setattr(queue_module, "BLOCK", 3)  # the last of three blocks has a single key
+    queue = Queue(7, 4, dtype=policy)
+    queries = tf.math.l2_normalize(tf.random.stateless_normal((5, 4), (1, 0)), axis=-1)
+    weights = tf.range(1.0, 6.0)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(queries)
+        soft, largest = tf.function(queue.soft_maximum)(queries, temperature)
+        loss = tf.reduce_sum(weights * soft)
+        similarities = tf.matmul(queries, queue.keys(), transpose_b=True)
+        expected = tf.reduce_logsumexp(similarities / temperature, axis=-1)
+        expected_loss = tf.reduce_sum(weights * expected)
+    np.testing.assert_allclose(soft * temperature, expected * temperature, atol=tolerance)
+    np.testing.assert_allclose(largest, tf.reduce_max(similarities, axis=-1), atol=tolerance)
+    found, wanted = (temperature * tape.gradient(x, queries) for x in (loss, expected_loss))
+    np.testing.assert_allclose(found, wanted, atol=weights[-1] * tolerance)
+    np.testing.assert_array_equal(tape.gradient(largest, queries), 0)
 
 
 def test_all_replicas_append_the_keys_of_all(two_replicas):

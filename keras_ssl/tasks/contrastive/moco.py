@@ -100,18 +100,15 @@ class MoCo(PretextModel):
         if training:
             follow(self.key_encoder, self.encoder, self.momentum)
             follow(self.key_head, self.head, self.momentum)
-        views, earlier = tf.unstack(x["views"], 2, axis=1), self.earlier.keys()
+        views = tf.unstack(x["views"], 2, axis=1)
         pairs = [views, views[::-1]] if self.symmetric else [views]
         similarities, keys = [], []
         for first, second in pairs:
             query = tf.math.l2_normalize(self._queries(first, training), axis=-1)
             keys.append(tf.math.l2_normalize(self._keys(second, x["order"]), axis=-1))
             positive = tf.reduce_sum(query * keys[-1], axis=-1)
-            # Over a long queue each pass takes as long as the network: so not all similarities are returned.
-            negative = tf.matmul(query / self.temperature, earlier, transpose_b=True)
-            soft, largest = tf.reduce_logsumexp(negative, axis=-1), tf.reduce_max(negative, axis=-1)
-            soft, largest = (self.temperature * x for x in (soft, tf.stop_gradient(largest)))
-            similarities.append(tf.stack([positive, soft, largest], axis=-1))
+            soft, largest = self.earlier.soft_maximum(query, self.temperature)
+            similarities.append(tf.stack([positive, self.temperature * soft, largest], axis=-1))
         if training:
             # Once, after all similarities: the positive must not be among the negatives.
             self.earlier.append(tf.reshape(tf.stack(keys, axis=1), [-1, self.dimensions]))
