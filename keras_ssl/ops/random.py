@@ -141,6 +141,7 @@ def _words(seed, blocks, purpose):
     return threefry((key[:, :1], key[:, 1:]), (counter, tf.constant(purpose, tf.uint64)))
 
 
+@tf.function(autograph=False, reduce_retracing=True)  # its 500 operations are traced once only
 def threefry(key, counter):
     """Encrypts a counter with the Threefry-2x64 block cipher.
 
