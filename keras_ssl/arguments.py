@@ -34,22 +34,29 @@ def check_integers(minimum, **values):
 
 
 def check_positive(name, value):
-    """Returns `value` if it is a positive number; otherwise raises ValueError, which names the argument."""
+    """Returns a positive number as a float; raises ValueError, which names the argument, for other values."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}")
-    return value
+    return float(value)
 
 
 def check_not_negative(name, value):
-    """Returns `value` if it is a finite number of at least 0; otherwise raises ValueError."""
+    """Returns a finite number of at least 0 as a float; raises ValueError for other values."""
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-    return value
+    return float(value)
+
+
+def check_fraction(name, value):
+    """Returns a number in 0..1 as a float; raises ValueError for other values."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {value!r}")
+    return float(value)
 
 
 def is_number(value):
-    """Returns whether a value is a number of Python, not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Returns whether a value is a real number of Python or NumPy, not a bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_bool(name, value):

@@ -94,6 +94,13 @@ def in_order(task, data, predicted):
     return tf.nest.map_structure(lambda array: array[order], predicted)
 
 
+def as_list(callbacks):
+    """Returns the argument `callbacks` of `fit` as a new list; a keras CallbackList is returned as it is."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    return [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else [*(callbacks or [])]
+
+
 def complete_callbacks(task, callbacks):
     """Adds the callback that stops on a non-finite loss, and moves the checkpoint callback behind the others.
 
@@ -101,7 +108,7 @@ def complete_callbacks(task, callbacks):
 
     Args:
         task: PretextModel.
-        callbacks: None, a list, or a keras CallbackList, as passed to `fit`.
+        callbacks: None, one callback, a list, or a keras CallbackList, as passed to `fit`.
 
     Returns:
         (callbacks, checkpoint): checkpoint is the `callbacks.Checkpoint` among them, or None.
@@ -109,9 +116,9 @@ def complete_callbacks(task, callbacks):
     Raises:
         ValueError: the task has a method `relabel`, but no callback calls it.
     """
-    if callbacks is not None and not isinstance(callbacks, list | tuple):
+    callbacks = as_list(callbacks)
+    if not isinstance(callbacks, list):
         return callbacks, None
-    callbacks = list(callbacks or [])
     if isinstance(task, Relabels) and not any(isinstance(c, Relabel) for c in callbacks):
         raise ValueError(
             f"callbacks must contain a Relabel, or {type(task).__name__} has no labels: add "

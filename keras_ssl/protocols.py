@@ -35,7 +35,10 @@ class Describes(Protocol):
 
 @runtime_checkable
 class Views(Protocol):
-    """A task whose labels are recomputed from augmented images instead of the images themselves."""
+    """A task whose labels are recomputed from augmented images instead of the images themselves.
+
+    It also has a weight `relabeled`, how often that was done.
+    """
 
     def view(self, batch):
         """Computes (B, H, W, C) views of a batch, a dict of tensors with `image` and `id`.

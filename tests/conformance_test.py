@@ -166,18 +166,20 @@ def test_export_serves_the_features_of_keras(row, task, images, tmp_path):
     np.testing.assert_allclose(kssl.load(path)(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_replicas_give_what_one_gives(row, task, images, two_replicas):
-    # Keras averages over replicas: halves must be of one size.
-    even = task.dataset(kssl.data.subset(images, range(18)), 6, shuffle=False)
+def test_two_replicas_give_what_one_gives(row, task, data, images, two_replicas):
     with two_replicas.scope():
         two = make(row, images)
     two.set_weights(task.get_weights())
-    expected = run(task, even, 3)
-    np.testing.assert_allclose(run(two, even, 3), expected, rtol=1e-4, atol=1e-4)
+    # Of the last batch, of 5, one replica gets 3 images, the other 2. With 1, one would get none.
+    expected, found = (
+        t.fit(d, verbose=0, callbacks=t.default_callbacks(sample(row.task.needs))).history["loss"]
+        for t, d in ((task, data), (two, two.dataset(images, BATCH, shuffle=False)))
+    )
+    # Digits have nearly the same features before training: what compares them enlarges rounding errors.
+    atol = 1e-3 if row.family == "contrastive" else 1e-4
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     for a, b in zip(two.weights, task.weights, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=a.path)
-    # A last batch of 5: one replica gets 3 images, the other 2. With 1, one replica would get none.
-    assert len(run(two, two.dataset(images, BATCH), steps=None)) == 3
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol, err_msg=a.path)
     with pytest.raises(ValueError, match="batch_size 8 cannot split 17 images among 2 replicas"):
         two.dataset(kssl.data.subset(images, range(17)), BATCH)
     assert all(np.isfinite(w).all() for w in two.get_weights())

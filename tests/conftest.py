@@ -28,7 +28,7 @@ class Shared(LoadScopeScheduling):
         return f"{file} {case[1]}" if case else file
 
 
-AS_USERS = ("tests/cli/", "tests/docs_test.py", "tests/soak_")  # other processes are as users', too
+AS_USERS = ("tests/cli/", "tests/docs_test.py", "tests/soak_", "tests/callbacks/relabel_test.py")
 SPLIT = ("tests/conformance_test.py", "tests/docs_test.py")  # the longest files
 
 
@@ -38,7 +38,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(autouse=True, scope="module")
 def _graph_optimizer(request):
-    """Runs graphs as they are traced, which takes a third less time; as users do where users are simulated."""
+    """Runs graphs as traced, which takes a third less time; as users do where users are simulated."""
     path = request.path.as_posix()
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": not any(part in path for part in AS_USERS)}

@@ -44,6 +44,7 @@ CHEAPER = (
     (r"\bnum_clusters=\d+", "num_clusters=3"),
     (r'"quadratic", \d+', '"quadratic", 2'),
     (r"\bsteps_per_execution=\d+", "steps_per_execution=1"),
+    (r"ResNet50\(", "MobileNetV2(alpha=0.35, "),
     # Needs TensorFlow 2.15, where tools/check_addons.sh fine-tunes by LAMB.
     (r"import tensorflow_addons as tfa.*", ""),
     (r"\btfa\.optimizers\.LAMB", "tf.compat.v1.train.GradientDescentOptimizer"),

@@ -76,6 +76,14 @@ def test_queue():
     queue = layers.Queue(7, 3)
     both(queue, tf.constant(normal(5, 3)), state=queue.variables)
 
+    def soft_maximum(queries):
+        with tf.GradientTape() as tape:
+            tape.watch(queries)
+            soft, largest = queue.soft_maximum(queries, 0.1)
+        return soft, largest, tape.gradient(soft, queries)
+
+    both(soft_maximum, tf.constant(normal(5, 3)))
+
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", LAYERS)

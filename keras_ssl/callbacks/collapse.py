@@ -5,6 +5,7 @@ import warnings
 
 import keras
 
+from keras_ssl.arguments import check_fraction, check_integer
 from keras_ssl.callbacks.sample import Sample
 from keras_ssl.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 
@@ -48,15 +49,11 @@ class Collapse(keras.callbacks.Callback):
 
     def __init__(self, images, number=256, every=1, min_std=0.4, min_rank=0.3):
         super().__init__()
-        if number < 2:
-            raise ValueError(f"number must be at least 2 to compare images, got {number!r}")
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every!r}")
-        for name, value in (("min_std", min_std), ("min_rank", min_rank)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {value!r}")
+        check_integer("number", number, 2)
+        check_integer("every", every, 1)
         self.images, self.number, self.every = images, number, every
-        self.min_std, self.min_rank = min_std, min_rank
+        self.min_std = check_fraction("min_std", min_std)
+        self.min_rank = check_fraction("min_rank", min_rank)
 
     def on_train_begin(self, logs=None):
         self.sample = Sample(self.model, self.images, self.number)

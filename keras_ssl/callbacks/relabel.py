@@ -79,7 +79,10 @@ class Relabel(keras.callbacks.Callback):
         self.due, self.epoch, self.resumed = due, None, True
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.epoch is None and not (self.model.labels.numpy() >= 0).any():
+        task = self.model
+        # Of views: the labels before the first relabeling are random.
+        labeled = task.relabeled > 0 if isinstance(task, Views) else task.labels.numpy().max() >= 0
+        if self.epoch is None and not labeled:
             self.due.insert(0, epoch * self.steps)
         self.epoch = epoch
 
@@ -154,7 +157,7 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
 
     Raises:
         ValueError: the ids of `images` are not 0 to task.num_images - 1, or a `teacher` is given for a task
-            that clusters descriptors.
+            that clusters descriptors or its own predictions.
     """
     strategy, number = task.distribute_strategy, int(images.cardinality())
     worker = distribute.worker(strategy)
@@ -180,11 +183,10 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
 
 def _descriptors(task, teacher):
     """Returns the function from a batch to the features or descriptors to cluster."""
+    if teacher is not None and isinstance(task, Describes | Views):
+        own = "descriptors" if isinstance(task, Describes) else "the predictions of its own heads"
+        raise ValueError(f"teacher cannot be used: {type(task).__name__} clusters {own}")
     if isinstance(task, Describes):
-        if teacher is not None:
-            raise ValueError(
-                f"teacher cannot be used: {type(task).__name__} clusters descriptors, not features"
-            )
         return task.descriptors
     source = task.features if teacher is None else lambda x: teacher(x, training=False)
     view = task.view if isinstance(task, Views) else lambda batch: batch["image"]

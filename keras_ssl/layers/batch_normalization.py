@@ -82,15 +82,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
         TensorShape([2, 8, 8, 3])
     """
 
+    def supported(self, rank):
+        """Returns whether the kernel can compute this layer for inputs of a rank; otherwise Keras does."""
+        # The kernel takes no weights and statistics in 16 bits, as a policy such as "float16" makes them.
+        return self.axis in (-1, rank - 1) and self.variable_dtype == "float32" and not self.renorm
+
     def call(self, inputs, training=None, mask=None):
         learns = training and self.trainable
         plain = (
-            self.axis in (-1, len(inputs.shape) - 1)
+            self.supported(len(inputs.shape))
             and inputs.dtype in ("float32", "bfloat16", "float16")
-            # The kernel takes no weights and statistics in 16 bits, as a policy such as "float16" makes them.
-            and self.variable_dtype == "float32"
             and mask is None
-            and not self.renorm
         )
         groups, *arguments = _GROUPED.get()
         if groups and learns and plain:

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl.arguments import check_integers
+from keras_ssl.arguments import check_integers, check_positive
 from keras_ssl.training import distribute
 
 BLOCK = 4096  # keys; 4 MB of similarities with a batch of 256
@@ -62,18 +62,24 @@ class Queue(keras.layers.Layer):
         products are in 16 bits.
 
         Args:
-            queries: (B, dimensions) float32 tensor.
-            temperature: float, divides the similarities, the inner products.
+            queries: (B, dimensions) float32 tensor of unit vectors.
+            temperature: float, divides the similarities; in float16 at least 1e-4.
 
         Returns:
             (soft, largest): (B,) float32 with gradient, of similarity / temperature; (B,) float32 without
             gradient, of the similarity.
+
+        Raises:
+            ValueError: a query has another length than `dimensions`, or `temperature` is not positive.
 
         Example:
             >>> queue = Queue(size=4, dimensions=2)
             >>> queue.soft_maximum(tf.zeros((1, 2)), 0.5)[0].numpy().round(4)     # ln 4
             array([1.3863], dtype=float32)
         """
+
+        check_positive("temperature", temperature)
+        self._check_width(queries)
 
         @tf.custom_gradient
         def over_blocks(queries, keys):
@@ -107,7 +113,11 @@ class Queue(keras.layers.Layer):
         Args:
             keys: (B, dimensions) tensor, the keys of this replica. Of more than `size` keys the last are
                 kept.
+
+        Raises:
+            ValueError: a key has another length than `dimensions`.
         """
+        self._check_width(keys)
         keys = distribute.all_gather(tf.cast(tf.stop_gradient(keys), tf.float32))
         first, number = tf.convert_to_tensor(self.next), tf.shape(keys)[0]
         kept = tf.minimum(number, self.size)
@@ -115,6 +125,12 @@ class Queue(keras.layers.Layer):
         ring = tf.tensor_scatter_nd_update(self.keys(), rows[:, None], keys[number - kept :])
         self.ring.assign(ring)
         self.next.assign((first + number) % self.size)
+
+    def _check_width(self, vectors):
+        if not vectors.shape.is_compatible_with((None, self.dimensions)):
+            raise ValueError(
+                f"vectors must be (B, {self.dimensions}) like the keys of the queue, got {vectors.shape}"
+            )
 
     def call(self, keys):
         """Returns the keys of earlier batches and appends those of this one."""

@@ -37,7 +37,7 @@ class Alignment(keras.losses.Loss):
         self.alpha = check_positive("alpha", alpha)
 
     def call(self, y_true, y_pred):
-        check_views(y_pred)
+        check_views(y_pred, exactly=2)
         first, second = tf.unstack(_normalized(y_pred), 2, axis=1)
         square = tf.reduce_sum(tf.math.squared_difference(first, second), axis=-1)
         # The root has no gradient at 0, where all that is wanted is 0.

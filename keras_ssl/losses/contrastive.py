@@ -89,9 +89,10 @@ class SupervisedContrastive(keras.losses.Loss):
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
-        y_true: (B,) or (B, 1) integers, the classes. y_pred: (B, V, D) embeddings of V views, 2 or more,
-        which are normalized here. The loss: (B,) float32, the mean over the views. It is the paper's: the
-        authors' code multiplies it by temperature / 0.07, Google's by the temperature.
+        y_true: (B,) or (B, 1) integers, the classes, below 2**24, since Keras casts them to float32. y_pred:
+        (B, V, D) embeddings of V views, 2 or more, which are normalized here. The loss: (B,)
+        float32, the mean over the views. It is the paper's: the authors' code multiplies it by temperature /
+        0.07, Google's by the temperature.
 
     Raises:
         ValueError: `temperature` is not positive, `mean` is unknown, or `y_pred` is not (B, V, D) with V of
@@ -181,10 +182,12 @@ def _cross_entropy(logits, same, itself, inside=False):
     return tf.reduce_mean(total - chosen / number, axis=1)
 
 
-def check_views(embeddings):
-    """Raises ValueError unless `embeddings` are (B, V, D) with at least two views."""
+def check_views(embeddings, exactly=None):
+    """Raises ValueError unless `embeddings` are (B, V, D) with two views or more, or exactly so many."""
     shape = embeddings.shape
-    if len(shape) != 3 or shape[1] is None or shape[1] < 2:
+    views = shape[1] if len(shape) == 3 else None
+    if views is None or views < 2 or (exactly and views != exactly):
+        number = f"{exactly}" if exactly else "at least two"
         raise ValueError(
-            f"y_pred must be embeddings (B, V, D) of at least two views of each image, got shape {shape}"
+            f"y_pred must be embeddings (B, V, D) of {number} views of each image, got shape {shape}"
         )

@@ -162,7 +162,8 @@ def random_crop(image, seed, smallest, flip=True):
     Args:
         image: (B, H, W, C) tensor.
         seed: (B, 2) int64 tensor, one seed per image.
-        smallest: float in 0..1, the smallest fraction of the area; the aspect ratio changes by up to 4:3.
+        smallest: float in 0..1, the smallest fraction of the area; the aspect ratio changes by up to 4:3,
+            as far as the crop remains in the image.
         flip: bool, whether to mirror each image horizontally with probability 0.5.
 
     Returns:
@@ -177,7 +178,9 @@ def random_crop(image, seed, smallest, flip=True):
     area, aspect, top, left, mirror = tf.unstack(uniform(seed, 5), axis=1)
     side = tf.sqrt(smallest + (1 - smallest) * area)
     stretch = tf.exp((2 * aspect - 1) * tf.math.log(4 / 3) / 2)
-    height, width = tf.minimum(side * stretch, 1.0), tf.minimum(side / stretch, 1.0)
+    # No side is longer than the image, and the area remains: a large crop is nearly square.
+    stretch = tf.clip_by_value(stretch, side, 1 / side)
+    height, width = side * stretch, tf.minimum(side / stretch, 1.0)
     top, left = top * (1 - height), left * (1 - width)
     right = left + width
     if flip:

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ssl import layers
 from keras_ssl.pretext import PretextModel
-from keras_ssl.training import loss_scale, optimizers
+from keras_ssl.training import distribute, loss_scale, optimizers
 
 MAX_LOGIT = (
     60.0  # larger logits are clipped: exp(60) is a finite float32, and their gradient is zero
@@ -179,9 +179,9 @@ class AdversarialModel(PretextModel):
             (losses, gradients, pairs): `losses` are the discriminator's and the generator's, as means
             over the images. In training, `gradients` are those of the discriminator's loss with respect
             to its variables, and `pairs` is a list of (tensor, gradient): a tensor of `fake` or `real`,
-            and the gradient of the generator's loss with respect to it. All gradients are divided by the
-            number of replicas, over which they are summed, and scaled as the respective optimizer scales
-            its loss. Otherwise `gradients` and `pairs` are None.
+            and the gradient of the generator's loss with respect to it. Gradients are summed over
+            the replicas, so that sum is the mean over all images, and scaled as the respective optimizer
+            scales its loss. Otherwise `gradients` and `pairs` are None.
         """
         inputs = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
         with tf.GradientTape(persistent=True, watch_accessed_variables=training) as tape:
@@ -195,7 +195,8 @@ class AdversarialModel(PretextModel):
             losses = loss, tf.reduce_mean(generator_loss)
             if not training:
                 return losses, None, None
-            parts = [one / self.distribute_strategy.num_replicas_in_sync for one in losses]
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            parts = [distribute.balance(one, fake[0]) / replicas for one in losses]
             both = self.discriminator_optimizer, self.optimizer
             scaled = [o.scale_loss(one) for o, one in zip(both, parts, strict=True)]
         variables = self.discriminator.trainable_variables

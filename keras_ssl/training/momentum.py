@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend import AutocastScope
 
-from keras_ssl.arguments import is_number
+from keras_ssl.arguments import check_fraction
 from keras_ssl.layers import BatchNormalization
 
 
@@ -68,16 +68,9 @@ def follow(copy, network, momentum):
         >>> follow(twin(network), network, 0.99)
     """
     if not tf.is_tensor(momentum):
-        check_momentum(momentum)
+        check_fraction("momentum", momentum)
     # In mixed precision `call` reads variables in 16 bits, in which a step of 1 - momentum is rounded away.
     with AutocastScope(None):
         for mine, theirs in zip(copy.variables, network.variables, strict=True):
             if theirs.trainable:
                 mine.assign(mine + (1 - momentum) * (tf.convert_to_tensor(theirs) - mine))
-
-
-def check_momentum(momentum):
-    """Returns `momentum` if it is a number in [0, 1], and raises ValueError otherwise."""
-    if not is_number(momentum) or not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1], got {momentum!r}")
-    return momentum

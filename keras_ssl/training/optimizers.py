@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl.arguments import check_integer, check_not_negative, check_positive
+
 MIN_WARM_UP = 100  # steps, but at most half of the training run
 
 
@@ -81,9 +83,7 @@ class LARS(SGD):
         self, learning_rate=0.1, momentum=0.9, trust=1e-3, rate_in_momentum=True, **kwargs
     ):
         super().__init__(learning_rate, momentum, **kwargs)
-        if not trust > 0:
-            raise ValueError(f"trust must be positive, got {trust!r}")
-        self.trust, self.rate_in_momentum = trust, rate_in_momentum
+        self.trust, self.rate_in_momentum = check_positive("trust", trust), rate_in_momentum
 
     def update_step(self, gradient, variable, learning_rate):
         gradient = self.decayed(gradient, variable)
@@ -181,7 +181,7 @@ def lars_cosine(learning_rate, steps, weight_decay=0.0, rate_in_momentum=True):
         >>> float(lars_cosine(1.0, steps=100).learning_rate)            # the warm-up starts at 0
         0.0
     """
-    _check_decay(weight_decay)
+    check_not_negative("weight_decay", weight_decay)
     schedule = _schedule(learning_rate, steps)
     return LARS(schedule, weight_decay=weight_decay, rate_in_momentum=rate_in_momentum)
 
@@ -266,19 +266,14 @@ class Scaled(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _nesterov(schedule, weight_decay):
-    _check_decay(weight_decay)
+    check_not_negative("weight_decay", weight_decay)
     return SGD(schedule, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-
-
-def _check_decay(weight_decay):
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay!r}")
 
 
 def _schedule(learning_rate, steps, end=0.0):
     """Returns warm-up and a cosine from the peak rate to the fraction `end` of it."""
-    if not learning_rate > 0 or steps < 1:
-        raise ValueError(f"learning_rate and steps must be positive, got {learning_rate}, {steps}")
+    check_positive("learning_rate", learning_rate)
+    check_integer("steps", steps, 1)
     # With fewer than 100 steps of warm-up, the loss of Jigsaw on 200 photos (4 steps per epoch) climbs from
     # 4.9 to 8.0 in the first epochs; chance is 4.6.
     warm_up = max(steps // 10, min(MIN_WARM_UP, steps // 2))

@@ -275,3 +275,11 @@ def test_killed_runs_of_several_families(monkeypatch, capsys):
     assert soak.main() == 0
     out = capsys.readouterr().out
     assert out.count("0 differ") == 2, out
+
+
+def test_a_single_callback_need_not_be_in_a_list(images, tmp_path):
+    for trained in (EPOCHS, 0):
+        task, saved = make(), Checkpoint(tmp_path)
+        data = task.dataset(images, 8, epochs=EPOCHS)
+        history = task.fit(data, epochs=EPOCHS, callbacks=saved, verbose=0)
+        assert len(history.epoch) == trained

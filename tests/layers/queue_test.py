@@ -45,7 +45,9 @@ def test_no_gradient_flows_into_the_queue():
     assert found[1] is None
 
 
-@pytest.mark.parametrize(("policy", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("float32", 1e-5), ("mixed_float16", 4e-3), ("mixed_bfloat16", 2e-2)]
+)
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_soft_maximum_in_blocks_has_value_and_gradient_of_the_whole(
     monkeypatch, policy, tolerance, temperature
@@ -102,3 +104,19 @@ def test_invalid_arguments(name, value):
         ValueError, match=rf"{name} must be an integer \(int64\) of at least 1, got"
     ):
         Queue(**{"size": 4, "dimensions": 2, name: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda queue: queue.append(tf.zeros((2, 3))), r"must be \(B, 4\) like the keys"),
+        (
+            lambda queue: queue.soft_maximum(tf.zeros((2, 3)), 0.1),
+            r"must be \(B, 4\) like the keys",
+        ),
+        (lambda queue: queue.soft_maximum(tf.zeros((2, 4)), 0), "temperature must be a positive"),
+    ],
+)
+def test_invalid_calls(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Queue(7, 4))

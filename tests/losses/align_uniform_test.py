@@ -115,6 +115,9 @@ def test_invalid_arguments():
             Uniformity(value)
     with pytest.raises(ValueError, match="at least two views"):
         Uniformity()([0], np.ones((4, 3), "float32"))
+    for loss in (Alignment(), AlignmentUniformity()):
+        with pytest.raises(ValueError, match=r"of 2 views of each image, got shape \(4, 3, 5\)"):
+            loss([0] * 4, np.ones((4, 3, 5), "float32"))
 
 
 def test_config_round_trip():

@@ -144,7 +144,7 @@ def test_mixed_precision_does_not_round_the_twin(policy, replicas, two_replicas)
 
 def test_refuses():
     net = network()
-    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"momentum must be in 0..1, got 1.5"):
         momentum.follow(momentum.twin(net), net, 1.5)
     with pytest.raises(ValueError, match="must be built"):
         momentum.twin(keras.Sequential([keras.layers.Dense(2)]))

@@ -42,17 +42,21 @@ def test_momentum():
     assert adam_cosine(0.4, 10, beta_1=0.5).beta_1 == 0.5
 
 
-@pytest.mark.parametrize("arguments", [(0, 10), (-1, 10), (float("nan"), 10), (0.1, 0)])
+@pytest.mark.parametrize("arguments", [(0, 10), (-1, 10), (np.nan, 10), (np.inf, 10), ("a", 10)])
 @pytest.mark.parametrize("kind", [sgd_cosine, sgd_constant, adam_cosine])
 def test_refuses(kind, arguments):
-    with pytest.raises(ValueError, match="learning_rate and steps must be positive"):
+    with pytest.raises(ValueError, match="learning_rate must be a positive number"):
         kind(*arguments)
+    with pytest.raises(
+        ValueError, match=r"steps must be an integer \(int64\) of at least 1, got 0"
+    ):
+        kind(0.1, 0)
 
 
 def test_refuses_negative_decay_and_trust():
-    with pytest.raises(ValueError, match="weight_decay must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="weight_decay must be a number of at least 0, got -1"):
         sgd_cosine(0.1, 10, weight_decay=-1)
-    with pytest.raises(ValueError, match="trust must be positive, got 0"):
+    with pytest.raises(ValueError, match="trust must be a positive number, got 0"):
         LARS(trust=0)
 
 

@@ -128,7 +128,7 @@ class SelfLabel(PretextModel):
         return self._augment(batch["image"], seed), batch["id"]
 
     def _augment(self, image, seed):
-        # The authors' transformations for CIFAR and ImageNet, except for the smallest crop.
+        # The authors' transformations for CIFAR, except for the smallest crop.
         recipe = dataclasses.replace(recipes.MOCO_V1, area=(self.crop, 1.0))
         return augment.view(image, seed, recipe)
 

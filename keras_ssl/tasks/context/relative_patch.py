@@ -201,14 +201,14 @@ def required_side(grid, patch, gap, jitter):
 
 
 def check_layout(height, width, grid, patch, gap, jitter):
-    """Checks that the patches fit into the image and cannot overlap.
+    """Checks that the patches fit into the image, and cannot overlap unless they have no gap at all.
 
     Args:
         height, width: int, pixels of the image.
         grid, patch, gap, jitter: int, as in `RelativePatch`.
 
     Raises:
-        ValueError: they do not fit, or can overlap.
+        ValueError: they do not fit, or can overlap in spite of a gap.
     """
     if patch < 1 or gap < 0 or jitter < 0:
         raise ValueError(

@@ -5,12 +5,12 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_ssl import layers, losses, metrics
-from keras_ssl.arguments import check_bool, check_integers
+from keras_ssl import fitting, layers, losses, metrics
+from keras_ssl.arguments import check_bool, check_fraction, check_integers
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
-from keras_ssl.training.momentum import check_momentum, follow, twin
+from keras_ssl.training.momentum import follow, twin
 
 UNKNOWN = 2**31 - 1  # steps
 
@@ -68,7 +68,7 @@ class BYOL(PretextModel):
         for name in (recipe, other_recipe):
             recipes.find(name)
         check_integers(1, dimensions=dimensions, hidden=hidden)
-        self.momentum = check_momentum(momentum)
+        self.momentum = check_fraction("momentum", momentum)
         self.dimensions, self.hidden = dimensions, hidden
         self.predictor = check_bool("predictor", predictor)
         self.recipe, self.other_recipe = recipe, other_recipe
@@ -116,15 +116,17 @@ class BYOL(PretextModel):
         step, steps = (
             tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (self.step, self.steps)
         )
-        fraction = tf.minimum(step / steps, 1.0)
+        # The update after the first step, which `call` makes in the second, is number 0.
+        fraction = tf.clip_by_value((step - 1) / steps, 0.0, 1.0)
         return 1 - (1 - self.momentum) * (tf.cos(math.pi * fraction) + 1) / 2
 
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args,
         **kwargs,
     ):  # fmt: skip
-        if callbacks is None or isinstance(callbacks, list | tuple):
-            callbacks = [*(callbacks or []), CountSteps()]
+        callbacks = fitting.as_list(callbacks)
+        if isinstance(callbacks, list):
+            callbacks = [*callbacks, CountSteps()]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     fit.__doc__ = PretextModel.fit.__doc__
@@ -140,20 +142,21 @@ class BYOL(PretextModel):
 
 
 class CountSteps(keras.callbacks.Callback):
-    """Tells a task with the weights `step` and `steps` how many steps a training run has."""
+    """Tells a task with the weights `step` and `steps` where in a training run it is."""
 
     def on_train_begin(self, logs=None):
         self.begun = False
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
         if self.begun:
             return
         self.begun, per_epoch = True, self.params["steps"]
         if per_epoch is None:  # a generator, whose length is not known before its end
             self.model.steps.assign(UNKNOWN)
             return
+        # Not from the checkpoint: the run that saved it may have had more or fewer steps per epoch.
+        self.model.step.assign(self.epoch * per_epoch + batch)
         self.model.steps.assign(max(1, self.params["epochs"] * per_epoch))
-        first = epoch * per_epoch
-        # A run that resumes in the middle of the epoch has its step from the checkpoint.
-        if not first <= int(self.model.step.numpy()) < first + per_epoch:
-            self.model.step.assign(first)

@@ -6,14 +6,20 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import layers, losses, metrics
-from keras_ssl.arguments import check_bool, check_integers, check_positive, is_integer
+from keras_ssl.arguments import (
+    check_bool,
+    check_fraction,
+    check_integers,
+    check_positive,
+    is_integer,
+)
 from keras_ssl.layers.batch_normalization import grouped
 from keras_ssl.ops import recipes
 from keras_ssl.ops.random import split, uniform
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import preview, two_views
 from keras_ssl.training import distribute
-from keras_ssl.training.momentum import check_momentum, follow, twin
+from keras_ssl.training.momentum import follow, twin
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -81,7 +87,7 @@ class MoCo(PretextModel):
         recipes.find(recipe)
         check_integers(1, queue=queue, dimensions=dimensions, depth=depth, groups=groups)
         self.temperature = check_positive("temperature", temperature)
-        self.momentum = check_momentum(momentum)
+        self.momentum = check_fraction("momentum", momentum)
         self.queue, self.dimensions, self.depth = queue, dimensions, depth
         self.symmetric = check_bool("symmetric", symmetric)
         self.groups, self.recipe = groups, recipe
@@ -172,16 +178,23 @@ class MoCo(PretextModel):
 
 def _warn_of_whole_batches(encoder):
     for layer in encoder._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization) and not isinstance(
-            layer, layers.BatchNormalization
+        ours = isinstance(layer, layers.BatchNormalization)
+        if not isinstance(layer, keras.layers.BatchNormalization) or (
+            ours and layer.supported(len(layer.input.shape))
         ):
-            warnings.warn(
-                f"{layer.name!r} normalizes the queries over the whole batch, whose statistics give the "
-                "positive away: build the encoder with keras_ssl.layers.BatchNormalization, which has the "
-                "same weights and can be split into groups",
-                stacklevel=3,
-            )
-            return
+            continue
+        mend = (
+            "with float32 variables, the last axis and no renorm"
+            if ours
+            else "with keras_ssl.layers.BatchNormalization, which has the same weights and can be split into "
+            "groups"
+        )
+        warnings.warn(
+            f"{layer.name!r} normalizes the queries over the whole batch, whose statistics give the "
+            f"positive away: build the encoder {mend}",
+            stacklevel=3,
+        )
+        return
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -189,7 +202,7 @@ class QueueInfoNCE(losses.InfoNCE):
     """`losses.InfoNCE` of MoCo's predictions: the soft maximum has the same loss as all its negatives."""
 
     def call(self, y_true, y_pred):
-        return super().call(y_true, y_pred[..., :2])
+        return tf.reduce_mean(super().call(y_true, y_pred[..., :2]), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

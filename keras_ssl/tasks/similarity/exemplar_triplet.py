@@ -43,8 +43,8 @@ class ExemplarTriplet(PretextModel):
             0..255.
 
     Reference: Doersch & Zisserman, "Multi-task Self-Supervised Visual Learning", ICCV 2017; Kolesnikov, Zhai
-    & Beyer, "Revisiting Self-Supervised Visual Representation Learning", CVPR 2019 (whose code has the
-    default margin); Dosovitskiy et al., PAMI 2016.
+    & Beyer, "Revisiting Self-Supervised Visual Representation Learning", CVPR 2019; Dosovitskiy et al., PAMI
+    2016.
 
     Example:
         >>> import keras_ssl as kssl
@@ -53,6 +53,8 @@ class ExemplarTriplet(PretextModel):
         >>> task.compile("adam")
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
+
+    min_batch_size = 2  # a single patch has no others to compare with
 
     def __init__(
         self, encoder, patch=None, margin=0.5, dimensions=128, seed=0, noise=0.0, **kwargs

@@ -104,6 +104,23 @@ def test_first_labels_are_those_of_the_untrained_network():
     np.testing.assert_array_equal(task.labels, copy.labels)
 
 
+def test_relabels_once_if_the_labels_are_random():
+    images, task = kssl.data.digits("test").take(IMAGES), make()
+    task.compile("sgd")
+    for _ in range(2):
+        once = kssl.callbacks.Relabel(images, when="once")
+        task.fit(task.dataset(images, 30), verbose=0, callbacks=[once])
+        assert task.relabeled == 1
+
+
+def test_refuses_a_teacher():
+    images, task = kssl.data.digits("test").take(IMAGES), make()
+    task.compile("sgd")
+    taught = kssl.callbacks.Relabel(images, teacher=make().encoder)
+    with pytest.raises(ValueError, match="SelfLabel clusters the predictions of its own heads"):
+        task.fit(task.dataset(images, 30), verbose=0, callbacks=[taught])
+
+
 def test_labels_are_computed_from_views_of_the_images():
     """Of their own random numbers: by relabeling and id, not by batch, and not those of an epoch."""
     images = kssl.data.subset(kssl.data.digits("test"), range(IMAGES))

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -38,13 +40,13 @@ def test_prediction_is_predictions_and_targets_of_both_views(encoder, batch, see
 
 
 class Momenta(keras.callbacks.Callback):
-    """Notes the momentum before each step."""
+    """Notes the momentum of the update after each step."""
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
-    def on_train_batch_begin(self, step, logs=None):
+    def on_train_batch_end(self, step, logs=None):
         self.seen.append(float(self.model._momentum_now()))
 
 
@@ -64,7 +66,6 @@ def test_momentum_rises_to_1_along_a_cosine_in_each_run(encoder, noise, tmp_path
         return noted.seen
 
     np.testing.assert_allclose(momenta(task, 3), along_a_cosine(6), rtol=1e-5)
-    assert float(task._momentum_now()) == 1
     np.testing.assert_allclose(momenta(task, 2), along_a_cosine(4), rtol=1e-5)
 
     task.save(tmp_path / "task.keras")
@@ -77,6 +78,29 @@ def test_momentum_rises_to_1_along_a_cosine_in_each_run(encoder, noise, tmp_path
     np.testing.assert_allclose(momenta(task, 4, data=plain), along_a_cosine(4), rtol=1e-5)
     generated = ((x, y) for _ in range(9))
     assert momenta(task, 1, data=generated)[:9] == [pytest.approx(0.9)] * 9
+
+
+def test_momentum_of_a_longer_run_after_a_short_or_interrupted_one(encoder, noise):
+    task, images = make(encoder, momentum=0.9), kssl.data.from_array(noise[:40])
+    task.compile("sgd")
+    task.fit(task.dataset(images, 8), verbose=0)
+    for batch_size, stop in ((4, 3), (4, None)):
+        noted = Momenta()
+        interrupt = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda step, logs, stop=stop: (
+                (_ for _ in ()).throw(KeyboardInterrupt) if step == stop else None
+            )
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            task.fit(task.dataset(images, batch_size), verbose=0, callbacks=[noted, interrupt])
+        np.testing.assert_allclose(noted.seen, along_a_cosine(10)[:stop], rtol=1e-5)
+
+
+def test_a_single_callback_does_not_replace_the_schedule(encoder, noise):
+    task, images, noted = make(encoder, momentum=0.9), kssl.data.from_array(noise[:16]), Momenta()
+    task.compile("sgd")
+    task.fit(task.dataset(images, 4), verbose=0, callbacks=noted)
+    np.testing.assert_allclose(noted.seen, along_a_cosine(4), rtol=1e-5)
 
 
 def test_momentum_without_fit_is_constant(encoder, batch, seeds):
@@ -116,8 +140,8 @@ def test_the_target_follows_the_network_after_each_step(encoder, noise):
     # Before the first step both are equal, so the target has not moved.
     for a, b in zip(twins(), start, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    momentum = 1 - 0.25 / 2  # in the middle of the cosine
-    task.fit(data.take(1), epochs=2, initial_epoch=1, steps_per_epoch=1, verbose=0)
+    momentum = 1 - 0.25 * 0.75  # of the second of three steps, a third of the way along the cosine
+    task.fit(data.take(1), epochs=3, initial_epoch=2, steps_per_epoch=1, verbose=0)
     for a, old, new in zip(twins(), start, after, strict=True):
         np.testing.assert_allclose(a, momentum * old + (1 - momentum) * new, rtol=1e-5, atol=1e-6)
 
@@ -146,8 +170,8 @@ def test_collapses_without_the_predictor_only(gratings, predictor, collapses):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"momentum": 1.5}, r"momentum must be in \[0, 1\], got 1.5"),
-        ({"momentum": "0.9"}, r"momentum must be in \[0, 1\], got '0.9'"),
+        ({"momentum": 1.5}, r"momentum must be in 0..1, got 1.5"),
+        ({"momentum": "0.9"}, r"momentum must be in 0..1, got '0.9'"),
         ({"predictor": "no"}, "predictor must be True or False, got 'no'"),
         ({"other_recipe": "BYOL_3"}, "recipe must be a Recipe or one of .*, got 'BYOL_3'"),
     ],

@@ -176,7 +176,7 @@ def test_no_gradient_flows_into_keys(encoder, batch, seeds):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"momentum": -0.1}, r"momentum must be in \[0, 1\], got -0.1"),
+        ({"momentum": -0.1}, r"momentum must be in 0..1, got -0.1"),
         ({"temperature": 0}, "temperature must be a positive number, got 0"),
         ({"groups": 0}, r"groups must be an integer \(int64\) of at least 1, got 0"),
         ({"symmetric": "no"}, "symmetric must be True or False, got 'no'"),
@@ -213,6 +213,23 @@ def test_keras_batch_normalization_splits_the_keys_only(batch, seeds):
     query = queries_by_groups(task, x["views"][:, 0].numpy(), 1)
     expected = prediction(task, query, keys, before)
     np.testing.assert_allclose(similarity[:, 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["float64", "bfloat16"])
+def test_warns_of_normalization_that_cannot_be_split(policy):
+    inputs = keras.Input((4, 4, 3))
+    x = kssl.layers.BatchNormalization(dtype=policy, name="stage1")(inputs)
+    encoder = keras.Model(inputs, keras.layers.GlobalAveragePooling2D(dtype="float32")(x))
+    with pytest.warns(UserWarning, match="'stage1' normalizes the queries .* float32 variables"):
+        make(encoder)
+
+
+def test_images_may_have_weights(encoder, batch, seeds):
+    task = make(encoder, symmetric=True)
+    task.compile("sgd")
+    x, y = task.pretext(batch, seeds(6))
+    assert task.test_on_batch(x, y, sample_weight=np.zeros(6))[0] == 0
+    assert task.test_on_batch(x, y, sample_weight=np.ones(6))[0] > 0
 
 
 def test_two_replicas_match_one(two_replicas, noise):

@@ -1,4 +1,8 @@
-"""Three replicas with an uneven last batch give what one gives, in another process with three devices."""
+"""Three replicas with an uneven last batch give what one gives, in another process with three devices.
+
+Two replicas with an uneven batch are in the conformance test, for all tasks. Here are the tasks with state
+that replicas share, and the losses that compare all images, value and gradient.
+"""
 
 import json
 import subprocess
@@ -6,13 +10,12 @@ import sys
 
 import pytest
 
-from keras_ssl.tasks import TASKS
-
 PROGRAM = """
 import json, sys
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, 3 * [tf.config.LogicalDeviceConfiguration()])
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # takes long
 import keras
 import keras_ssl as kssl
 
@@ -20,10 +23,10 @@ rng = np.random.default_rng(0)
 pixels = rng.integers(0, 256, (11, 8, 8, 3), np.uint8)
 images = kssl.data.from_array(pixels, np.arange(11) % 4)
 
-def make(row):
+def make(kind):
     keras.utils.set_random_seed(0)
     encoder = kssl.encoders.resnet((8, 8, 3), width=2, blocks=(1,), synchronized=True)
-    task = row.task(encoder)
+    task = kind(encoder)
     task.compile(keras.optimizers.SGD(0.1))
     x, _ = next(iter(task.dataset(images, 6)))
     task(x)
@@ -31,20 +34,18 @@ def make(row):
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
 found = {}
-for row in kssl.tasks.TASKS:
-    if row.family != "contrastive":
-        continue
-    one = make(row)
+for kind in (kssl.tasks.MoCo, kssl.tasks.BYOL):
+    one = make(kind)
     start = one.get_weights()
     with strategy.scope():
-        three = make(row)
+        three = make(kind)
     three.set_weights(start)
     # Batches of 6 and 5 images: the last one is split into 2, 2 and 1.
     logs = [t.fit(t.dataset(images, 6), verbose=0).history for t in (one, three)]
     weights = list(zip(start, one.get_weights(), three.get_weights()))
     changes = [np.abs(a - old).max() for old, a, _ in weights if a.dtype.kind == "f"]
     errors = [np.abs(a - b).max() / max(1e-2, np.abs(a - old).max()) for old, a, b in weights]
-    found[row.name] = {
+    found[kind.__name__] = {
         "logs": logs,
         "change": float(max(changes)),
         "error": float(max(errors)),  # relative to the change of the weight
@@ -91,7 +92,7 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", [row.name for row in TASKS if row.family == "contrastive"])
+@pytest.mark.parametrize("name", ["MoCo", "BYOL"])
 def test_three_replicas_with_an_uneven_batch_match_one(found, name):
     one, three = found[name]["logs"]
     assert set(one) == set(three)

@@ -81,3 +81,10 @@ def test_learns_to_distinguish_patches(gratings):
 def test_refuses(arguments, words):
     with pytest.raises(ValueError, match=words):
         make(**arguments)
+
+
+def test_refuses_batches_of_one(noise):
+    with pytest.raises(ValueError, match="batch_size must be at least 2"):
+        make().dataset(kssl.data.from_array(noise), 1)
+    with pytest.raises(ValueError, match="batch_size"):
+        make().dataset(kssl.data.from_array(noise[:5]), 4)
