@@ -112,7 +112,8 @@ def all_gather(tensor):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tensor
-    return context.all_gather(tensor, axis=0)
+    # An operation, since the input of a traced step has no device, which several workers need.
+    return context.all_gather(tf.identity(tensor), axis=0)
 
 
 def first_row(tensor):

@@ -110,12 +110,24 @@ images = kssl.data.from_array(pixels)
 data = lambda: task.dataset(images, 4, shuffle=False)
 logs = task.fit(data(), validation_data=data(), verbose=0).history
 evaluated = task.evaluate(data(), return_dict=True, verbose=0)
-np.savez(sys.argv[1] + str(kssl.distribute.worker(strategy)[0]), predicted=task.predict(data(), verbose=0),
-         logs=[logs["val_loss"][0], evaluated["loss"]])
+# MoCo gathers an input as it is; its queue and momentum encoder have to be the same on all workers. Groups of
+# queries would be of other images, since each worker has every other image.
+with strategy.scope():
+    moco = kssl.tasks.MoCo(
+        kssl.encoders.resnet((8, 8, 3), width=2, blocks=(1,), synchronized=True), queue=16, groups=1
+    )
+    moco.compile(keras.optimizers.SGD(0.01))
+moco.fit(moco.dataset(images, 4, shuffle=False), verbose=0)
+keys = moco.earlier.ring.numpy()  # in another order, since workers take turns with the images
+others = [v.numpy().ravel() for v in moco.weights if v is not moco.earlier.ring]
+np.savez(
+    sys.argv[1] + str(kssl.distribute.worker(strategy)[0]), predicted=task.predict(data(), verbose=0),
+    logs=[logs["val_loss"][0], evaluated["loss"]], moco=np.concatenate([keys.sum(axis=0), *others]),
+)
 """
 
 
-def test_two_workers_validate_and_predict_on_all_images(workers, tmp_path):
+def test_two_workers_fit_validate_and_predict_on_all_images(workers, tmp_path):
     subprocess.run([sys.executable, "-c", VALIDATES, "one"], cwd=tmp_path, check=True)
     both = workers("two", program=VALIDATES)
     codes = [process.wait(120) for process in both]
@@ -127,6 +139,7 @@ def test_two_workers_validate_and_predict_on_all_images(workers, tmp_path):
         two = np.load(tmp_path / f"two{index}.npz")
         np.testing.assert_allclose(two["predicted"], one["predicted"], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(two["logs"], one["logs"], rtol=1e-4)
+        np.testing.assert_allclose(two["moco"], one["moco"], rtol=1e-4, atol=1e-4)
 
 
 def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, program):
