@@ -79,7 +79,7 @@ class Queue(keras.layers.Layer):
         """
 
         check_positive("temperature", temperature)
-        self._check_width(queries)
+        self._check_width("queries", queries)
 
         @tf.custom_gradient
         def over_blocks(queries, keys):
@@ -117,7 +117,7 @@ class Queue(keras.layers.Layer):
         Raises:
             ValueError: a key has another length than `dimensions`.
         """
-        self._check_width(keys)
+        self._check_width("keys", keys)
         keys = distribute.all_gather(tf.cast(tf.stop_gradient(keys), tf.float32))
         first, number = tf.convert_to_tensor(self.next), tf.shape(keys)[0]
         kept = tf.minimum(number, self.size)
@@ -126,10 +126,10 @@ class Queue(keras.layers.Layer):
         self.ring.assign(ring)
         self.next.assign((first + number) % self.size)
 
-    def _check_width(self, vectors):
+    def _check_width(self, name, vectors):
         if not vectors.shape.is_compatible_with((None, self.dimensions)):
             raise ValueError(
-                f"vectors must be (B, {self.dimensions}) like the keys of the queue, got {vectors.shape}"
+                f"{name} must be (B, {self.dimensions}) like the keys in the queue, got {vectors.shape}"
             )
 
     def call(self, keys):

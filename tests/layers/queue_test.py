@@ -109,7 +109,7 @@ def test_invalid_arguments(name, value):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda queue: queue.append(tf.zeros((2, 3))), r"must be \(B, 4\) like the keys"),
+        (lambda queue: queue.append(tf.zeros((2, 3))), r"keys must be \(B, 4\) like"),
         (
             lambda queue: queue.soft_maximum(tf.zeros((2, 3)), 0.1),
             r"must be \(B, 4\) like the keys",
