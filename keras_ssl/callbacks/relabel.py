@@ -79,10 +79,7 @@ class Relabel(keras.callbacks.Callback):
         self.due, self.epoch, self.resumed = due, None, True
 
     def on_epoch_begin(self, epoch, logs=None):
-        task = self.model
-        # Of views: the labels before the first relabeling are random.
-        labeled = task.relabeled > 0 if isinstance(task, Views) else task.labels.numpy().max() >= 0
-        if self.epoch is None and not labeled:
+        if self.epoch is None and not _labeled(self.model):
             self.due.insert(0, epoch * self.steps)
         self.epoch = epoch
 
@@ -117,6 +114,11 @@ class Relabel(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
             logs.update(self.metrics)
+
+
+def _labeled(task):
+    # Of views: the labels before the first relabeling are random.
+    return task.relabeled > 0 if isinstance(task, Views) else task.labels.numpy().max() >= 0
 
 
 def recompute(task, images, batch_size=256, verbose=0, teacher=None):

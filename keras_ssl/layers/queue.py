@@ -77,7 +77,6 @@ class Queue(keras.layers.Layer):
             >>> queue.soft_maximum(tf.zeros((1, 2)), 0.5)[0].numpy().round(4)     # ln 4
             array([1.3863], dtype=float32)
         """
-
         check_positive("temperature", temperature)
         self._check_width("queries", queries)
 

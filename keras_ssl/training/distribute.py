@@ -132,7 +132,7 @@ def first_row(tensor):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tf.constant(0)
-    sizes = context.all_gather(tf.shape(tensor)[:1], axis=0)
+    sizes = all_gather(tf.shape(tensor)[:1])
     return tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
 
 
@@ -157,7 +157,7 @@ def balance(loss, tensor):
     if context is None or context.num_replicas_in_sync == 1:
         return loss
     own = tf.shape(tensor)[:1]
-    sizes = tf.cast(context.all_gather(own, axis=0), loss.dtype)
+    sizes = tf.cast(all_gather(own), loss.dtype)
     factor = tf.cast(own[0], loss.dtype) / tf.reduce_mean(sizes)
     return factor * loss + tf.stop_gradient((1 - factor) * loss)
 
