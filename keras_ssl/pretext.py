@@ -33,6 +33,7 @@ class PretextModel(keras.Model):
             It gets no other columns, and "label" only if it is named here.
         networks: names of the constructor's arguments that are models.
         reader: function by which the command reads a folder.
+        architecture: function by which the command builds the encoder, such as `encoders.resnet`.
         whole_batches: whether `pretext` mixes the images of a batch.
         min_batch_size: int, 2 if an image is compared with the others of its batch.
         label_name: what a label is called in previews.
@@ -48,6 +49,7 @@ class PretextModel(keras.Model):
     needs = ("image",)
     networks = ("encoder",)
     reader = staticmethod(data.from_folder)
+    architecture = staticmethod(encoders.resnet)
     whole_batches = False
     min_batch_size = 1
     label_name = "label"
@@ -218,9 +220,8 @@ class PretextModel(keras.Model):
         epoch.
 
         Raises:
-            ValueError: the dataset was made for another number of epochs; a task with a method
-                `relabel` has no `callbacks.Relabel`; the checkpoint does not fit the task, or the
-                steps per execution do not divide the epoch.
+            ValueError: the dataset was made for another number of epochs; a task that relabels has no
+                `callbacks.Relabel`; the checkpoint does not fit; steps per execution do not divide the epoch.
             FloatingPointError: the loss or a metric is no longer finite; the message names the step.
             RuntimeError: another worker failed.
         """

@@ -99,7 +99,7 @@ def required(row):
 
 def make(row, images, **arguments):
     # Synchronized, since plain batch statistics differ from replica to replica.
-    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,), synchronized=True)
+    encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,), synchronized=True)
     task = row.task(encoder, **required(row), **arguments)
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
@@ -244,7 +244,7 @@ def other_value(row, encoder, name, default):
 
 
 def test_arguments_survive_saving(row):
-    encoder = kssl.encoders.resnet((48, 48, 3), width=2, blocks=(1, 1))
+    encoder = row.task.architecture((48, 48, 3), width=2, blocks=(1, 1))
     parameters = inspect.signature(row.task).parameters.values()
     optional = [
         p for p in parameters if p.default is not p.empty and p.name not in row.task.networks
@@ -294,7 +294,7 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
 
 def outcome(row, images, data=None, weights=None, **compiled):
     """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
-    encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+    encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,))
     task = row.task(encoder, **required(row))
     # A smaller scale than the default: which step overflows would depend on the order of operations.
     optimizer = LossScale(keras.optimizers.SGD(0.02), initial_scale=2.0**8)

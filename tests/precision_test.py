@@ -29,7 +29,7 @@ def policy(request):
 
 
 def make(row, optimizer=None):
-    encoder = encoders.resnet((32, 32, 3), width=4, blocks=(1, 1))
+    encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1, 1))
     parameters = inspect.signature(row.task).parameters
     given = {"num_images": 21, "num_permutations": 20, "filters": 4, "adversarial": 0.3}
     task = row.task(encoder, **{k: v for k, v in given.items() if k in parameters})

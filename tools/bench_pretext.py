@@ -29,7 +29,7 @@ def variant(row, width):
     """Returns two functions that measure the seconds per image, of `pretext` and of the training step."""
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
     images = kssl.data.from_array(pixels)
-    encoder = kssl.encoders.resnet((32, 32, 3), width)
+    encoder = row.task.architecture((32, 32, 3), width)
     known = inspect.signature(row.task).parameters
     task = row.task(encoder, **({"num_images": IMAGES} if "num_images" in known else {}))
     task.compile(sgd_cosine(0.01, 1000))

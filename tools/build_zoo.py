@@ -59,15 +59,15 @@ TASKS = {
 }  # fmt: skip
 
 
-def new_encoder(seed=0):
+def new_encoder(seed=0, architecture=kssl.encoders.resnet):
     keras.utils.set_random_seed(seed)
-    return kssl.encoders.resnet((32, 32, 3), WIDTH)
+    return architecture((32, 32, 3), WIDTH)
 
 
 def new_task(name, policy):
     keras.config.set_dtype_policy(policy)
     task = next(row.task for row in kssl.tasks.TASKS if row.name == name)
-    return task(new_encoder(), **TASKS[name][0])
+    return task(new_encoder(architecture=task.architecture), **TASKS[name][0])
 
 
 def views_per_image(task, x):

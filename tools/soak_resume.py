@@ -46,7 +46,7 @@ def train(folder, names, kill_at):
     images = kssl.data.from_array(digits["image"][:IMAGES], digits["label"][:IMAGES])
     for name in names:
         keras.utils.set_random_seed(0)
-        encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        encoder = classes[name].architecture((32, 32, 3), width=4, blocks=(1,))
         known = inspect.signature(classes[name]).parameters
         small = {
             "num_images": IMAGES,

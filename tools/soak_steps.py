@@ -35,7 +35,7 @@ def train(name, width, steps):
     (row,) = [row for row in TASKS if row.name == name]
     images = kssl.data.to_arrays(kssl.data.digits("test").take(IMAGES))["image"]
     images = kssl.data.from_array(images)
-    encoder = kssl.encoders.resnet((32, 32, 3), width=width, blocks=(1, 1))
+    encoder = row.task.architecture((32, 32, 3), width=width, blocks=(1, 1))
     known = inspect.signature(row.task).parameters
     task = row.task(encoder, **{k: v for k, v in SMALL.items() if k in known})
     task.compile(keras.optimizers.Adam(1e-3), jit_compile=False)

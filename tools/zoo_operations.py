@@ -37,7 +37,7 @@ def graphs():
         "label": tf.TensorSpec((None,), tf.int64),
     }
     for row in TASKS:
-        encoder = kssl.encoders.resnet(shape, 4, (1, 1))
+        encoder = row.task.architecture(shape, 4, (1, 1))
         parameters = inspect.signature(row.task).parameters
         task = row.task(encoder, **{k: v for k, v in known.items() if k in parameters})
         task.compile("sgd")

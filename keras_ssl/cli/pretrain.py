@@ -196,7 +196,7 @@ def read(options):
 def build(options, devices, images):
     """Creates the compiled task, the images to train it on, and the training data."""
     size = options.size or 32
-    encoder = kssl.encoders.resnet(
+    encoder = common.find_row(options.task).task.architecture(
         (size, size, 3),
         options.width,
         blocks_per_stage(options),

@@ -70,8 +70,9 @@ def _untrained(name, data, number, size, settings, seed):
     """Computes the rows to draw for a task that is given by name."""
     from keras_ssl.data.named import load_dataset
 
-    images, _ = load_dataset(data, size, reader=common.find_row(name).task.reader)
-    encoder = kssl.encoders.resnet((size, size, 3), width=1, blocks=(1,))
+    task = common.find_row(name).task
+    images, _ = load_dataset(data, size, reader=task.reader)
+    encoder = task.architecture((size, size, 3), width=2, blocks=(1,))
     with named_in_errors(settings):
         task = make_task(name, encoder, settings, images)
         x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
