@@ -197,13 +197,25 @@ def _server(args, host):
     """Starts the embedded server with these flags and returns it."""
     from keras_ssl.serving.server import configs
     from keras_ssl.serving.server.embedded import Server
+    from keras_ssl.serving.server.unix_socket import is_held
 
+    socket_path = args.grpc_socket_path
+    # TensorFlow Serving would take the socket away from the other server, and listen on its port, too.
+    port = args.port if args.directory or args.port else None
+    if socket_path and port is not None and args.reload_config != "socket" and is_held(socket_path):
+        print(
+            f"error: --grpc_socket_path {socket_path!r} is held by another server, which keeps it; this "
+            "one listens on its port only",
+            file=sys.stderr,
+            flush=True,
+        )
+        socket_path = None
     server = Server(
         args.directory,
-        port=args.port if args.directory or args.port else None,
+        port=port,
         host=host,
         rest_port=args.rest_api_port or None,
-        socket_path=args.grpc_socket_path,
+        socket_path=socket_path,
         config=_model_config(args),
         config_poll_seconds=args.model_config_file_poll_wait_seconds,
         poll_seconds=args.file_system_poll_wait_seconds,

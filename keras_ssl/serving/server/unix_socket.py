@@ -32,7 +32,7 @@ def claimed(path):
         taken = None
     if taken is False:
         raise ValueError(f"socket_path {path!r} exists and is no socket: choose another path")
-    if taken and _is_held(path):
+    if taken and is_held(path):
         raise ValueError(
             f"socket_path {path!r} is held by another server: stop that or choose another path"
         )
@@ -43,12 +43,13 @@ def claimed(path):
         os.umask(before)
 
 
-def _is_held(path):
+def is_held(path):
+    """Returns whether a server listens on the socket at `path`."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(CONNECT_SECONDS)
         try:
             probe.connect(str(path))
-        except ConnectionRefusedError:  # left by a server that was killed
+        except (FileNotFoundError, ConnectionRefusedError):  # none, or of a server that was killed
             return False
         except OSError:  # its queue of connections is full, or this user may not connect
             return True

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -88,6 +89,23 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         assert "--flush_filesystem_caches has no effect" in process.stderr.read()
+
+
+def test_a_socket_that_another_server_holds(counter, tmp_path, capsys):
+    path = f"{tmp_path}/socket"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        other.listen()
+        flags = [f"--model_base_path={counter}", f"--grpc_socket_path={path}"]
+        port = soak_serving.free_port()
+        server = serve._server(serve.parser().parse_args([*flags, f"--port={port}"]), "127.0.0.1")
+        server.stop()
+        assert server.port == port
+        assert f"error: --grpc_socket_path '{path}' is held by another" in capsys.readouterr().err
+        for more in (["--port=0"], [f"--port={port}", "--reload_config=socket"]):  # needed
+            with pytest.raises(ValueError, match="is held by another server: stop that or choose"):
+                serve._server(serve.parser().parse_args([*flags, *more]), "127.0.0.1")
+        assert os.path.exists(path)
 
 
 def serve_with_stand_in(folder, *flags):
