@@ -1,6 +1,7 @@
 """Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
 from keras_ssl.encoders.calibration import calibrate
+from keras_ssl.encoders.halves import color_halves
 from keras_ssl.encoders.outputs import (
     check_encoder,
     check_image_shape,
@@ -19,6 +20,7 @@ __all__ = [
     "check_encoder",
     "check_image_shape",
     "check_patches",
+    "color_halves",
     "each",
     "from_keras",
     "maps",

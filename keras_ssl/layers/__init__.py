@@ -3,6 +3,8 @@
 from keras_ssl.layers.batch_normalization import BatchNormalization
 from keras_ssl.layers.channelwise_dense import ChannelwiseDense
 from keras_ssl.layers.decoder import Decoder
+from keras_ssl.layers.lab import Lab
+from keras_ssl.layers.memory_bank import MemoryBank
 from keras_ssl.layers.projection import projection
 from keras_ssl.layers.queue import Queue
 from keras_ssl.layers.sinkhorn import Sinkhorn
@@ -13,6 +15,8 @@ __all__ = [
     "BatchNormalization",
     "ChannelwiseDense",
     "Decoder",
+    "Lab",
+    "MemoryBank",
     "Queue",
     "Sinkhorn",
     "Sobel",

@@ -2,12 +2,13 @@
 
 from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity
 from keras_ssl.losses.color_bins import ColorBins
-from keras_ssl.losses.contrastive import InfoNCE, NTXent, SupervisedContrastive
+from keras_ssl.losses.contrastive import NCE, InfoNCE, NTXent, SupervisedContrastive
 from keras_ssl.losses.hole import Hole
 from keras_ssl.losses.squared_distance import SquaredDistance
 from keras_ssl.losses.triplet import Triplet
 
 __all__ = [
+    "NCE",
     "Alignment",
     "AlignmentUniformity",
     "ColorBins",

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl.arguments import check_positive
+from keras_ssl.arguments import check_not_negative, check_positive
 from keras_ssl.training import distribute
 
 
@@ -156,6 +156,58 @@ class InfoNCE(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "temperature": self.temperature}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class NCE(keras.losses.Loss):
+    """Computes the loss of noise-contrastive estimation: a logistic regression of data against noise.
+
+    Each negative is an event of its own, so the loss is a sum over them, of some units: ln(1 + m) + m ln(1
+    + 1 / m) before training with m negatives. `InfoNCE(temperature=1.0)` on the same log-odds is the
+    softmax, which the authors of CMC and PIRL have as an option.
+
+    Args:
+        weights: sequence of Q floats, of the queries of an image, whose losses are added; or None to keep
+            them apart.
+        **kwargs: passed to keras.losses.Loss.
+
+    Shapes:
+        y_true: not used. y_pred: (B, Q, 1 + m) log-odds of Q queries, of the positive in column 0 and of m
+        negatives, as `layers.MemoryBank` computes them. The loss: (B,) float32, or (B, Q) without weights.
+
+    Raises:
+        ValueError: `y_pred` has not as many queries as there are weights.
+
+    Reference: Gutmann & Hyvarinen, "Noise-Contrastive Estimation", AISTATS 2010; Wu et al.,
+    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, equation 8.
+
+    Example:
+        >>> odds = tf.fill((1, 1, 4097), -tf.math.log(4096.0))             # P(i) = 1 / N for all
+        >>> round(float(NCE()([0], odds)), 3)
+        9.318
+    """
+
+    def __init__(self, weights=None, **kwargs):
+        super().__init__(**kwargs)
+        self.weights = (
+            None if weights is None else [check_not_negative("weights", w) for w in weights]
+        )
+
+    def call(self, y_true, y_pred):
+        odds = tf.cast(y_pred, tf.float32)
+        if self.weights is not None and odds.shape[1] != len(self.weights):
+            raise ValueError(
+                f"weights must be {odds.shape[1]} numbers, one per query of y_pred, got {self.weights}"
+            )
+        loss = tf.nn.softplus(-odds[..., 0]) + tf.reduce_sum(tf.nn.softplus(odds[..., 1:]), axis=-1)
+        return (
+            loss
+            if self.weights is None
+            else tf.reduce_sum(loss * tf.constant(self.weights), axis=1)
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "weights": self.weights}
 
 
 def _cross_entropy(logits, same, itself, inside=False):

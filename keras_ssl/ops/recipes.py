@@ -197,6 +197,11 @@ AMDIM = Recipe(
 # For CIFAR, where the code moves the image by up to 4 pixels (`augment.random_shift`) instead of the crop.
 AMDIM_SMALL = dataclasses.replace(AMDIM, area=(1.0, 1.0), aspect=(1.0, 1.0))
 
+# Misra & van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020;
+# facebookresearch/vissl pirl_jigsaw_4node_resnet50.yaml, without its sharpness, solarize, posterize and
+# contrast, of which each image gets one. Patches are not cropped again.
+PIRL = Recipe(**_CROP, jitter=1.0, **_strengths(0.4, 0.4, 0.4, 0.2), gray=0.2)
+
 # Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020; HobbitLong/CMC. The views are color
 # channels, which a jitter would change.
 CMC = Recipe(**_LARGER_CROP)

@@ -58,6 +58,10 @@ TASKS = [
         "which views in the batch are of the same class"),
     Row("align_uniform", "AlignUniform", "contrastive", "Wang & Isola 2020",
         "an embedding spread evenly, equal for both views"),
+    Row("pirl", "PIRL", "contrastive", "Misra & van der Maaten 2020",
+        "which image in a memory bank the shuffled patches are of"),
+    Row("cmc", "CMC", "contrastive", "Tian et al. 2020",
+        "which lightness in a memory bank the colors are of"),
 ]
 # fmt: on
 

@@ -1,0 +1,81 @@
+"""What tasks with a memory bank share: the ids of their images, and their accuracy."""
+
+import keras
+import tensorflow as tf
+
+from keras_ssl.arguments import check_integer
+
+
+def check_number(num_images, images=None):
+    """Checks the number of images of a bank, and that a dataset has no more.
+
+    Args:
+        num_images: int.
+        images: tf.data.Dataset of known length, or None.
+
+    Raises:
+        ValueError: `num_images` is no int of at least 2, or there are more images.
+    """
+    check_integer("num_images", num_images, 2)
+    if images is not None and int(images.cardinality()) > num_images:
+        raise ValueError(
+            f"images are {int(images.cardinality())}, more than the num_images={num_images} of the task's "
+            "memory bank: create the task for all of them"
+        )
+
+
+def known_ids(batch, num_images):
+    """Returns the ids of a batch, checked to be rows of the bank.
+
+    Args:
+        batch: dict with `id` (B,) int64.
+        num_images: int, rows of the bank.
+
+    Returns:
+        (B,) int64 tensor.
+
+    Raises:
+        tf.errors.InvalidArgumentError: an id is not in 0..num_images - 1.
+
+    Example:
+        >>> known_ids({"id": tf.constant([1, 4], tf.int64)}, 5).numpy().tolist()
+        [1, 4]
+    """
+    ids = tf.cast(batch["id"], tf.int64)
+    message = f"the ids of the images must be in 0..{num_images - 1}, the rows of the memory bank"
+    checks = [
+        tf.debugging.assert_non_negative(ids, message),
+        tf.debugging.assert_less(ids, tf.constant(num_images, tf.int64), message),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return tf.identity(ids)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class BankAccuracy(keras.metrics.MeanMetricWrapper):
+    """Measures how often an embedding is most similar to that of the same image in a memory bank.
+
+    Args:
+        name: str.
+        **kwargs: passed to keras.metrics.Metric.
+
+    Shapes:
+        y_true: not used. y_pred: (B, Q, 1 + m) log-odds of `layers.MemoryBank`.
+
+    Example:
+        >>> metric = BankAccuracy()
+        >>> metric.update_state([0, 0], tf.constant([[[1.0, 0.5]], [[0.0, 2.0]]]))
+        >>> float(metric.result())
+        0.5
+    """
+
+    def __init__(self, name="accuracy", **kwargs):
+        super().__init__(self._found, name, **kwargs)
+
+    @staticmethod
+    def _found(y_true, y_pred):
+        # Not only if larger: the image can be drawn as a negative of itself.
+        return tf.cast(y_pred[..., 0] >= tf.reduce_max(y_pred[..., 1:], axis=-1), tf.float32)
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype}
