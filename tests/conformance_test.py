@@ -97,10 +97,18 @@ def required(row):
     return {"num_images": 21} if "num_images" in inspect.signature(row.task).parameters else {}
 
 
+def fitting(row):
+    """The arguments for 21 images: thousands of negatives would be the same few ones, with a huge loss."""
+    sizes = {"negatives": 16, "warmup": 0}
+    return required(row) | {
+        k: v for k, v in sizes.items() if k in inspect.signature(row.task).parameters
+    }
+
+
 def make(row, images, **arguments):
     # Synchronized, since plain batch statistics differ from replica to replica.
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,), synchronized=True)
-    task = row.task(encoder, **required(row), **arguments)
+    task = row.task(encoder, **fitting(row), **arguments)
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
     x, _ = next(iter(task.dataset(images, BATCH)))
@@ -295,7 +303,7 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
 def outcome(row, images, data=None, weights=None, **compiled):
     """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,))
-    task = row.task(encoder, **required(row))
+    task = row.task(encoder, **fitting(row))
     # A smaller scale than the default: which step overflows would depend on the order of operations.
     optimizer = LossScale(keras.optimizers.SGD(0.02), initial_scale=2.0**8)
     half = keras.config.dtype_policy().name == "mixed_float16"

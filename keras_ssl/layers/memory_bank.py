@@ -109,7 +109,7 @@ class MemoryBank(keras.layers.Layer):
         Raises:
             ValueError: a query has another length than `dimensions`.
         """
-        if not queries.shape.is_compatible_with((None, None, self.dimensions)):
+        if len(queries.shape) != 3 or queries.shape[-1] != self.dimensions:
             raise ValueError(
                 f"queries must be (B, Q, {self.dimensions}) like the rows of the bank, got {queries.shape}"
             )
@@ -140,7 +140,7 @@ class MemoryBank(keras.layers.Layer):
         Raises:
             ValueError: an embedding has another length than `dimensions`.
         """
-        if not embeddings.shape.is_compatible_with((None, self.dimensions)):
+        if len(embeddings.shape) != 2 or embeddings.shape[-1] != self.dimensions:
             raise ValueError(
                 f"embeddings must be (B, {self.dimensions}) like the rows of the bank, got "
                 f"{embeddings.shape}"

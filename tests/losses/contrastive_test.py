@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl.losses import InfoNCE, NTXent, SupervisedContrastive
+from keras_ssl.losses import NCE, InfoNCE, NTXent, SupervisedContrastive
 from keras_ssl.losses.contrastive import similarities
 
 
@@ -131,7 +131,48 @@ def test_similarities_of_predictions_and_targets():
     np.testing.assert_array_equal(itself, np.einsum("bn,vw->bvnw", np.eye(3), np.eye(2)) > 0)
 
 
+@pytest.mark.parametrize(("negatives", "value"), [(4096, 9.318), (16384, 10.704), (32000, 11.374)])
+def test_nce_of_equal_probabilities(negatives, value):
+    """ln(m + 1) + m ln((m + 1) / m), where data and noise have the same probability."""
+    odds = tf.fill((2, 1, negatives + 1), -tf.math.log(float(negatives)))
+    np.testing.assert_allclose(NCE()([0, 0], odds), value, atol=5e-4)
+
+
+def test_nce_matches_a_loop_over_data_and_noise():
+    """-[ln P / (P + m P_n) + sum over negatives of ln m P_n / (P + m P_n)]."""
+    rng = np.random.default_rng(0)
+    probability, noise, m = rng.uniform(0, 0.3, (4, 2, 6)), 1 / 50, 5
+    expected = np.zeros((4, 2))
+    for i in range(4):
+        for q in range(2):
+            p, *negatives = probability[i, q]
+            expected[i, q] = -np.log(p / (p + m * noise))
+            expected[i, q] -= sum(np.log(m * noise / (n + m * noise)) for n in negatives)
+    odds = np.log(probability / (m * noise)).astype("float32")
+    found = NCE(reduction="none")(np.zeros(4), odds)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    weighted = NCE(weights=(0.25, 2), reduction="none")(np.zeros(4), odds)
+    np.testing.assert_allclose(weighted, expected @ [0.25, 2], rtol=1e-5)
+    # The softmax over the same log-odds does not depend on the constant.
+    softmax = InfoNCE(temperature=1.0, reduction="none")(np.zeros(4), odds + 3)
+    exact = -np.log(probability[..., 0] / probability.sum(-1))
+    np.testing.assert_allclose(softmax, exact, rtol=1e-5)
+
+
+def test_nce_is_finite_for_extreme_odds():
+    odds = tf.Variable([[[-1e4, 1e4, -1e4, 0.0]], [[1e4, -1e4, 1e4, 0.0]]])
+    with tf.GradientTape() as tape:
+        loss = NCE(reduction="none")([0, 0], odds)
+    np.testing.assert_allclose(loss[:, 0], [2e4, 1e4], rtol=1e-3)
+    expected = [[[-1, 1, 0, 0.5]], [[0, 0, 1, 0.5]]]
+    np.testing.assert_allclose(tape.gradient(loss, odds), expected, atol=1e-6)
+
+
 def test_invalid_arguments():
+    with pytest.raises(ValueError, match="weights must be a number of at least 0, got -1"):
+        NCE(weights=(1.0, -1))
+    with pytest.raises(ValueError, match="weights must be 1 numbers, one per query of y_pred, got"):
+        NCE(weights=(1.0, 1.0))(np.zeros(2), np.zeros((2, 1, 5), "float32"))
     for temperature in (0, -1.0, float("nan"), "0.5", True):
         for loss in (NTXent, SupervisedContrastive, InfoNCE):
             with pytest.raises(ValueError, match="temperature must be a positive number, got"):
@@ -147,7 +188,7 @@ def test_invalid_arguments():
 
 @pytest.mark.parametrize(
     "loss",
-    [NTXent(0.3), SupervisedContrastive(0.3, "inside"), InfoNCE(0.3)],
+    [NTXent(0.3), SupervisedContrastive(0.3, "inside"), InfoNCE(0.3), NCE((1, 0.5))],
     ids=lambda loss: type(loss).__name__,
 )
 def test_config_round_trip(loss):

@@ -33,7 +33,8 @@ class CMC(PretextModel):
         temperature: float.
         momentum: float in [0, 1], of the banks.
         dimensions: int, of the embeddings.
-        recipe: augmentation of the image, a Recipe or the name of one.
+        recipe: augmentation of the image, a Recipe or the name of one: "CMC", or another such as
+            "SIMCLR_SMALL", which changes colors, too.
         storage: "float32" or "bfloat16", of the banks.
         **kwargs: passed to keras.Model.
 

@@ -45,7 +45,8 @@ class PIRL(PretextModel):
         momentum: float in [0, 1], of the bank.
         dimensions: int, of the embedding.
         weight: float in [0, 1], of the transformed image in the loss; the image has 1 - weight.
-        recipe: augmentation of image and patches, a Recipe or the name of one.
+        recipe: augmentation of image and patches, a Recipe or the name of one: "PIRL", or another such as
+            "SIMCLR_SMALL".
         storage: "float32" or "bfloat16", of the bank.
         **kwargs: passed to keras.Model.
 

@@ -1,0 +1,179 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_ssl.layers import MemoryBank
+
+
+def unit(*shape, seed=0):
+    z = np.random.default_rng(seed).normal(size=shape).astype("float32")
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def drawn(bank):
+    """The rows that the next step draws."""
+    return tf.random.stateless_uniform(
+        (bank.negatives,), (bank.seed, int(bank.batches)), maxval=bank.size, dtype=tf.int32
+    ).numpy()
+
+
+def log_odds(bank, queries, ids, normalizer):
+    """Oracle: ln(N P / m) with the probability P = exp(s / t) / Z, as equation 8 of Wu et al. has it."""
+    rows, found = (
+        bank.rows.numpy().astype(np.float64),
+        np.zeros((len(ids), queries.shape[1], 1 + bank.negatives)),
+    )
+    for i, own in enumerate(ids):
+        for q, query in enumerate(queries[i]):
+            for k, row in enumerate([own, *drawn(bank)]):
+                probability = np.exp(rows[row] @ query / bank.temperature) / normalizer
+                found[i, q, k] = np.log(probability / (bank.negatives / bank.size))
+    return found
+
+
+def first_normalizer(bank, queries, ids):
+    """Oracle: Z, N times the mean of exp(s / t) over a batch."""
+    rows, scores = bank.rows.numpy().astype(np.float64), []
+    for i, own in enumerate(ids):
+        for query in queries[i]:
+            scores += [np.exp(rows[row] @ query / bank.temperature) for row in [own, *drawn(bank)]]
+    return bank.size * np.mean(scores)
+
+
+def test_starts_with_random_unit_vectors():
+    rows = MemoryBank(500, 8).rows.numpy()
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    assert np.abs(rows.mean(axis=0)).max() < 0.1
+    np.testing.assert_array_equal(MemoryBank(500, 8).rows, rows)
+    assert not np.array_equal(MemoryBank(500, 8, seed=1).rows, rows)
+
+
+def test_log_odds_follow_the_paper_and_the_normalizer_is_that_of_the_first_batch():
+    bank = MemoryBank(9, 3, negatives=4, temperature=0.3, seed=2)
+    step = tf.function(bank, reduce_retracing=True)
+    batches = [(unit(3, 2, 3, seed=k), np.array([5, 0, 8]) - k) for k in range(3)]
+    kept = first_normalizer(bank, *batches[0])
+    for queries, ids in batches:
+        found = step(queries, tf.constant(ids), training=True).numpy()
+        np.testing.assert_allclose(found, log_odds(bank, queries, ids, kept), atol=1e-5)
+        # Again in evaluation: the same rows are drawn, and nothing changes.
+        np.testing.assert_array_equal(step(queries, tf.constant(ids)), found)
+        bank.write(ids, queries[:, 0])
+
+
+def test_before_training_each_batch_has_its_own_normalizer():
+    bank = MemoryBank(9, 3, negatives=4)
+    for k in range(2):
+        queries, ids = unit(2, 1, 3, seed=k), np.array([1, 7])
+        expected = log_odds(bank, queries, ids, first_normalizer(bank, queries, ids))
+        np.testing.assert_allclose(bank(queries, ids), expected, atol=1e-5)
+    assert float(bank.log_mean) == 0
+
+
+@pytest.mark.parametrize(("storage", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_writes_moving_averages_of_unit_length(storage, tolerance):
+    bank = MemoryBank(6, 4, momentum=0.25, storage=storage)
+    expected = bank.rows.numpy().astype("float32")
+    for step, ids in enumerate([[4, 1], [1, 0, 5], [2]]):
+        new = unit(len(ids), 4, seed=step)
+        bank.write(tf.constant(ids, tf.int64), tf.constant(new))
+        for row, z in zip(ids, new, strict=True):
+            mixed = 0.25 * expected[row] + 0.75 * z
+            expected[row] = mixed / np.linalg.norm(mixed)
+        np.testing.assert_allclose(bank.rows.numpy().astype("float32"), expected, atol=tolerance)
+        np.testing.assert_allclose(bank.read(ids), expected[ids], atol=tolerance)
+    assert int(bank.batches) == 3
+
+
+def test_each_step_draws_others_with_replacement_uniformly():
+    bank = MemoryBank(20, 2, negatives=3000)
+    first = drawn(bank)
+    bank.write(tf.constant([3]), tf.constant(unit(1, 2)))
+    second = drawn(bank)
+    assert not np.array_equal(first, second)
+    counts = np.bincount(first, minlength=20)
+    assert len(counts) == 20
+    assert counts.min() > 100
+    assert counts.max() < 200  # 150 each; 12 standard deviations of 4
+
+
+def test_gradients_flow_into_the_queries_only():
+    bank, queries = MemoryBank(9, 3, negatives=4, temperature=0.5), tf.Variable(unit(2, 1, 3))
+    with tf.GradientTape() as tape:
+        odds = bank(tf.convert_to_tensor(queries), tf.constant([3, 8]), training=True)
+        loss = tf.reduce_sum(odds[..., 0]) + 2 * tf.reduce_sum(odds[..., 1:])
+    found = tape.gradient(loss, [queries, bank.rows.value])
+    rows = bank.rows.numpy()
+    # Z is a constant, although the first batch determines it.
+    expected = (rows[[3, 8]] + 2 * rows[drawn(bank)].sum(0)) / 0.5
+    np.testing.assert_allclose(found[0][:, 0], expected, rtol=1e-4)
+    assert found[1] is None
+
+
+def test_all_replicas_have_the_bank_of_one(two_replicas):
+    queries, ids = unit(5, 1, 4), np.array([7, 2, 0, 5, 1])
+    one = MemoryBank(8, 4, negatives=3)
+    expected = one(queries, ids, training=True).numpy()
+    one.write(ids, queries[:, 0])
+    with two_replicas.scope():
+        bank = MemoryBank(8, 4, negatives=3)
+
+    @tf.function
+    def step(queries, ids):
+        def run(queries, ids):
+            odds = bank(queries, ids, training=True)
+            bank.write(ids, queries[:, 0])
+            return odds
+
+        return two_replicas.run(run, args=(queries, ids))
+
+    def part(array):  # 3 images and 2
+        return two_replicas.experimental_distribute_values_from_function(
+            lambda context: tf.constant([array[:3], array[3:]][context.replica_id_in_sync_group])
+        )
+
+    odds = two_replicas.experimental_local_results(step(part(queries), part(ids)))
+    np.testing.assert_allclose(np.concatenate(odds), expected, atol=1e-5)
+    for name in ("rows", "log_mean", "batches"):
+        for replica in two_replicas.experimental_local_results(getattr(bank, name).value):
+            np.testing.assert_allclose(replica, getattr(one, name), atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_keeps_its_state_and_arguments(tmp_path, storage):
+    inputs = keras.Input((1, 4)), keras.Input((), dtype="int32")
+    bank = MemoryBank(8, 4, 3, temperature=0.2, momentum=0.9, storage=storage, seed=3)
+    model = keras.Model(inputs, bank(*inputs))
+    bank(unit(2, 1, 4), np.array([1, 2]), training=True)
+    bank.write(np.array([1, 2]), unit(2, 4))
+    model.save(tmp_path / "model.keras")
+    copy = keras.models.load_model(tmp_path / "model.keras").layers[-1]
+    for a, b in zip(bank.weights, copy.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert copy.rows.dtype == storage
+    assert {**copy.get_config(), "name": 0} == {**bank.get_config(), "name": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, r"size must be an integer \(int64\) of at least 1, got 0"),
+        ({"dimensions": 2.0}, "dimensions must be an integer"),
+        ({"negatives": True}, "negatives must be an integer"),
+        ({"temperature": 0}, "temperature must be a positive number, got 0"),
+        ({"momentum": 1.5}, r"momentum must be in 0..1, got 1.5"),
+        ({"storage": "float16"}, "storage must be one of float32, bfloat16, got 'float16'"),
+    ],
+)
+def test_invalid_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryBank(**{"size": 8, "dimensions": 4, **arguments})
+
+
+def test_invalid_calls():
+    bank = MemoryBank(8, 4)
+    with pytest.raises(ValueError, match=r"queries must be \(B, Q, 4\) like the rows of the bank"):
+        bank(tf.zeros((2, 4)), tf.constant([0, 1]))
+    with pytest.raises(ValueError, match=r"embeddings must be \(B, 4\) like the rows of the bank"):
+        bank.write(tf.constant([0, 1]), tf.zeros((2, 3)))
