@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl import data, encoders, layers
+from keras_ssl import data, encoders
+from keras_ssl.layers import Lab
 from keras_ssl.ops import lab
 
 
@@ -133,7 +134,7 @@ def test_halves_have_the_stages_of_a_residual_network(noise, tmp_path):
     copy = keras.models.load_model(tmp_path / "encoder.keras")
     np.testing.assert_allclose(copy(noise), encoder(noise), atol=1e-6)
     halves = [
-        encoders.resnet((32, 32, 3), 2, (2, 1, 1), "imagenet", preprocessing=kssl.layers.Lab(c))
+        encoders.resnet((32, 32, 3), 2, (2, 1, 1), "imagenet", preprocessing=Lab(c))
         for c in ("L", "ab")
     ]
     assert encoder.count_params() == sum(half.count_params() for half in halves)
