@@ -56,6 +56,8 @@ TASKS = {
     "byol": ({}, 64),
     "supcon": ({}, 256),
     "align_uniform": ({}, 256),
+    "pirl": ({"num_images": 50_000}, 256),
+    "cmc": ({"num_images": 50_000}, 256),
 }  # fmt: skip
 
 
@@ -72,11 +74,9 @@ def new_task(name, policy):
 
 def views_per_image(task, x):
     """Returns how many views of 32x32 pixels an image of an epoch costs, given a batch of `pretext`."""
-    # Beside the images there may be codes or random numbers.
-    *versions, height, width, _ = next(
-        part for part in tf.nest.flatten(x) if len(part.shape) > 3
-    ).shape[1:]
-    views = math.prod([*versions, height, width]) / 32**2
+    # Beside the images there may be codes, ids or random numbers.
+    parts = [part.shape[1:-1] for part in tf.nest.flatten(x) if len(part.shape) > 3]
+    views = sum(math.prod(shape) for shape in parts) / 32**2
     if isinstance(task, Relabels) and not isinstance(task, Describes):
         return views + 1 / 3
     if isinstance(task, kssl.tasks.BYOL):  # the targets of both views
