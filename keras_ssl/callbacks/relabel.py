@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ssl.arguments import check_integer
 from keras_ssl.evaluation.extract import map_batches
 from keras_ssl.protocols import Describes, Views
 from keras_ssl.training import distribute, pipeline
@@ -28,12 +29,14 @@ class Relabel(keras.callbacks.Callback):
             own. With `when="once"` that is knowledge transfer: the clusters of features that another task
             has learned become the labels of a fresh encoder, which may be smaller (Noroozi et al.,
             "Boosting Self-Supervised Learning via Knowledge Transfer", CVPR 2018).
+        warmup: int, epochs before the first relabeling, in which the task has no labels; for a task that
+            trains without them, such as `PCL`.
         batch_size: int, images at a time.
         verbose: 1 shows the progress of the extraction, 0 does not, "auto" does if `fit` shows its own.
 
     Raises:
-        ValueError: `when` is unknown; `teacher` is not an encoder of images, or the task does not cluster
-            features; the ids of `images` are not 0 to task.num_images - 1.
+        ValueError: `when` is unknown; `warmup` is negative; `teacher` is not an encoder of images, or the
+            task does not cluster features; the ids of `images` are not 0 to task.num_images - 1.
 
     Example:
         >>> import keras_ssl as kssl
@@ -48,8 +51,9 @@ class Relabel(keras.callbacks.Callback):
 
     checkpointed = ("metrics",)  # between two relabelings those of the last one are logged
 
-    def __init__(self, images, when=1, teacher=None, batch_size=256, verbose="auto"):
+    def __init__(self, images, when=1, teacher=None, warmup=0, batch_size=256, verbose="auto"):
         super().__init__()
+        check_integer("warmup", warmup, 0)
         schedule = isinstance(when, tuple) and len(when) == 2 and when[0] in ("linear", "quadratic")
         number = when[1] if schedule else when
         if when != "once" and not (isinstance(number, int) and number > 0):
@@ -62,7 +66,7 @@ class Relabel(keras.callbacks.Callback):
                 f"teacher must be an encoder from (B, H, W, C) to (B, D), got {teacher!r}; that of a "
                 "trained task is task.encoder"
             )
-        self.images, self.when, self.teacher = images, when, teacher
+        self.images, self.when, self.teacher, self.warmup = images, when, teacher, warmup
         self.batch_size, self.verbose = batch_size, verbose
         self.metrics = {}
 
@@ -76,11 +80,14 @@ class Relabel(keras.callbacks.Callback):
             power = 1 if self.when[0] == "linear" else 2
             n = self.when[1]
             due = [int(epochs * self.steps * (i / n) ** power) for i in range(n)]
-        self.due, self.epoch, self.resumed = due, None, True
+        self.due = [step for step in due if step >= self.warmup * self.steps]
+        self.epoch, self.resumed, self.checked = None, True, False
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.epoch is None and not _labeled(self.model):
-            self.due.insert(0, epoch * self.steps)
+        if epoch >= self.warmup and not self.checked:
+            self.checked = True
+            if not _labeled(self.model):
+                self.due.insert(0, epoch * self.steps)
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):

@@ -103,22 +103,26 @@ class MoCo(PretextModel):
         return {"views": views, "order": uniform(order, 1)[:, 0]}, batch["id"]
 
     def call(self, x, training=False):
+        return self.contrast(x, training)[1]
+
+    def contrast(self, x, training=False):
+        """Returns the queries of the first view, (B, dimensions) unit vectors, and the prediction."""
         if training:
             follow(self.key_encoder, self.encoder, self.momentum)
             follow(self.key_head, self.head, self.momentum)
         views = tf.unstack(x["views"], 2, axis=1)
         pairs = [views, views[::-1]] if self.symmetric else [views]
-        similarities, keys = [], []
+        similarities, queries, keys = [], [], []
         for first, second in pairs:
-            query = tf.math.l2_normalize(self._queries(first, training), axis=-1)
+            queries.append(tf.math.l2_normalize(self._queries(first, training), axis=-1))
             keys.append(tf.math.l2_normalize(self._keys(second, x["order"]), axis=-1))
-            positive = tf.reduce_sum(query * keys[-1], axis=-1)
-            soft, largest = self.earlier.soft_maximum(query, self.temperature)
+            positive = tf.reduce_sum(queries[-1] * keys[-1], axis=-1)
+            soft, largest = self.earlier.soft_maximum(queries[-1], self.temperature)
             similarities.append(tf.stack([positive, self.temperature * soft, largest], axis=-1))
         if training:
             # Once, after all similarities: the positive must not be among the negatives.
             self.earlier.append(tf.reshape(tf.stack(keys, axis=1), [-1, self.dimensions]))
-        return tf.stack(similarities, axis=1)
+        return queries[0], tf.stack(similarities, axis=1)
 
     def _queries(self, images, training):
         """Computes the queries of this replica's images, in training in groups in the order of the batch."""
