@@ -1,6 +1,7 @@
 """Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
 from keras_ssl.encoders.calibration import calibrate
+from keras_ssl.encoders.local import local_resnet
 from keras_ssl.encoders.outputs import (
     check_encoder,
     check_image_shape,
@@ -21,6 +22,7 @@ __all__ = [
     "check_patches",
     "each",
     "from_keras",
+    "local_resnet",
     "maps",
     "on_patches",
     "resnet",
