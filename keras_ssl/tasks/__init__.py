@@ -58,6 +58,10 @@ TASKS = [
         "which views in the batch are of the same class"),
     Row("align_uniform", "AlignUniform", "contrastive", "Wang & Isola 2020",
         "an embedding spread evenly, equal for both views"),
+    Row("cpc", "CPC", "contrastive", "van den Oord et al. 2018",
+        "which patches in the batch lie below"),
+    Row("amdim", "AMDIM", "contrastive", "Bachman et al. 2019",
+        "which local features in the batch are of the other view"),
 ]
 # fmt: on
 
