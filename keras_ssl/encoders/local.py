@@ -20,7 +20,7 @@ def local_resnet(
     No convolution is padded, and most of the depth are 1x1 convolutions, so that a position of a feature map
     depends on a small square of the image: 8x8 pixels for the map of 7x7 positions, 16x16 for that of 5x5.
     With padding and 3x3 convolutions throughout, every position would soon see the whole image, and
-    predicting one from another would be trivial (section 3.1 of the paper).
+    predicting one from another would be trivial.
 
     Stages, by the size of the image: convolutions with stride 2 until a map has at most 8 positions per side,
     each a stage, the last one at least 4; a 3x3 convolution; and 3x3 convolutions to a single position. For
@@ -51,7 +51,7 @@ def local_resnet(
             are stages.
 
     Reference: Bachman, Hjelm & Buchwalter, "Learning Representations by Maximizing Mutual Information Across
-    Views", NeurIPS 2019, section 3.5; Philip-Bachman/amdim-public.
+    Views", NeurIPS 2019; `model.py` in Philip-Bachman/amdim-public.
 
     Example:
         >>> local_resnet((32, 32, 3), width=16).output_shape

@@ -25,7 +25,7 @@ def causal_rows(grid, channels, hidden=256, blocks=5):
         ValueError: a number is less than 1.
 
     Reference: Hénaff et al., "Data-Efficient Image Recognition with Contrastive Predictive Coding", ICML
-    2020, appendix A.2 ("pixelCNN").
+    2020, appendix ("pixelCNN").
 
     Example:
         >>> causal_rows((7, 7), channels=8, hidden=16, blocks=2).output_shape

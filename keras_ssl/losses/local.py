@@ -67,7 +67,7 @@ class PredictiveCoding(keras.losses.Loss):
 
     Reference: van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive Coding",
     2018, equation 4; Hénaff et al., "Data-Efficient Image Recognition with Contrastive Predictive Coding",
-    ICML 2020, section 3.1 and appendix A.2.
+    ICML 2020, appendix (pseudo-code).
 
     Example:
         >>> round(float(PredictiveCoding(first=2)([0] * 3, tf.zeros((3, 4, 7, 7, 8)))), 4)       # ln 147
@@ -146,7 +146,7 @@ class MultiscaleInfoNCE(keras.losses.Loss):
     map. They are added, and each is the mean over both directions between the views.
 
     Scores are scalar products divided by the square root of the dimensions. Their squares are penalized, and
-    then they are clipped smoothly: without, large scores make the training unstable (section 3.3).
+    then they are clipped smoothly, which keeps the training stable.
 
     Args:
         locations: pair of int, the number of locations of the first and of the second map.
@@ -164,7 +164,7 @@ class MultiscaleInfoNCE(keras.losses.Loss):
             or `y_pred` is not of that shape.
 
     Reference: Bachman, Hjelm & Buchwalter, "Learning Representations by Maximizing Mutual Information Across
-    Views", NeurIPS 2019, section 3.
+    Views", NeurIPS 2019; `costs.py` in Philip-Bachman/amdim-public.
 
     Example:
         >>> loss = MultiscaleInfoNCE((25, 49))([0] * 2, tf.zeros((2, 2, 2 + 25 + 49, 8)))

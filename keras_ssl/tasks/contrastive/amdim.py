@@ -20,14 +20,14 @@ class AMDIM(PretextModel):
     The vector of a whole view has to be more similar to every location of the other view than to all
     locations of all other images, on two feature maps; and so has a random location of the first map. To
     know what is everywhere in the image, the vector has to describe what the parts have in common, which is
-    what they show. So mutual information is maximized between views, and between scales (section 3).
+    what they show. So mutual information is maximized between views, and between scales.
 
     Shortcut: if the locations saw the whole image, each could copy the vector. The encoder has to have small
-    receptive fields (section 3.5): `encoders.local_resnet`, which the command builds. Others
-    are accepted, if they have two feature maps with several positions.
+    receptive fields, as `encoders.local_resnet`, which the command builds. Others are accepted if they have
+    two feature maps with several positions.
 
-    Shortcut: colors give the image away, as in SimCLR; the jitter differs between the views. A flip would
-    not: it is drawn once for both, as in the authors' code, so that the locations remain comparable.
+    Shortcut: colors give the image away, as in SimCLR, so that their jitter differs between the views. The
+    flip is drawn once for both views, as in the authors' code.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) with named stages. The last two of their

@@ -31,7 +31,7 @@ class CPC(PretextModel):
     not their texture. There are shortcuts:
 
     - *Batch normalization* in the encoder makes each patch depend on all others, also on those to be
-      predicted (version 2, section 3.2). The command builds `encoders.resnet(normalization="layer")`; another
+      predicted (version 2). The command builds `encoders.resnet(normalization="layer")`; another
       encoder with batch normalization gets a warning.
     - *Overlap*: the next row shares pixels with the context. So `ignore` rows are left out.
     - *Color* continues from patch to patch. `color="dropping"` keeps one random channel of each patch, as in
@@ -50,7 +50,7 @@ class CPC(PretextModel):
         steps: int, rows that are predicted after those, or None for all that there are, but at most 5.
         blocks: int, residual blocks of the context network, each of which sees one more row above and one
             more column on both sides.
-        hidden: int, channels in its blocks.
+        hidden: int, channels in its blocks; the paper's 256 are for features of 4,096 numbers.
         dimensions: int, of the embeddings that are compared.
         jitter: int, pixels by which the side of a patch is cropped at random, or None for a sixteenth
             (at least 1), as in version 1.
