@@ -37,7 +37,13 @@ LOSSES = {
         normal(2, 6, 7, 3),
     ),
     "InfoNCE": (losses.InfoNCE(0.5), np.zeros(3), np.tanh(normal(3, 6))),
+    "MultiscaleInfoNCE": (
+        losses.MultiscaleInfoNCE((2, 3)),
+        np.zeros(5),
+        normal(5, 2, 7, 3),
+    ),
     "NTXent": (losses.NTXent(), np.zeros(5), normal(5, 2, 3)),
+    "PredictiveCoding": (losses.PredictiveCoding(2), np.zeros(3), normal(3, 3, 5, 2, 4)),
     "SquaredDistance": (losses.SquaredDistance(), np.zeros(5), normal(5, 2, 2, 3)),
     "SupervisedContrastive": (
         losses.SupervisedContrastive(0.5),

@@ -2,6 +2,7 @@
 
 from keras_ssl.encoders.calibration import calibrate
 from keras_ssl.encoders.halves import color_halves
+from keras_ssl.encoders.local import local_resnet
 from keras_ssl.encoders.outputs import (
     check_encoder,
     check_image_shape,
@@ -23,6 +24,7 @@ __all__ = [
     "color_halves",
     "each",
     "from_keras",
+    "local_resnet",
     "maps",
     "on_patches",
     "resnet",

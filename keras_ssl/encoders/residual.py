@@ -15,6 +15,7 @@ def resnet(
     stem="small",
     synchronized=False,
     preprocessing=None,
+    normalization="batch",
 ):
     """Builds a residual network of basic blocks, by default ResNet-18.
 
@@ -24,9 +25,12 @@ def resnet(
         blocks: residual blocks per stage; every stage but the first halves the resolution.
         stem: "small" (one 3x3 convolution, for images up to about 96 pixels) or "imagenet"
             (7x7 convolution with stride 2 and a 3x3 max pooling with stride 2).
-        synchronized: bool, synchronize batch normalization over all replicas.
+        synchronized: bool, synchronize batch normalization over all replicas; without effect for "layer".
         preprocessing: keras layer that converts pixels in 0..255 to the input of the first convolution,
             for example `keras_ssl.layers.Sobel()`; by default a rescaling to -1..1.
+        normalization: "batch", or "layer" for layer normalization: each feature map is normalized by its
+            own mean and variance over all positions and channels, so that the features of an image (or of a
+            patch of any size) do not depend on the others of the batch.
 
     Returns:
         keras.Model from (B, H, W, C) pixels in 0..255, uint8 or float, to (B, D) features with
@@ -34,9 +38,10 @@ def resnet(
         `stage2`, ... output the (B, h, w, c) feature maps at the end of each stage.
 
     Raises:
-        ValueError: `input_shape`, `width`, `blocks` or `stem` is not of the form above.
+        ValueError: `input_shape`, `width`, `blocks`, `stem` or `normalization` is not of the form above.
 
-    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.1.
+    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.1; Ba, Kiros
+    & Hinton, "Layer Normalization", 2016.
 
     Example:
         >>> resnet((32, 32, 3), width=16).output_shape
@@ -48,12 +53,22 @@ def resnet(
         raise ValueError(f"width must be a positive integer, got {width!r}")
     if not blocks or not all(isinstance(n, int) and n > 0 for n in blocks):
         raise ValueError(f"blocks must be positive integers, one per stage, got {blocks!r}")
+    if normalization not in ("batch", "layer"):
+        raise ValueError(f'normalization must be "batch" or "layer", got {normalization!r}')
+
+    def normalize(x):
+        if normalization == "layer":
+            # One group is layer normalization. Over single positions it would leave only signs of two
+            # channels. Keras computes it in float32 also in mixed precision.
+            return layers.GroupNormalization(1, epsilon=1e-5)(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
 
     def convolution(x, filters, size, strides=1):
-        x = layers.Conv2D(
-            filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal"
-        )(x)
-        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
+        return normalize(
+            layers.Conv2D(
+                filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal"
+            )(x)
+        )
 
     inputs = keras.Input(input_shape, name="images")
     x = (preprocessing or to_unit())(inputs)

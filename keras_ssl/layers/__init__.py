@@ -1,6 +1,7 @@
 """Keras layers of the zoo's encoders, heads and decoders."""
 
 from keras_ssl.layers.batch_normalization import BatchNormalization
+from keras_ssl.layers.causal import causal_rows
 from keras_ssl.layers.channelwise_dense import ChannelwiseDense
 from keras_ssl.layers.decoder import Decoder
 from keras_ssl.layers.lab import Lab
@@ -21,5 +22,6 @@ __all__ = [
     "Sinkhorn",
     "Sobel",
     "SpectralNormalization",
+    "causal_rows",
     "projection",
 ]

@@ -4,6 +4,7 @@ from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Unifo
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.contrastive import NCE, InfoNCE, NTXent, SupervisedContrastive
 from keras_ssl.losses.hole import Hole
+from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
 from keras_ssl.losses.squared_distance import SquaredDistance
 from keras_ssl.losses.triplet import Triplet
 
@@ -14,7 +15,9 @@ __all__ = [
     "ColorBins",
     "Hole",
     "InfoNCE",
+    "MultiscaleInfoNCE",
     "NTXent",
+    "PredictiveCoding",
     "SquaredDistance",
     "SupervisedContrastive",
     "Triplet",

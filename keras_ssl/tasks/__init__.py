@@ -64,6 +64,10 @@ TASKS = [
         "which lightness in a memory bank the colors are of"),
     Row("pcl", "PCL", "contrastive", "Li et al. 2021",
         "which key of a queue is of the same image, and which prototype"),
+    Row("cpc", "CPC", "contrastive", "van den Oord et al. 2018",
+        "which patches in the batch lie below"),
+    Row("amdim", "AMDIM", "contrastive", "Bachman et al. 2019",
+        "which local features in the batch are of the other view"),
 ]
 # fmt: on
 

@@ -52,7 +52,10 @@ for kind in (kssl.tasks.MoCo, kssl.tasks.BYOL):
     }
 
 # The losses alone, of embeddings: value and gradient, on 2, 2 and 1 images.
-z, labels = rng.normal(size=(5, 2, 7)).astype("float32"), np.arange(5) % 3
+def normal(*shape):
+    return rng.normal(size=shape).astype("float32")
+
+views, labels = normal(5, 2, 7), np.arange(5) % 3
 
 def loss_and_gradient(loss, labels, z):
     with tf.GradientTape() as tape:
@@ -60,16 +63,18 @@ def loss_and_gradient(loss, labels, z):
         value = kssl.training.distribute.balance(loss(labels, z), z)
     return value, tape.gradient(value, z)
 
-for loss in (
-    kssl.losses.NTXent(0.05),
-    kssl.losses.SupervisedContrastive(0.1),
-    kssl.losses.SupervisedContrastive(0.1, "inside"),
-    kssl.losses.AlignmentUniformity(),
+for loss, z in (
+    (kssl.losses.NTXent(0.05), views),
+    (kssl.losses.SupervisedContrastive(0.1), views),
+    (kssl.losses.SupervisedContrastive(0.1, "inside"), views),
+    (kssl.losses.AlignmentUniformity(), views),
+    (kssl.losses.PredictiveCoding(2), normal(5, 3, 5, 4, 7)),
+    (kssl.losses.MultiscaleInfoNCE((4, 9)), normal(5, 2, 15, 7)),
 ):
     def part():
         index = tf.distribute.get_replica_context().replica_id_in_sync_group
         mine = slice(2 * index, tf.minimum(2 * index + 2, 5))
-        x = tf.ensure_shape(tf.constant(z)[mine], (None, 2, 7))
+        x = tf.ensure_shape(tf.constant(z)[mine], (None, *z.shape[1:]))
         return loss_and_gradient(loss, tf.constant(labels)[mine], x)
 
     expected, gradient = loss_and_gradient(loss, labels, tf.constant(z))

@@ -1,0 +1,287 @@
+"""CPC: predicts the patches below from the rows of patches above them."""
+
+import functools
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ssl import encoders, layers, losses
+from keras_ssl.arguments import check_integers, is_integer
+from keras_ssl.losses.local import predicted_scores
+from keras_ssl.ops import augment, patches
+from keras_ssl.ops.random import split, uniform
+from keras_ssl.pretext import PretextModel
+from keras_ssl.training import optimizers
+
+COLOR_MODES = ("dropping", "gray", None)
+MOST_STEPS = 5  # of the default; as in the paper
+SCALE = 0.1  # of predictions: large scores at the start, of no use yet, would make the loss large
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class CPC(PretextModel):
+    """Predicts the features of patches from those of the rows of patches above them.
+
+    The image is cut into a grid of overlapping patches, and the encoder computes the features of each. A
+    masked convolutional network summarizes all rows down to row r in a context for each column. From it the
+    features of the patches k rows below are predicted, and each has to be found among all patches of all
+    images of the batch. What can be predicted over a distance is what the parts of an object have in common,
+    not their texture. There are shortcuts:
+
+    - *Batch normalization* in the encoder makes each patch depend on all others, also on those to be
+      predicted (version 2). The command builds `encoders.resnet(normalization="layer")`; another
+      encoder with batch normalization gets a warning.
+    - *Overlap*: the next row shares pixels with the context. So `ignore` rows are left out.
+    - *Color* continues from patch to patch. `color="dropping"` keeps one random channel of each patch, as in
+      version 2; "gray" converts all patches, as in version 1.
+    - *Lines and textures* that continue across patches: each patch is cropped at random by `jitter` pixels.
+
+    Args:
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) with global average pooling and without
+            batch normalization. It is trained on patches, which are smaller than the whole images that it
+            gets for features; its convolutions do not depend on the size.
+        patch: int, side of a patch in pixels, or None for a quarter of the image's shorter side, rounded to
+            an even number: 8 of 32, as usual for CIFAR, and 64 of 256, as in version 1.
+        stride: int, pixels from patch to patch, or None for half a patch, which gives a grid of 7x7 patches.
+        ignore: int, rows below the context that are not predicted, or None for those that share pixels with
+            its last row; 1 for an overlap of one half.
+        steps: int, rows that are predicted after those, or None for all that there are, but at most 5.
+        blocks: int, residual blocks of the context network, each of which sees one more row above and one
+            more column on both sides.
+        hidden: int, channels in its blocks; the paper's 256 are for features of 4,096 numbers.
+        dimensions: int, of the embeddings that are compared.
+        jitter: int, pixels by which the side of a patch is cropped at random, or None for a sixteenth
+            (at least 1), as in version 1.
+        color: "dropping", "gray", or None to keep colors.
+        crop: float in (0, 1], the smallest fraction of the area that a random crop keeps; the whole image is
+            mirrored at random, too.
+        **kwargs: passed to keras.Model.
+
+    Attributes:
+        grid: (int, int), rows and columns of patches.
+
+    Shapes:
+        x: (B, rows * columns, side, side, C) float32, patches in row-major order, with side = patch - jitter.
+        y: (B,) int64, the ids, which are not used. Prediction: (B, 1 + steps, rows, columns, dimensions)
+        float32: the embedding of each patch, then its predictions from ignore + 1, ignore + 2, ... rows
+        above, which are 0 in the first rows.
+
+    Raises:
+        ValueError: a number is out of range; the patches do not fit into the image, are too small for the
+            encoder, or give too few rows for the steps; `color` is unknown, or the images do not have three
+            channels; `crop` is not in (0, 1].
+
+    Warns:
+        UserWarning: the encoder has batch normalization.
+
+    Reference: van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018
+    (version 1); Hénaff et al., "Data-Efficient Image Recognition with Contrastive Predictive Coding", ICML
+    2020 (version 2).
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,), normalization="layer")
+        >>> task = kssl.tasks.CPC(encoder, hidden=16)
+        >>> task.compile("adam")
+        >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
+    """
+
+    architecture = staticmethod(functools.partial(encoders.resnet, normalization="layer"))
+
+    def __init__(
+        self, encoder, patch=None, stride=None, ignore=None, steps=None, blocks=5, hidden=256,
+        dimensions=64, jitter=None, color="dropping", crop=0.7, **kwargs,
+    ):  # fmt: skip
+        super().__init__(encoder, **kwargs)
+        height, width, channels = encoder.input_shape[1:]
+        if height is None or width is None:
+            raise ValueError("encoder must have an input of fixed height and width, got None")
+        patch, stride, ignore, jitter = choose_layout(
+            min(height, width), patch, stride, ignore, jitter
+        )
+        check_integers(1, blocks=blocks, hidden=hidden, dimensions=dimensions)
+        if color not in COLOR_MODES:
+            raise ValueError(f"color must be one of {COLOR_MODES}, got {color!r}")
+        if color and channels != 3:
+            raise ValueError(f"color {color!r} needs 3 channels, the encoder takes {channels}")
+        augment.check_crop(crop)
+        self.grid = tuple((side - patch) // stride + 1 for side in (height, width))
+        self.steps = choose_steps(self.grid[0], ignore, steps)
+        encoders.check_patches(encoder, patch - jitter, patch - jitter)
+        _warn_of_batch_normalization(encoder)
+        self.patch, self.stride, self.ignore, self.jitter = patch, stride, ignore, jitter
+        self.blocks, self.hidden, self.dimensions = blocks, hidden, dimensions
+        self.color, self.crop = color, crop
+        self.context = layers.causal_rows(self.grid, encoder.output_shape[-1], hidden, blocks)
+        # One linear map for each step: W_k of the paper, on a projection of the features (version 2).
+        self.target = _linear(dimensions, "target")
+        self.predictors = [_linear(dimensions, f"predictor{k + 1}") for k in range(self.steps)]
+
+    def pretext(self, batch, seed):
+        image, (crop, cut, color) = batch["image"], split(seed, 3)
+        if self.crop < 1:
+            image = augment.random_crop(image, crop, self.crop)
+        else:
+            image = augment.random_shift(image, crop, 0, flip=True)
+        x = patches.cut(image, self._corners(cut), self.patch - self.jitter)
+        if self.color == "dropping":
+            x = patches.drop_colors(x, color)
+        if self.color == "gray":
+            x = patches.gray(x, tf.ones(tf.shape(x)[0], tf.bool))
+        return tf.cast(x, tf.float32), batch["id"]
+
+    def _corners(self, seed):
+        """Draws the (B, rows * columns, 2) upper left pixels of the patches, each inside its cell."""
+        steps = [tf.range(number) * self.stride for number in self.grid]
+        cells = tf.reshape(tf.stack(tf.meshgrid(*steps, indexing="ij"), axis=-1), [-1, 2])
+        random = uniform(seed, 2 * self.grid[0] * self.grid[1])
+        offsets = tf.cast(random * (self.jitter + 1), tf.int32)
+        return cells + tf.reshape(offsets, [-1, *cells.shape])
+
+    def call(self, x, training=False):
+        features = encoders.on_patches(self.encoder, x, training)
+        features = tf.reshape(features, [-1, *self.grid, features.shape[-1]])
+        context = self.context(features, training=training)
+        slots = [self.target(features)]
+        for below, predictor in enumerate(self.predictors, self.ignore + 1):
+            predicted = SCALE * predictor(context[:, :-below])
+            slots.append(tf.pad(predicted, [[0, 0], [below, 0], [0, 0], [0, 0]]))
+        return tf.stack(slots, axis=1)
+
+    def default_loss(self):
+        return losses.PredictiveCoding(self.ignore + 1)
+
+    def default_metrics(self):
+        return [FoundPatches(self.ignore + 1)]
+
+    def default_optimizer(self, steps, learning_rate=2e-4):
+        return optimizers.adam_cosine(learning_rate, steps)
+
+    def preview(self, x, y, y_pred=None):
+        # The rows from which the last row is predicted over the shortest distance, and the last row.
+        (rows, columns), first = self.grid, self.ignore + 1
+        found = [""] * len(x)
+        if y_pred is not None:
+            scores, label = next(predicted_scores(tf.constant(y_pred), first))
+            right = np.argmax(scores, axis=-1) == label.numpy()
+            found = [f", {n} of {columns} found" for n in right[:, -columns:].sum(axis=1)]
+        # A white line between patches.
+        x = np.pad(x, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255)
+        side, channels = x.shape[-2:]
+        x = x.reshape(len(x), rows, columns, side, side, channels).swapaxes(3, 2)
+        x = x.reshape(len(x), rows * side, columns * side, channels)
+        above, below = x.copy(), x.copy()
+        above[:, (rows - first) * side :] = below[:, : (rows - 1) * side] = 255
+        captions = [f"to predict{text}" for text in found]
+        return [
+            [(top, "context"), (bottom, caption)]
+            for top, bottom, caption in zip(above, below, captions, strict=True)
+        ]
+
+
+def choose_layout(side, patch=None, stride=None, ignore=None, jitter=None):
+    """Chooses the numbers of `CPC` that are None, and checks those that are given.
+
+    Args:
+        side: int, pixels of the shorter side of the image.
+        patch, stride, ignore, jitter: as in `CPC`.
+
+    Returns:
+        (patch, stride, ignore, jitter): int.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> choose_layout(256)
+        (64, 32, 1, 4)
+    """
+    patch = max(2, side // 8 * 2) if patch is None else patch
+    if not is_integer(patch, 1) or patch > side:
+        raise ValueError(f"patch must be an integer in 1..{side}, got {patch!r}")
+    stride = max(1, patch // 2) if stride is None else stride
+    check_integers(1, stride=stride)
+    # The first row whose patches share no pixel with those of the last row of the context.
+    ignore = -(-patch // stride) - 1 if ignore is None else ignore
+    jitter = min(max(1, round(patch / 16)), patch - 1) if jitter is None else jitter
+    check_integers(0, ignore=ignore, jitter=jitter)
+    if jitter >= patch:
+        raise ValueError(f"jitter must be less than patch={patch}, got {jitter}")
+    return patch, stride, ignore, jitter
+
+
+def choose_steps(rows, ignore, steps=None):
+    """Chooses the number of predicted rows if it is None, and checks it.
+
+    Args:
+        rows: int, of the grid.
+        ignore, steps: as in `CPC`.
+
+    Returns:
+        int.
+
+    Raises:
+        ValueError: the grid has too few rows.
+
+    Example:
+        >>> choose_steps(7, ignore=1)
+        5
+    """
+    most = rows - 1 - ignore
+    steps = max(1, min(most, MOST_STEPS)) if steps is None else steps
+    check_integers(1, steps=steps)
+    if steps > most:
+        raise ValueError(
+            f"{rows} rows of patches are too few for ignore={ignore} and steps={steps}, which need "
+            f"{1 + ignore + steps}: use a smaller patch or stride, or fewer steps"
+        )
+    return steps
+
+
+def _linear(dimensions, name):
+    return keras.layers.Conv2D(dimensions, 1, use_bias=False, dtype="float32", name=name)
+
+
+def _warn_of_batch_normalization(encoder):
+    for layer in encoder._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            warnings.warn(
+                f"{layer.name!r} normalizes each patch by the statistics of all others, which reveal those "
+                'that are to be predicted: build the encoder with encoders.resnet(normalization="layer")',
+                stacklevel=3,
+            )
+            return
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class FoundPatches(keras.metrics.MeanMetricWrapper):
+    """Measures how often a predicted patch has the highest score of all patches of all images.
+
+    Args:
+        first: int, as in `losses.PredictiveCoding`.
+        name: str.
+        **kwargs: passed to keras.metrics.Metric.
+
+    Shapes:
+        y_true: not used. y_pred: as in `losses.PredictiveCoding`.
+    """
+
+    def __init__(self, first=1, name="accuracy", **kwargs):
+        super().__init__(self.found, name, **kwargs)
+        self.first = first
+
+    def found(self, y_true, y_pred):
+        """Returns the fraction of the predictions of each image that are right, (B,)."""
+        steps = [
+            tf.reduce_mean(
+                tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32) == label, tf.float32),
+                axis=1,
+            )
+            for scores, label in predicted_scores(y_pred, self.first)
+        ]
+        return tf.add_n(steps) / len(steps)
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype, "first": self.first}
