@@ -1,5 +1,6 @@
-"""Losses: keras.losses.Loss subclasses that return one value per image or more."""
+"""Losses, keras.losses.Loss subclasses that return one value per image or more, and `mutual_information`."""
 
+from keras_ssl.losses import mutual_information
 from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.contrastive import InfoNCE, NTXent, SupervisedContrastive
@@ -18,4 +19,5 @@ __all__ = [
     "SupervisedContrastive",
     "Triplet",
     "Uniformity",
+    "mutual_information",
 ]
