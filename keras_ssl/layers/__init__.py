@@ -5,6 +5,7 @@ from keras_ssl.layers.channelwise_dense import ChannelwiseDense
 from keras_ssl.layers.decoder import Decoder
 from keras_ssl.layers.projection import projection
 from keras_ssl.layers.queue import Queue
+from keras_ssl.layers.residual_projection import residual_projection
 from keras_ssl.layers.sinkhorn import Sinkhorn
 from keras_ssl.layers.sobel import Sobel
 from keras_ssl.layers.spectral_normalization import SpectralNormalization
@@ -18,4 +19,5 @@ __all__ = [
     "Sobel",
     "SpectralNormalization",
     "projection",
+    "residual_projection",
 ]

@@ -5,6 +5,7 @@ from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Unifo
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.contrastive import InfoNCE, NTXent, SupervisedContrastive
 from keras_ssl.losses.hole import Hole
+from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.squared_distance import SquaredDistance
 from keras_ssl.losses.triplet import Triplet
 
@@ -13,6 +14,7 @@ __all__ = [
     "AlignmentUniformity",
     "ColorBins",
     "Hole",
+    "InfoMax",
     "InfoNCE",
     "NTXent",
     "SquaredDistance",

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_ssl.arguments import check_positive, is_number
 
-MAX_EXPONENT = 60.0  # exp(60) is a finite float32, also if it is multiplied by scores of 1e10
+MAX_EXPONENT = 30.0  # exp(30) = 1e13, whose square is a finite float32, which Adam needs
 
 
 def info_nce(scores):
@@ -110,7 +110,7 @@ def tuba(scores, log_baseline):
         log_baseline: log a(y_i), (K,) float tensor or a number; often the output of a network.
 
     Returns:
-        float32 scalar in nats. Exponents above 60 are continued by a straight line, so that it and its
+        float32 scalar in nats. Exponents above 30 are continued by a straight line, so that it and its
         gradient are finite.
 
     Raises:

@@ -58,6 +58,8 @@ TASKS = [
         "which views in the batch are of the same class"),
     Row("align_uniform", "AlignUniform", "contrastive", "Wang & Isola 2020",
         "an embedding spread evenly, equal for both views"),
+    Row("deep_infomax", "DeepInfoMax", "contrastive", "Hjelm et al. 2019",
+        "which feature map in the batch is of the same image"),
 ]
 # fmt: on
 

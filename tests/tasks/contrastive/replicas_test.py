@@ -65,6 +65,7 @@ for loss in (
     kssl.losses.SupervisedContrastive(0.1),
     kssl.losses.SupervisedContrastive(0.1, "inside"),
     kssl.losses.AlignmentUniformity(),
+    *map(kssl.losses.InfoMax, ("JSD", "InfoNCE", "DV")),
 ):
     def part():
         index = tf.distribute.get_replica_context().replica_id_in_sync_group
