@@ -111,7 +111,7 @@ class DeepInfoMax(adversary.AdversarialModel):
             self.discriminator = _discriminator(dimensions, self.dtype_policy)
 
     def _heads(self, channels, name):
-        # Normalized keys of limited size. Codes of a batch, which are alike before training, are not.
+        # Normalized keys limit the scores; codes, nearly alike before training, would be blown up.
         return [
             layers.residual_projection(self.dimensions, self.units, False, name=f"{name}_query"),
             layers.residual_projection(channels, self.units, name=f"{name}_key"),
