@@ -8,6 +8,7 @@ from keras_ssl.layers.lab import Lab
 from keras_ssl.layers.memory_bank import MemoryBank
 from keras_ssl.layers.projection import projection
 from keras_ssl.layers.queue import Queue
+from keras_ssl.layers.residual_projection import residual_projection
 from keras_ssl.layers.sinkhorn import Sinkhorn
 from keras_ssl.layers.sobel import Sobel
 from keras_ssl.layers.spectral_normalization import SpectralNormalization
@@ -24,4 +25,5 @@ __all__ = [
     "SpectralNormalization",
     "causal_rows",
     "projection",
+    "residual_projection",
 ]

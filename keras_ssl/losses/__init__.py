@@ -1,9 +1,11 @@
-"""Losses: keras.losses.Loss subclasses that return one value per image or more."""
+"""Losses, keras.losses.Loss subclasses that return one value per image or more, and `mutual_information`."""
 
+from keras_ssl.losses import mutual_information
 from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.contrastive import NCE, InfoNCE, NTXent, SupervisedContrastive
 from keras_ssl.losses.hole import Hole
+from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
 from keras_ssl.losses.squared_distance import SquaredDistance
 from keras_ssl.losses.triplet import Triplet
@@ -14,6 +16,7 @@ __all__ = [
     "AlignmentUniformity",
     "ColorBins",
     "Hole",
+    "InfoMax",
     "InfoNCE",
     "MultiscaleInfoNCE",
     "NTXent",
@@ -22,4 +25,5 @@ __all__ = [
     "SupervisedContrastive",
     "Triplet",
     "Uniformity",
+    "mutual_information",
 ]

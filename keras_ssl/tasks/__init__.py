@@ -68,6 +68,8 @@ TASKS = [
         "which patches in the batch lie below"),
     Row("amdim", "AMDIM", "contrastive", "Bachman et al. 2019",
         "which local features in the batch are of the other view"),
+    Row("deep_infomax", "DeepInfoMax", "contrastive", "Hjelm et al. 2019",
+        "which feature map in the batch is of the same image"),
 ]
 # fmt: on
 

@@ -75,8 +75,9 @@ class AdversarialModel(PretextModel):
 
     Args:
         encoder: as in PretextModel.
-        adversarial: float in 0..1, weight of the adversarial loss in the loss of the task's networks; the
-            task's own loss has 1 - adversarial.
+        adversarial: float, weight of the adversarial loss in the loss of the task's networks, in 0..1 unless
+            `task_weight` is given.
+        task_weight: float, weight of the task's own loss; by default 1 - adversarial.
         **kwargs: passed to keras.Model.
 
     Attributes:
@@ -89,18 +90,19 @@ class AdversarialModel(PretextModel):
     `generator_loss` (log 2 = 0.69 at chance).
 
     Raises:
-        ValueError: `adversarial` is not in 0..1.
+        ValueError: `adversarial` is not in 0..1, without a `task_weight`.
     """
 
     discriminator = None
     discriminator_rate = 1.0
     encodes_real = False
 
-    def __init__(self, encoder, adversarial, **kwargs):
+    def __init__(self, encoder, adversarial, task_weight=None, **kwargs):
         super().__init__(encoder, **kwargs)
-        if not 0 <= adversarial <= 1:
+        if task_weight is None and not 0 <= adversarial <= 1:
             raise ValueError(f"adversarial must be in 0..1, got {adversarial!r}")
         self.adversarial = adversarial
+        self.task_weight = 1 - adversarial if task_weight is None else task_weight
         if adversarial:
             self.trackers = [
                 keras.metrics.Mean(name=f"{name}_loss") for name in ("discriminator", "generator")
@@ -222,7 +224,7 @@ class AdversarialModel(PretextModel):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             task_loss = self.compute_loss(x, y, y_pred, sample_weight)
-            scaled = self.optimizer.scale_loss((1 - self.adversarial) * task_loss)
+            scaled = self.optimizer.scale_loss(self.task_weight * task_loss)
             real, fake = self.discriminator_inputs(x, y, y_pred)
         losses, gradients, pairs = self.discriminate(real, fake, training=True)
         generated = [tensor for tensor, _ in pairs]
@@ -249,7 +251,7 @@ class AdversarialModel(PretextModel):
     def _track(self, task_loss, losses, y):
         # compute_loss divides by the number of replicas.
         task_loss *= self.distribute_strategy.num_replicas_in_sync
-        total = (1 - self.adversarial) * task_loss + self.adversarial * losses[1]
+        total = self.task_weight * task_loss + self.adversarial * losses[1]
         number = tf.shape(tf.nest.flatten(y)[0])[0]
         for tracker, loss in zip(
             [self._loss_tracker, *self.trackers], [total, *losses], strict=True

@@ -70,6 +70,7 @@ for loss, z in (
     (kssl.losses.AlignmentUniformity(), views),
     (kssl.losses.PredictiveCoding(2), normal(5, 3, 5, 4, 7)),
     (kssl.losses.MultiscaleInfoNCE((4, 9)), normal(5, 2, 15, 7)),
+    *((kssl.losses.InfoMax(bound), normal(5, 4, 7)) for bound in ("JSD", "InfoNCE", "DV")),
 ):
     def part():
         index = tf.distribute.get_replica_context().replica_id_in_sync_group
