@@ -61,10 +61,9 @@ class PretextModel(keras.Model):
         self.autocast = False
         encoders.check_encoder(encoder)
         for name in ("needs", "networks"):
-            if isinstance(getattr(self, name), str):  # which Python would iterate letter by letter
+            if isinstance(text := getattr(self, name), str):  # whose letters Python would iterate
                 raise ValueError(
-                    f"{type(self).__name__}.{name} must be a tuple of names, got the str "
-                    f"{getattr(self, name)!r}: write {(getattr(self, name),)!r}"
+                    f"{type(self).__name__}.{name} must be a tuple of names, got {text!r}: write {(text,)!r}"
                 )
         self.encoder = encoder
 

@@ -128,14 +128,17 @@ class InfoNCE(keras.losses.Loss):
 
     Args:
         temperature: float, divides the similarities.
+        weights: sequence of Q floats, of the queries of an image, whose losses are added; or None to keep
+            them apart.
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
         y_true: not used. y_pred: (B, ..., 1 + K) similarities of each query with its positive, in column 0,
-        and with K negatives. The loss: (B, ...) float32.
+        and with K negatives; (B, Q, 1 + K) with weights. The loss: (B, ...) float32, or (B,) with weights.
 
     Raises:
-        ValueError: `temperature` is not positive.
+        ValueError: `temperature` is not positive, a weight is negative, or `y_pred` has not as many queries
+            as there are weights.
 
     Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
     equation 1; van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018.
@@ -145,26 +148,28 @@ class InfoNCE(keras.losses.Loss):
         0.2395
     """
 
-    def __init__(self, temperature=0.07, **kwargs):
+    def __init__(self, temperature=0.07, weights=None, **kwargs):
         super().__init__(**kwargs)
         self.temperature = check_positive("temperature", temperature)
+        self.weights = _checked(weights)
 
     def call(self, y_true, y_pred):
         logits = tf.cast(y_pred, tf.float32) / self.temperature
         # Not log(sum(exp)) of all, which loses the digits of a small loss.
-        return tf.nn.softplus(tf.reduce_logsumexp(logits[..., 1:], axis=-1) - logits[..., 0])
+        loss = tf.nn.softplus(tf.reduce_logsumexp(logits[..., 1:], axis=-1) - logits[..., 0])
+        return _weighted(loss, self.weights)
 
     def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
+        return {**super().get_config(), "temperature": self.temperature, "weights": self.weights}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class NCE(keras.losses.Loss):
     """Computes the loss of noise-contrastive estimation: a logistic regression of data against noise.
 
-    Each negative is an event of its own, so the loss is a sum over them, of some units: ln(1 + m) + m ln(1
-    + 1 / m) before training with m negatives. `InfoNCE(temperature=1.0)` on the same log-odds is the
-    softmax, which the authors of CMC and PIRL have as an option.
+    Each negative is an event of its own, so the loss is a sum over all of them: ln(1 + m) + m ln(1 + 1 / m)
+    if data and m negatives have the same probability. `InfoNCE(temperature=1.0)` of the same log-odds is
+    the softmax.
 
     Args:
         weights: sequence of Q floats, of the queries of an image, whose losses are added; or None to keep
@@ -176,7 +181,7 @@ class NCE(keras.losses.Loss):
         negatives, as `layers.MemoryBank` computes them. The loss: (B,) float32, or (B, Q) without weights.
 
     Raises:
-        ValueError: `y_pred` has not as many queries as there are weights.
+        ValueError: a weight is negative, or `y_pred` has not as many queries as there are weights.
 
     Reference: Gutmann & Hyvarinen, "Noise-Contrastive Estimation", AISTATS 2010; Wu et al.,
     "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, equation 8.
@@ -189,25 +194,30 @@ class NCE(keras.losses.Loss):
 
     def __init__(self, weights=None, **kwargs):
         super().__init__(**kwargs)
-        self.weights = (
-            None if weights is None else [check_not_negative("weights", w) for w in weights]
-        )
+        self.weights = _checked(weights)
 
     def call(self, y_true, y_pred):
         odds = tf.cast(y_pred, tf.float32)
-        if self.weights is not None and odds.shape[1] != len(self.weights):
-            raise ValueError(
-                f"weights must be {odds.shape[1]} numbers, one per query of y_pred, got {self.weights}"
-            )
         loss = tf.nn.softplus(-odds[..., 0]) + tf.reduce_sum(tf.nn.softplus(odds[..., 1:]), axis=-1)
-        return (
-            loss
-            if self.weights is None
-            else tf.reduce_sum(loss * tf.constant(self.weights), axis=1)
-        )
+        return _weighted(loss, self.weights)
 
     def get_config(self):
         return {**super().get_config(), "weights": self.weights}
+
+
+def _checked(weights):
+    return None if weights is None else [check_not_negative("weights", w) for w in weights]
+
+
+def _weighted(loss, weights):
+    """Adds the (B, Q) losses of the queries of each image by their weights; None keeps them apart."""
+    if weights is None:
+        return loss
+    if loss.shape[1:] != (len(weights),):
+        raise ValueError(
+            f"weights must be one number per query, got {weights} for losses of shape {loss.shape}"
+        )
+    return tf.reduce_sum(loss * tf.constant(weights, tf.float32), axis=1)
 
 
 def _cross_entropy(logits, same, itself, inside=False):

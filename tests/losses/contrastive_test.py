@@ -154,9 +154,10 @@ def test_nce_matches_a_loop_over_data_and_noise():
     weighted = NCE(weights=(0.25, 2), reduction="none")(np.zeros(4), odds)
     np.testing.assert_allclose(weighted, expected @ [0.25, 2], rtol=1e-5)
     # The softmax over the same log-odds does not depend on the constant.
-    softmax = InfoNCE(temperature=1.0, reduction="none")(np.zeros(4), odds + 3)
     exact = -np.log(probability[..., 0] / probability.sum(-1))
-    np.testing.assert_allclose(softmax, exact, rtol=1e-5)
+    for weights, value in ((None, exact), ((0.25, 2), exact @ [0.25, 2])):
+        softmax = InfoNCE(temperature=1.0, weights=weights, reduction="none")(np.zeros(4), odds + 3)
+        np.testing.assert_allclose(softmax, value, rtol=1e-5)
 
 
 def test_nce_is_finite_for_extreme_odds():
@@ -171,8 +172,11 @@ def test_nce_is_finite_for_extreme_odds():
 def test_invalid_arguments():
     with pytest.raises(ValueError, match="weights must be a number of at least 0, got -1"):
         NCE(weights=(1.0, -1))
-    with pytest.raises(ValueError, match="weights must be 1 numbers, one per query of y_pred, got"):
-        NCE(weights=(1.0, 1.0))(np.zeros(2), np.zeros((2, 1, 5), "float32"))
+    for loss in (NCE(weights=(1.0, 1.0)), InfoNCE(weights=(1.0, 1.0))):
+        with pytest.raises(
+            ValueError, match=r"weights must be one number per query, got \[1.0, 1.0\]"
+        ):
+            loss(np.zeros(2), np.zeros((2, 1, 5), "float32"))
     for temperature in (0, -1.0, float("nan"), "0.5", True):
         for loss in (NTXent, SupervisedContrastive, InfoNCE):
             with pytest.raises(ValueError, match="temperature must be a positive number, got"):
@@ -188,7 +192,7 @@ def test_invalid_arguments():
 
 @pytest.mark.parametrize(
     "loss",
-    [NTXent(0.3), SupervisedContrastive(0.3, "inside"), InfoNCE(0.3), NCE((1, 0.5))],
+    [NTXent(0.3), SupervisedContrastive(0.3, "inside"), InfoNCE(0.3, (1, 0.5)), NCE((1, 0.5))],
     ids=lambda loss: type(loss).__name__,
 )
 def test_config_round_trip(loss):

@@ -22,6 +22,9 @@ class CMC(PretextModel):
     Every view is compared with a memory bank of the *other* view, in which the embedding of the same
     image is the positive and those of random other images are negatives.
 
+    The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
+    paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(1, 1)))`: docs/contrastive.md.
+
     Augmentation is a random crop and a flip, before the image is split into its views. Colors are not
     changed: grayscale would erase a view.
 
@@ -125,7 +128,7 @@ class CMC(PretextModel):
     dataset.__doc__ = PretextModel.dataset.__doc__
 
     def default_loss(self):
-        return losses.NCE(weights=(1.0, 1.0))
+        return losses.InfoNCE(temperature=1.0, weights=(1.0, 1.0))
 
     def default_metrics(self):
         return [memory.BankAccuracy()]

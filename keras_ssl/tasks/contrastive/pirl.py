@@ -34,6 +34,10 @@ class PIRL(PretextModel):
 
     Only the image's embedding is written to the bank, after both comparisons.
 
+    The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
+    paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(0.5, 0.5)))`; see
+    docs/contrastive.md.
+
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling, since it gets
             patches and whole images.
@@ -150,7 +154,7 @@ class PIRL(PretextModel):
     dataset.__doc__ = PretextModel.dataset.__doc__
 
     def default_loss(self):
-        return losses.NCE(weights=(1 - self.weight, self.weight))
+        return losses.InfoNCE(temperature=1.0, weights=(1 - self.weight, self.weight))
 
     def default_metrics(self):
         return [memory.BankAccuracy()]
