@@ -58,6 +58,10 @@ TASKS = {
     "align_uniform": ({}, 256),
     "pirl": ({"num_images": 50_000}, 256),
     "cmc": ({"num_images": 50_000}, 256),
+    "pcl": ({"num_images": 50_000}, 256),
+    "cpc": ({}, 64),
+    "amdim": ({}, 128),
+    "deep_infomax": ({}, 64),
 }  # fmt: skip
 
 
