@@ -35,8 +35,9 @@ class Relabel(keras.callbacks.Callback):
         verbose: 1 shows the progress of the extraction, 0 does not, "auto" does if `fit` shows its own.
 
     Raises:
-        ValueError: `when` is unknown; `warmup` is negative; `teacher` is not an encoder of images, or the
-            task does not cluster features; the ids of `images` are not 0 to task.num_images - 1.
+        ValueError: `when` is unknown; `warmup` is negative, or the task needs labels; `teacher` is not an
+            encoder of images, or the task does not cluster features; the ids of `images` are not 0 to
+            task.num_images - 1.
 
     Example:
         >>> import keras_ssl as kssl
@@ -80,6 +81,11 @@ class Relabel(keras.callbacks.Callback):
             power = 1 if self.when[0] == "linear" else 2
             n = self.when[1]
             due = [int(epochs * self.steps * (i / n) ** power) for i in range(n)]
+        if self.warmup and not hasattr(self.model, "warmup"):
+            raise ValueError(
+                f"warmup must be 0, since {type(self.model).__name__} does not train without labels, got "
+                f"{self.warmup}"
+            )
         self.due = [step for step in due if step >= self.warmup * self.steps]
         self.epoch, self.resumed, self.checked = None, True, False
 

@@ -206,7 +206,11 @@ class NCE(keras.losses.Loss):
 
 
 def _checked(weights):
-    return None if weights is None else [check_not_negative("weights", w) for w in weights]
+    if weights is None:
+        return None
+    if not isinstance(weights, (list, tuple)):
+        raise ValueError(f"weights must be a list of numbers, one per query, got {weights!r}")
+    return [check_not_negative("weights", weight) for weight in weights]
 
 
 def _weighted(loss, weights):

@@ -203,5 +203,5 @@ AMDIM_SMALL = dataclasses.replace(AMDIM, area=(1.0, 1.0), aspect=(1.0, 1.0))
 PIRL = Recipe(**_CROP, jitter=1.0, **_strengths(0.4, 0.4, 0.4, 0.2), gray=0.2)
 
 # Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020; HobbitLong/CMC. The views are color
-# channels, which a jitter would change.
-CMC = Recipe(**_LARGER_CROP)
+# channels, which a jitter would change. For AlexNet on ImageNet the area is at least 0.2.
+CMC = Recipe(**_CROP)

@@ -73,6 +73,7 @@ def kmeans(features, num_clusters, iterations=20, seed=0):
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=len(features),
+        gpu=faiss.get_num_gpus() > 0,  # of another build of faiss than that of the requirements
     )
     search.train(features)
     labels = nearest(features, search.centroids, 1)[1][:, 0]

@@ -114,6 +114,8 @@ def test_invalid_arguments(images):
     for when in (0, "often", ("cubic", 3), ("linear", 0), 1.5):
         with pytest.raises(ValueError, match="when must be a number of epochs"):
             Relabel(images, when=when)
+    with pytest.raises(ValueError, match="warmup must be an integer .* of at least 0, got -1"):
+        Relabel(images, warmup=-1)
     with pytest.raises(ValueError, match="ids 0 to 39, as many as num_images, got 30 images"):
         features_by_id(make(images), images.take(30))
     task = make(images)
@@ -123,6 +125,9 @@ def test_invalid_arguments(images):
         task.fit(data, verbose=0)
     with pytest.raises(ValueError, match=message):
         task.fit(data, callbacks=[keras.callbacks.TerminateOnNaN()], verbose=0)
+    message = "warmup must be 0, since DeepCluster does not train without labels, got 1"
+    with pytest.raises(ValueError, match=message):
+        task.fit(data, callbacks=[Relabel(images, warmup=1)], verbose=0)
 
 
 RUN = """

@@ -19,7 +19,10 @@ def drawn(bank):
 
 
 def log_odds(bank, queries, ids, normalizer):
-    """Oracle: ln(N P / m) with the probability P = exp(s / t) / Z, as equation 8 of Wu et al. has it."""
+    """Oracle: ln(N P / m) with the probability P = exp(s / t) / Z, as equation 8 of Wu et al. has it.
+
+    An image that is drawn as its own negative has no odds.
+    """
     rows, found = (
         bank.rows.numpy().astype(np.float64),
         np.zeros((len(ids), queries.shape[1], 1 + bank.negatives)),
@@ -29,6 +32,8 @@ def log_odds(bank, queries, ids, normalizer):
             for k, row in enumerate([own, *drawn(bank)]):
                 probability = np.exp(rows[row] @ query / bank.temperature) / normalizer
                 found[i, q, k] = np.log(probability / (bank.negatives / bank.size))
+                if k and row == own:
+                    found[i, q, k] = -1e9
     return found
 
 
@@ -71,6 +76,27 @@ def test_before_training_each_batch_has_its_own_normalizer():
     assert float(bank.log_mean) == 0
 
 
+def test_an_image_that_comes_for_the_first_time_is_its_own_positive():
+    bank, z = MemoryBank(9, 4, negatives=3, temperature=0.5), unit(3, 4)
+    others = bank.rows.numpy()
+    start = tf.function(bank.start, reduce_retracing=True)
+    start(tf.constant([2, 5, 7]), z)
+    np.testing.assert_array_equal(bank.read([2, 5, 7]), z)
+    np.testing.assert_array_equal(bank.rows.numpy()[[0, 1, 3, 4, 6, 8]], others[[0, 1, 3, 4, 6, 8]])
+    start(tf.constant([5, 8, 0]), unit(3, 4, seed=1))  # the first one is known by now
+    np.testing.assert_array_equal(bank.read([2, 5, 7]), z)
+    np.testing.assert_array_equal(bank.read([8, 0]), unit(3, 4, seed=1)[1:])
+    np.testing.assert_array_equal(np.flatnonzero(bank.seen.numpy()), [0, 2, 5, 7, 8])
+
+
+def test_perfect_embeddings_are_all_found_however_often_they_are_drawn():
+    bank = MemoryBank(30, 64, negatives=3000)
+    ids = np.arange(20)
+    odds = bank(tf.convert_to_tensor(bank.rows)[:20, None], ids).numpy()[:, 0]
+    assert (odds[:, 0] > odds[:, 1:].max(axis=1) + 1).all()
+    assert (odds == -1e9).sum() == (drawn(bank)[None] == ids[:, None]).sum() > 1000
+
+
 @pytest.mark.parametrize(("storage", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
 def test_writes_moving_averages_of_unit_length(storage, tolerance):
     bank = MemoryBank(6, 4, momentum=0.25, storage=storage)
@@ -106,24 +132,27 @@ def test_gradients_flow_into_the_queries_only():
     found = tape.gradient(loss, [queries, bank.rows.value])
     rows = bank.rows.numpy()
     # Z is a constant, although the first batch determines it.
-    expected = (rows[[3, 8]] + 2 * rows[drawn(bank)].sum(0)) / 0.5
+    negatives = [rows[[k for k in drawn(bank) if k != own]].sum(0) for own in (3, 8)]
+    expected = (rows[[3, 8]] + 2 * np.stack(negatives)) / 0.5
     np.testing.assert_allclose(found[0][:, 0], expected, rtol=1e-4)
     assert found[1] is None
 
 
 def test_all_replicas_have_the_bank_of_one(two_replicas):
     queries, ids = unit(5, 1, 4), np.array([7, 2, 0, 5, 1])
-    one = MemoryBank(8, 4, negatives=3)
+    one = MemoryBank(9, 4, negatives=3)
     expected = one(queries, ids, training=True).numpy()
     one.write(ids, queries[:, 0])
+    one.start(ids + 1, queries[:, 0])
     with two_replicas.scope():
-        bank = MemoryBank(8, 4, negatives=3)
+        bank = MemoryBank(9, 4, negatives=3)
 
     @tf.function
     def step(queries, ids):
         def run(queries, ids):
             odds = bank(queries, ids, training=True)
             bank.write(ids, queries[:, 0])
+            bank.start(ids + 1, queries[:, 0])
             return odds
 
         return two_replicas.run(run, args=(queries, ids))
@@ -135,7 +164,7 @@ def test_all_replicas_have_the_bank_of_one(two_replicas):
 
     odds = two_replicas.experimental_local_results(step(part(queries), part(ids)))
     np.testing.assert_allclose(np.concatenate(odds), expected, atol=1e-5)
-    for name in ("rows", "log_mean", "batches"):
+    for name in ("rows", "log_mean", "batches", "seen"):
         for replica in two_replicas.experimental_local_results(getattr(bank, name).value):
             np.testing.assert_allclose(replica, getattr(one, name), atol=1e-6)
 
@@ -175,5 +204,6 @@ def test_invalid_calls():
     bank = MemoryBank(8, 4)
     with pytest.raises(ValueError, match=r"queries must be \(B, Q, 4\) like the rows of the bank"):
         bank(tf.zeros((2, 4)), tf.constant([0, 1]))
-    with pytest.raises(ValueError, match=r"embeddings must be \(B, 4\) like the rows of the bank"):
-        bank.write(tf.constant([0, 1]), tf.zeros((2, 3)))
+    for method in (bank.start, bank.write):
+        with pytest.raises(ValueError, match=r"embeddings must be \(B, 4\) like the rows of the"):
+            method(tf.constant([0, 1]), tf.zeros((2, 3)))

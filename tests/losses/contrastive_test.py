@@ -170,6 +170,10 @@ def test_nce_is_finite_for_extreme_odds():
 
 
 def test_invalid_arguments():
+    with pytest.raises(
+        ValueError, match="weights must be a list of numbers, one per query, got 0.5"
+    ):
+        InfoNCE(weights=0.5)
     with pytest.raises(ValueError, match="weights must be a number of at least 0, got -1"):
         NCE(weights=(1.0, -1))
     for loss in (NCE(weights=(1.0, 1.0)), InfoNCE(weights=(1.0, 1.0))):

@@ -1,5 +1,7 @@
 """AMDIM: finds the local features of the other view of an image among those of all images."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -35,9 +37,10 @@ class AMDIM(PretextModel):
         dimensions: int, of the embeddings; 1024 in the authors' code for CIFAR.
         clip: float, c in c * tanh(score / c), the score of two embeddings.
         penalty: float, weight of the mean squared score.
-        shift: float in 0..1, the largest shift of a view as a fraction of height and width.
+        shift: float in 0..1, the largest shift of a view as a fraction of height and width; None for 0.125,
+            or 0 if the recipe crops.
         recipe: augmentation of both views, a Recipe without flip or the name of one: "AMDIM_SMALL" for small
-            images; "AMDIM", which crops, for larger ones, with a shift of 0.
+            images; "AMDIM", which crops, for larger ones.
         **kwargs: passed to keras.Model.
 
     Attributes:
@@ -52,6 +55,9 @@ class AMDIM(PretextModel):
     Raises:
         ValueError: the encoder has no two such maps, `dimensions` is less than 1, `clip` is not positive,
             `penalty` is negative, `shift` is not in 0..1, or `recipe` is unknown or flips.
+
+    Warns:
+        UserWarning: a convolution of the encoder pads.
 
     Reference: Bachman, Hjelm & Buchwalter, "Learning Representations by Maximizing Mutual Information Across
     Views", NeurIPS 2019.
@@ -68,7 +74,7 @@ class AMDIM(PretextModel):
     architecture = staticmethod(encoders.local_resnet)
 
     def __init__(
-        self, encoder, dimensions=256, clip=20.0, penalty=0.05, shift=0.125, recipe="AMDIM_SMALL",
+        self, encoder, dimensions=256, clip=20.0, penalty=0.05, shift=None, recipe="AMDIM_SMALL",
         **kwargs,
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
@@ -78,7 +84,10 @@ class AMDIM(PretextModel):
             )
         check_integers(1, dimensions=dimensions)
         self.dimensions, self.recipe = dimensions, recipe
+        if shift is None:
+            shift = 0.125 if recipes.find(recipe).area == (1.0, 1.0) else 0.0
         self.shift = check_fraction("shift", shift)
+        _warn_of_padding(encoder)
         self.levels = _levels(encoder)
         shapes = [output.shape[1:] for output in self.levels.outputs]
         self.locations = tuple(height * width for height, width, _ in shapes[1:])
@@ -129,6 +138,17 @@ class AMDIM(PretextModel):
         if y_pred is not None:
             similarity = cosine(y_pred[:, 0, 0], y_pred[:, 1, 2:].mean(axis=1))
         return preview(x["views"], similarity)
+
+
+def _warn_of_padding(encoder):
+    for layer in encoder._flatten_layers():
+        if getattr(layer, "padding", "") == "same" and max(getattr(layer, "kernel_size", (1,))) > 1:
+            warnings.warn(
+                f"{layer.name!r} pads its input, so that locations may see the whole image and copy the "
+                "vector: build the encoder with keras_ssl.encoders.local_resnet",
+                stacklevel=3,
+            )
+            return
 
 
 def _levels(encoder):

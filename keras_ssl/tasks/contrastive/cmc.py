@@ -1,9 +1,13 @@
 """CMC: embeds the lightness and the colors of an image alike."""
 
+import warnings
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ssl import encoders, layers, losses
+from keras_ssl.arguments import check_integers
 from keras_ssl.ops import augment, lab, recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive import memory
@@ -25,6 +29,8 @@ class CMC(PretextModel):
     The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
     paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(1, 1)))`: docs/contrastive.md.
 
+    Only images of the training set can be evaluated: others are not in the banks.
+
     Augmentation is a random crop and a flip, before the image is split into its views. Colors are not
     changed: grayscale would erase a view.
 
@@ -39,6 +45,7 @@ class CMC(PretextModel):
         recipe: augmentation of the image, a Recipe or the name of one: "CMC", or another such as
             "SIMCLR_SMALL", which changes colors, too.
         storage: "float32" or "bfloat16", of the banks.
+        seed: int, of the banks.
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -51,6 +58,9 @@ class CMC(PretextModel):
             in `dataset`, there are more images than `num_images`.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
+    Warns:
+        UserWarning: the first images of a dataset have no colors.
+
     Reference: Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020.
 
     Example:
@@ -58,7 +68,9 @@ class CMC(PretextModel):
         >>> encoder = kssl.encoders.color_halves((32, 32, 3), width=4, blocks=(1, 1))
         >>> task = kssl.tasks.CMC(encoder, num_images=360, negatives=64)
         >>> task.compile("adam")
-        >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (360, 32, 32, 3), np.uint8)
+        >>> images = kssl.data.from_array(pixels)  # in color, other than the digits
+        >>> history = task.fit(task.dataset(images, batch_size=60), verbose=0)
     """
 
     architecture = staticmethod(encoders.color_halves)
@@ -66,22 +78,22 @@ class CMC(PretextModel):
 
     def __init__(
         self, encoder, num_images, negatives=4096, temperature=0.07, momentum=0.5, dimensions=128,
-        recipe="CMC", storage="float32", **kwargs,
+        recipe="CMC", storage="float32", seed=0, **kwargs,
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
-        memory.check_number(num_images)
+        check_integers(2, num_images=num_images)
         recipes.find(recipe)
         views = {
             layer.channels for layer in encoder._flatten_layers() if isinstance(layer, layers.Lab)
         }
-        if views != {"L", "ab"}:
+        if views != {"L", "ab"} or encoder.output_shape[-1] % 2:
             raise ValueError(
                 f"encoder {encoder.name!r} has no two halves, of lightness and of colors: build it with "
                 "keras_ssl.encoders.color_halves"
             )
         self.num_images, self.negatives, self.temperature = num_images, negatives, temperature
         self.momentum, self.dimensions = momentum, dimensions
-        self.recipe, self.storage = recipe, storage
+        self.recipe, self.storage, self.seed = recipe, storage, seed
         half = encoder.output_shape[-1] // 2
         self.heads = [layers.projection(half, dimensions, 1, name=f"{view}_head") for view in VIEWS]
         self.banks = [
@@ -92,10 +104,10 @@ class CMC(PretextModel):
                 temperature,
                 momentum,
                 storage,
-                seed,
+                2 * seed + k,
                 name=f"{view}_bank",
             )
-            for seed, view in enumerate(VIEWS)
+            for k, view in enumerate(VIEWS)
         ]
 
     def pretext(self, batch, seed):
@@ -111,6 +123,9 @@ class CMC(PretextModel):
             tf.math.l2_normalize(head(half), axis=-1)
             for head, half in zip(self.heads, halves, strict=True)
         ]
+        if training:
+            for bank, embedding in zip(self.banks, embeddings, strict=True):
+                bank.start(x["id"], embedding)
         # Each view asks the bank of the other one.
         odds = [
             bank(query[:, None], x["id"], training=training)
@@ -122,8 +137,16 @@ class CMC(PretextModel):
         return tf.concat(odds, axis=1)
 
     def dataset(self, images, *args, **kwargs):
+        made = super().dataset(images, *args, **kwargs)  # which checks them
         memory.check_number(self.num_images, images)
-        return super().dataset(images, *args, **kwargs)
+        few = next(images.batch(32).as_numpy_iterator())["image"]
+        if not np.ptp(few, axis=-1).any():
+            warnings.warn(
+                "images have no colors, or the first ones do not: one of the two views is empty, and its "
+                "half of the encoder will not learn anything",
+                stacklevel=2,
+            )
+        return made
 
     dataset.__doc__ = PretextModel.dataset.__doc__
 

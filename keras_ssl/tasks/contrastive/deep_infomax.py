@@ -14,7 +14,7 @@ from keras_ssl.ops.random import split, uniform
 from keras_ssl.training import adversarial as adversary
 from keras_ssl.training import optimizers
 
-STAGE = 3  # of four, whose map has 8x8 positions for images of 32x32 pixels, as in the paper
+STAGE = 2  # whose map has 7x7 positions that see 8x8 pixels, for 32x32 pixels and `local_resnet`
 HIDDEN = (1000, 200)  # widths of the prior's discriminator (appendix A)
 
 
@@ -34,6 +34,9 @@ class DeepInfoMax(adversary.AdversarialModel):
     - *Prior* (`gamma`): a discriminator tells sigmoid(code) from uniform random numbers, and the encoder
       deceives it. So the units of the code use their whole range, independently of each other.
 
+    Shortcut: positions that see the whole image could copy the code. So the command builds
+    `encoders.local_resnet`, whose second stage sees 8 pixels; that of the paper sees 10.
+
     The features are those of the encoder; the code, a dense layer on top of them, is used for training only.
 
     Args:
@@ -43,7 +46,7 @@ class DeepInfoMax(adversary.AdversarialModel):
         alpha: float, weight of the global term; it needs images of fixed size.
         beta: float, weight of the local term.
         gamma: float, weight of the prior; 0 for no discriminator.
-        stage: int, number of the stage whose map is used, from 1; by default 3, or the last of fewer.
+        stage: int, number of the stage whose map is used, from 1; by default 2, or the last of fewer.
         dimensions: int, length of the code.
         units: int, length of the embeddings that are compared, at least `dimensions`; 2048 in the paper.
         recipe: augmentation, a Recipe or the name of one, such as "SIMCLR_SMALL"; None for no augmentation,
@@ -66,13 +69,14 @@ class DeepInfoMax(adversary.AdversarialModel):
 
     Example:
         >>> import keras_ssl as kssl
-        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1, 1, 1))
+        >>> encoder = kssl.encoders.local_resnet((32, 32, 3), width=4)
         >>> task = kssl.tasks.DeepInfoMax(encoder)
         >>> task.compile("adam")
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
     min_batch_size = 2
+    architecture = staticmethod(encoders.local_resnet)
 
     def __init__(
         self, encoder, bound="JSD", alpha=0.0, beta=1.0, gamma=0.1, stage=None, dimensions=64, units=256,

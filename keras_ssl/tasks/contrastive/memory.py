@@ -3,21 +3,18 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl.arguments import check_integer
 
-
-def check_number(num_images, images=None):
-    """Checks the number of images of a bank, and that a dataset has no more.
+def check_number(num_images, images):
+    """Checks that a dataset has no more images than a bank has rows.
 
     Args:
         num_images: int.
-        images: tf.data.Dataset of known length, or None.
+        images: tf.data.Dataset of known length.
 
     Raises:
-        ValueError: `num_images` is no int of at least 2, or there are more images.
+        ValueError: there are more images.
     """
-    check_integer("num_images", num_images, 2)
-    if images is not None and int(images.cardinality()) > num_images:
+    if int(images.cardinality()) > num_images:
         raise ValueError(
             f"images are {int(images.cardinality())}, more than the num_images={num_images} of the task's "
             "memory bank: create the task for all of them"
@@ -74,8 +71,7 @@ class BankAccuracy(keras.metrics.MeanMetricWrapper):
 
     @staticmethod
     def _found(y_true, y_pred):
-        # Not only if larger: the image can be drawn as a negative of itself.
-        return tf.cast(y_pred[..., 0] >= tf.reduce_max(y_pred[..., 1:], axis=-1), tf.float32)
+        return tf.cast(y_pred[..., 0] > tf.reduce_max(y_pred[..., 1:], axis=-1), tf.float32)
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype}

@@ -33,6 +33,7 @@ class PCL(MoCo):
         clusters: int or sequence of ints, clusters of each clustering, 2 to N; by default N / 200, N / 100
             and N / 50. ImageNet: (25000, 50000, 100000).
         warmup: int, epochs before the first clustering; 20 of 200 in the paper.
+        when: int, epochs from one clustering to the next.
         smoothing: float, alpha: small clusters have a larger concentration, by ln(size + smoothing).
         queue, momentum, dimensions, depth, groups: as in `MoCo`.
         temperature: float, of the keys, and the mean concentration of each clustering.
@@ -49,7 +50,7 @@ class PCL(MoCo):
 
     Raises:
         ValueError: `clusters` are not in 2..N, `warmup` or `smoothing` is negative, or as in `MoCo`; `fit`
-            has no `callbacks.Relabel`; in `dataset`, there are more images than `num_images`.
+            has no `callbacks.Relabel`; in `dataset`, there are not `num_images` images.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Reference: Li, Zhou, Xiong & Hoi, "Prototypical Contrastive Learning of Unsupervised Representations",
@@ -66,7 +67,7 @@ class PCL(MoCo):
     """
 
     def __init__(
-        self, encoder, num_images, clusters=None, warmup=1, smoothing=10.0, queue=4096, momentum=0.99,
+        self, encoder, num_images, clusters=None, warmup=1, when=1, smoothing=10.0, queue=4096, momentum=0.99,
         temperature=0.1, dimensions=128, depth=1, groups=8, recipe="MOCO_SMALL", seed=0, **kwargs,
     ):  # fmt: skip
         super().__init__(
@@ -80,15 +81,18 @@ class PCL(MoCo):
             recipe=recipe,
             **kwargs,
         )
-        memory.check_number(num_images)
+        check_integer("num_images", num_images, 2)
         check_integer("warmup", warmup, 0)
+        check_integer("when", when, 1)
         if clusters is None:
             clusters = [max(2, num_images // each) for each in (200, 100, 50)]
         self.clusters = tuple(np.atleast_1d(clusters).tolist())
+        if not self.clusters:
+            raise ValueError("clusters must be one number or more, got none")
         for number in self.clusters:
             check_integer("clusters", number, 2)
             clustering.check_number(number, num_images)
-        self.num_images, self.warmup, self.seed = num_images, warmup, seed
+        self.num_images, self.warmup, self.when, self.seed = num_images, warmup, when, seed
         self.smoothing = check_not_negative("smoothing", smoothing)
         self.labels = self._state("labels", (len(self.clusters), num_images), "int32", -1)
         self.relabelings = self._state("relabelings", (), "int32", 0)
@@ -153,8 +157,12 @@ class PCL(MoCo):
         self.relabelings.assign_add(1)
 
     def dataset(self, images, *args, **kwargs):
-        memory.check_number(self.num_images, images)
-        return super().dataset(images, *args, **kwargs)
+        made = super().dataset(images, *args, **kwargs)  # which checks them
+        if (number := int(images.cardinality())) != self.num_images:
+            raise ValueError(
+                f"images must be all num_images={self.num_images}, which are clustered, got {number}"
+            )
+        return made
 
     dataset.__doc__ = MoCo.dataset.__doc__
 
@@ -166,7 +174,7 @@ class PCL(MoCo):
         return [*kept, PrototypeAccuracy()]
 
     def default_callbacks(self, images):
-        return [Relabel(images, warmup=self.warmup)]
+        return [Relabel(images, self.when, warmup=self.warmup)]
 
 
 def _compare(queries, prototypes, concentration, own):

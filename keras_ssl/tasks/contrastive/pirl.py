@@ -15,6 +15,7 @@ from keras_ssl.tasks.contrastive import memory
 TRANSFORMATIONS = ("jigsaw", "rotation")
 ANGLES = (0, 90, 180, 270)
 PATCH = 64 / 85  # side of a patch / side of its cell, as in the authors' code
+MIN_PATCH = 4  # pixels
 # Of the image that is cut into patches: a larger part of it than of a view.
 WHOLE = recipes.Recipe(area=(0.6, 1.0), aspect=(3 / 4, 4 / 3))
 
@@ -32,7 +33,8 @@ class PIRL(PretextModel):
     patch gets its own crop in its cell, flip and colors; the embeddings of the patches are concatenated in
     that order and mapped linearly to that of the transformed image.
 
-    Only the image's embedding is written to the bank, after both comparisons.
+    Only the image's embedding is written to the bank, after both comparisons. So only images of the training
+    set can be evaluated: others have no memory.
 
     The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
     paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(0.5, 0.5)))`; see
@@ -52,6 +54,7 @@ class PIRL(PretextModel):
         recipe: augmentation of image and patches, a Recipe or the name of one: "PIRL", or another such as
             "SIMCLR_SMALL".
         storage: "float32" or "bfloat16", of the bank.
+        seed: int, of the bank.
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -80,11 +83,11 @@ class PIRL(PretextModel):
 
     def __init__(
         self, encoder, num_images, transformation="jigsaw", grid=3, negatives=4096, temperature=0.07,
-        momentum=0.5, dimensions=128, weight=0.5, recipe="PIRL", storage="float32", **kwargs,
+        momentum=0.5, dimensions=128, weight=0.5, recipe="PIRL", storage="float32", seed=0,
+        **kwargs,
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
-        memory.check_number(num_images)
-        check_integers(2, grid=grid)
+        check_integers(2, num_images=num_images, grid=grid)
         if transformation not in TRANSFORMATIONS:
             raise ValueError(
                 f"transformation must be one of {', '.join(TRANSFORMATIONS)}, got {transformation!r}"
@@ -93,15 +96,20 @@ class PIRL(PretextModel):
         recipes.find(recipe)
         self.patch = round(PATCH * (min(height, width) // grid))
         if transformation == "jigsaw":
+            if self.patch < MIN_PATCH:
+                raise ValueError(
+                    f"grid={grid} gives patches of {self.patch} pixels, less than {MIN_PATCH}: choose a "
+                    "smaller grid or larger images"
+                )
             encoders.check_patches(encoder, self.patch, self.patch)
         elif height != width:
             raise ValueError(f"transformation 'rotation' needs square images, got {height}x{width}")
         self.weight = check_fraction("weight", weight)
         self.num_images, self.transformation, self.grid = num_images, transformation, grid
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
-        self.dimensions, self.recipe, self.storage = dimensions, recipe, storage
+        self.dimensions, self.recipe, self.storage, self.seed = dimensions, recipe, storage, seed
         self.bank = layers.MemoryBank(
-            num_images, dimensions, negatives, temperature, momentum, storage, name="bank"
+            num_images, dimensions, negatives, temperature, momentum, storage, seed, name="bank"
         )
         views, inputs = grid * grid if transformation == "jigsaw" else 1, encoder.output_shape[-1]
         self.image_head = layers.projection(inputs, dimensions, depth=1, name="image_head")
@@ -142,14 +150,17 @@ class PIRL(PretextModel):
         )
         joint = self.joint_head(tf.reshape(parts, [-1, x["patches"].shape[1] * self.dimensions]))
         both = tf.math.l2_normalize(tf.stack([image, joint], axis=1), axis=-1)
+        if training:
+            self.bank.start(x["id"], both[:, 0])
         odds = self.bank(both, x["id"], training=training)
         if training:
             self.bank.write(x["id"], both[:, 0])
         return odds
 
     def dataset(self, images, *args, **kwargs):
+        made = super().dataset(images, *args, **kwargs)  # which checks them
         memory.check_number(self.num_images, images)
-        return super().dataset(images, *args, **kwargs)
+        return made
 
     dataset.__doc__ = PretextModel.dataset.__doc__
 

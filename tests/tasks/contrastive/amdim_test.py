@@ -179,6 +179,19 @@ def test_invalid_arguments(task, arguments, message):
         kssl.tasks.AMDIM(task.encoder, **arguments)
 
 
+def test_warns_of_an_encoder_that_pads(task):
+    with pytest.warns(
+        UserWarning, match="pads its input, so that locations may see the whole image"
+    ):
+        kssl.tasks.AMDIM(encoders.resnet((32, 32, 3), width=2, blocks=(1, 1)))
+
+
+def test_the_shift_replaces_the_crop(task):
+    found = [kssl.tasks.AMDIM(task.encoder, recipe=r).shift for r in ("AMDIM_SMALL", "AMDIM")]
+    assert found == [0.125, 0]
+    assert kssl.tasks.AMDIM(task.encoder, shift=0.2, recipe="AMDIM").shift == 0.2
+
+
 def test_defaults_of_the_authors(task):
     loss = task.default_loss()
     assert (loss.clip, loss.penalty, loss.locations) == (20, 0.05, (25, 49))

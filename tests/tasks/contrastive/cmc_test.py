@@ -1,3 +1,6 @@
+import warnings
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,8 +62,19 @@ def test_no_term_trains_the_other_half_through_the_bank(halves, batch, seeds):
 def test_refuses_an_encoder_without_halves(encoder, halves):
     with pytest.raises(ValueError, match="'resnet' has no two halves, of lightness and of colors"):
         make(encoder)
+    joined = keras.layers.Concatenate()([halves.output, halves.output[:, :1]])
+    with pytest.raises(ValueError, match="has no two halves"):
+        make(keras.Model(halves.input, joined))
+
+
+def test_warns_of_images_without_colors(halves, noise):
+    with pytest.warns(UserWarning, match="images have no colors, or the first ones do not"):
+        make(halves).dataset(kssl.data.from_array(noise[:8, ..., :1].repeat(3, -1)), 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(halves).dataset(kssl.data.from_array(noise[:8]), 4)
     with pytest.raises(ValueError, match="images are 9, more than the num_images=8"):
-        make(halves).dataset(kssl.data.from_array(np.zeros((9, 32, 32, 3), np.uint8)), 4)
+        make(halves).dataset(kssl.data.from_array(noise[:9]), 4)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,10 @@ def test_pretext(encoder, batch, seeds):
     np.testing.assert_array_equal(flipped["prior"], prior)
 
 
-def test_the_default_stage_has_8x8_positions_or_is_the_last():
+def test_the_default_stage_has_7x7_positions_or_is_the_last():
+    local = kssl.tasks.DeepInfoMax.architecture((32, 32, 3), width=2)
+    assert make(local).map_and_features.output_shape[0] == (None, 7, 7, 4)
     four = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1, 1, 1, 1))
-    assert make(four).map_and_features.output_shape[0] == (None, 8, 8, 8)
     assert make(four, stage=1).map_and_features.output_shape[0] == (None, 32, 32, 2)
     one = kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,))
     assert make(one).map_and_features.output_shape[0] == (None, 32, 32, 2)

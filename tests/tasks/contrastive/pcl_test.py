@@ -150,11 +150,21 @@ def test_clusters_after_the_warm_up_only():
     assert history["clusters"] == [7, 7]
 
 
+def test_needs_all_images_before_training(encoder, noise):
+    for number in (7, 9):
+        with pytest.raises(
+            ValueError, match=f"all num_images=8, which are clustered, got {number}"
+        ):
+            make(encoder).dataset(kssl.data.from_array(noise[:number]), 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"clusters": 1}, "clusters must be an integer .* of at least 2, got 1"),
         ({"clusters": (3, 9)}, "num_clusters must be in 2..8, the number of images, got 9"),
+        ({"clusters": ()}, "clusters must be one number or more, got none"),
+        ({"when": 0}, "when must be an integer .* of at least 1, got 0"),
         ({"warmup": -1}, "warmup must be an integer .* of at least 0, got -1"),
         ({"smoothing": -0.5}, "smoothing must be a number of at least 0, got -0.5"),
         ({"num_images": 1}, "num_images must be an integer .* of at least 2, got 1"),

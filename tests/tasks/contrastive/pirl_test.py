@@ -97,6 +97,8 @@ def test_an_unknown_id_is_an_error(encoder, batch, seeds):
     for wrong in (8, -1):
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be in 0..7, the rows of"):
             make(encoder).pretext({**batch, "id": np.array([0, 1, 2, 3, 4, wrong])}, seeds(6))
+    with pytest.raises(ValueError, match="images must be a tf.data.Dataset of dicts"):
+        make(encoder).dataset(np.zeros((8, 32, 32, 3), np.uint8), 4)
     with pytest.raises(ValueError, match="images are 9, more than the num_images=8 of the task's"):
         make(encoder).dataset(kssl.data.from_array(np.zeros((9, 32, 32, 3), np.uint8)), 4)
 
@@ -107,6 +109,7 @@ def test_an_unknown_id_is_an_error(encoder, batch, seeds):
         ({"num_images": 1}, "num_images must be an integer .* of at least 2, got 1"),
         ({"transformation": "shuffle"}, "transformation must be one of jigsaw, rotation, got"),
         ({"grid": 1}, "grid must be an integer .* of at least 2, got 1"),
+        ({"grid": 12}, "grid=12 gives patches of 2 pixels, less than 4: choose a smaller grid"),
         ({"weight": 1.1}, "weight must be in 0..1, got 1.1"),
         ({"negatives": 0}, "negatives must be an integer"),
         ({"recipe": "PURL"}, "recipe must be a Recipe or one of .*PIRL"),
