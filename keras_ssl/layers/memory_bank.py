@@ -45,7 +45,6 @@ class MemoryBank(keras.layers.Layer):
     Example:
         >>> bank = MemoryBank(size=10, dimensions=2, negatives=5)
         >>> ids, embeddings = tf.constant([3, 7]), tf.constant([[1.0, 0.0], [0.0, 1.0]])
-        >>> bank.start(ids, embeddings)
         >>> bank(embeddings[:, None], ids).shape
         TensorShape([2, 1, 6])
         >>> bank.write(ids, embeddings)
@@ -67,7 +66,6 @@ class MemoryBank(keras.layers.Layer):
         # Of exp(similarity / temperature), in the first batch: ln(Z / N).
         self.log_mean = self._state("log_mean", (), "float32", "zeros")
         self.batches = self._state("batches", (), "int32", "zeros")
-        self.seen = self._state("seen", (size,), "int8", "zeros")  # 1 if the image has been
         self.built = True  # or Keras warns when it loads a task with a bank
 
     def _state(self, name, shape, dtype, initializer):
@@ -132,22 +130,6 @@ class MemoryBank(keras.layers.Layer):
         itself = tf.pad(drawn[None] == ids[:, None], [[0, 0], [1, 0]])
         return tf.where(itself[:, None], -1e9, odds)
 
-    def start(self, ids, embeddings):
-        """Sets the embeddings of images that come for the first time, before the bank is asked about them.
-
-        Otherwise the positives of the first epoch would be random vectors, and contain halves of them later.
-
-        Args:
-            ids, embeddings: as in `write`.
-
-        Raises:
-            ValueError: as in `write`.
-        """
-        ids, new = self._gathered(ids, embeddings)
-        known = tf.gather(self.seen.value, ids)[:, None] > 0
-        self._set(self.rows, ids, tf.where(known, self.read(ids), new))
-        self._set(self.seen, ids, tf.ones_like(ids))
-
     def write(self, ids, embeddings):
         """Updates the embeddings of images: the moving average, normalized again.
 
@@ -160,26 +142,18 @@ class MemoryBank(keras.layers.Layer):
         Raises:
             ValueError: an embedding has another length than `dimensions`.
         """
-        ids, new = self._gathered(ids, embeddings)
-        mixed = self.momentum * self.read(ids) + (1 - self.momentum) * new
-        self._set(self.rows, ids, tf.math.l2_normalize(mixed, axis=-1))
-        self.batches.assign_add(1)
-
-    def _gathered(self, ids, embeddings):
-        """Returns the ids and embeddings of all replicas, without gradient."""
         if len(embeddings.shape) != 2 or embeddings.shape[-1] != self.dimensions:
             raise ValueError(
                 f"embeddings must be (B, {self.dimensions}) like the rows of the bank, got "
                 f"{embeddings.shape}"
             )
-        new = tf.cast(tf.stop_gradient(embeddings), tf.float32)
-        return distribute.all_gather(tf.cast(ids, tf.int32)), distribute.all_gather(new)
-
-    def _set(self, state, ids, values):
+        ids = distribute.all_gather(tf.cast(ids, tf.int32))
+        new = distribute.all_gather(tf.cast(tf.stop_gradient(embeddings), tf.float32))
+        mixed = self.momentum * self.read(ids) + (1 - self.momentum) * new
+        rows = tf.cast(tf.math.l2_normalize(mixed, axis=-1), self.storage)
         # In place: assigning the whole bank would take longer than the step of a small network.
-        tf.raw_ops.ResourceScatterUpdate(
-            resource=state.value.handle, indices=ids, updates=tf.cast(values, state.dtype)
-        )
+        tf.raw_ops.ResourceScatterUpdate(resource=self.rows.value.handle, indices=ids, updates=rows)
+        self.batches.assign_add(1)
 
     def get_config(self):
         names = ("size", "dimensions", "negatives", "temperature", "momentum", "storage", "seed")

@@ -76,19 +76,6 @@ def test_before_training_each_batch_has_its_own_normalizer():
     assert float(bank.log_mean) == 0
 
 
-def test_an_image_that_comes_for_the_first_time_is_its_own_positive():
-    bank, z = MemoryBank(9, 4, negatives=3, temperature=0.5), unit(3, 4)
-    others = bank.rows.numpy()
-    start = tf.function(bank.start, reduce_retracing=True)
-    start(tf.constant([2, 5, 7]), z)
-    np.testing.assert_array_equal(bank.read([2, 5, 7]), z)
-    np.testing.assert_array_equal(bank.rows.numpy()[[0, 1, 3, 4, 6, 8]], others[[0, 1, 3, 4, 6, 8]])
-    start(tf.constant([5, 8, 0]), unit(3, 4, seed=1))  # the first one is known by now
-    np.testing.assert_array_equal(bank.read([2, 5, 7]), z)
-    np.testing.assert_array_equal(bank.read([8, 0]), unit(3, 4, seed=1)[1:])
-    np.testing.assert_array_equal(np.flatnonzero(bank.seen.numpy()), [0, 2, 5, 7, 8])
-
-
 def test_perfect_embeddings_are_all_found_however_often_they_are_drawn():
     bank = MemoryBank(30, 64, negatives=3000)
     ids = np.arange(20)
@@ -143,7 +130,6 @@ def test_all_replicas_have_the_bank_of_one(two_replicas):
     one = MemoryBank(9, 4, negatives=3)
     expected = one(queries, ids, training=True).numpy()
     one.write(ids, queries[:, 0])
-    one.start(ids + 1, queries[:, 0])
     with two_replicas.scope():
         bank = MemoryBank(9, 4, negatives=3)
 
@@ -152,7 +138,6 @@ def test_all_replicas_have_the_bank_of_one(two_replicas):
         def run(queries, ids):
             odds = bank(queries, ids, training=True)
             bank.write(ids, queries[:, 0])
-            bank.start(ids + 1, queries[:, 0])
             return odds
 
         return two_replicas.run(run, args=(queries, ids))
@@ -164,7 +149,7 @@ def test_all_replicas_have_the_bank_of_one(two_replicas):
 
     odds = two_replicas.experimental_local_results(step(part(queries), part(ids)))
     np.testing.assert_allclose(np.concatenate(odds), expected, atol=1e-5)
-    for name in ("rows", "log_mean", "batches", "seen"):
+    for name in ("rows", "log_mean", "batches"):
         for replica in two_replicas.experimental_local_results(getattr(bank, name).value):
             np.testing.assert_allclose(replica, getattr(one, name), atol=1e-6)
 
@@ -204,6 +189,5 @@ def test_invalid_calls():
     bank = MemoryBank(8, 4)
     with pytest.raises(ValueError, match=r"queries must be \(B, Q, 4\) like the rows of the bank"):
         bank(tf.zeros((2, 4)), tf.constant([0, 1]))
-    for method in (bank.start, bank.write):
-        with pytest.raises(ValueError, match=r"embeddings must be \(B, 4\) like the rows of the"):
-            method(tf.constant([0, 1]), tf.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"embeddings must be \(B, 4\) like the rows of the"):
+        bank.write(tf.constant([0, 1]), tf.zeros((2, 3)))

@@ -123,9 +123,6 @@ class CMC(PretextModel):
             tf.math.l2_normalize(head(half), axis=-1)
             for head, half in zip(self.heads, halves, strict=True)
         ]
-        if training:
-            for bank, embedding in zip(self.banks, embeddings, strict=True):
-                bank.start(x["id"], embedding)
         # Each view asks the bank of the other one.
         odds = [
             bank(query[:, None], x["id"], training=training)

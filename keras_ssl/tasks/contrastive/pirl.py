@@ -150,8 +150,6 @@ class PIRL(PretextModel):
         )
         joint = self.joint_head(tf.reshape(parts, [-1, x["patches"].shape[1] * self.dimensions]))
         both = tf.math.l2_normalize(tf.stack([image, joint], axis=1), axis=-1)
-        if training:
-            self.bank.start(x["id"], both[:, 0])
         odds = self.bank(both, x["id"], training=training)
         if training:
             self.bank.write(x["id"], both[:, 0])

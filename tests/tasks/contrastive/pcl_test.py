@@ -155,7 +155,7 @@ def test_needs_all_images_before_training(encoder, noise):
         with pytest.raises(
             ValueError, match=f"all num_images=8, which are clustered, got {number}"
         ):
-            make(encoder).dataset(kssl.data.from_array(noise[:number]), 4)
+            make(encoder).dataset(kssl.data.from_array(noise[:number]), 5)
 
 
 @pytest.mark.parametrize(
