@@ -20,6 +20,7 @@ LAYERS = {
     "BatchNormalization": (layers.BatchNormalization(), normal(5, 4, 6, 3)),
     "ChannelwiseDense": (layers.ChannelwiseDense(), normal(5, 4, 6, 3)),
     "Decoder": (layers.Decoder((4, 6, 3), (8, 12)), normal(5, 4, 6, 3)),
+    "Lab": (layers.Lab("ab"), np.abs(normal(5, 6, 7, 3)) * 60),
     "Sinkhorn": (layers.Sinkhorn(lam=2.0, differentiable=True, max_iterations=50), normal(5, 3)),
     "Sobel": (layers.Sobel(), normal(5, 6, 7, 3)),
     "SpectralNormalization": (
@@ -36,12 +37,14 @@ LOSSES = {
         np.concatenate([normal(2, 6, 7, 3), np.float32(normal(2, 6, 7, 1) > 0.5)], axis=-1),
         normal(2, 6, 7, 3),
     ),
+    "InfoMax": (losses.InfoMax(), np.zeros(5), normal(5, 4, 3)),
     "InfoNCE": (losses.InfoNCE(0.5), np.zeros(3), np.tanh(normal(3, 6))),
     "MultiscaleInfoNCE": (
         losses.MultiscaleInfoNCE((2, 3)),
         np.zeros(5),
         normal(5, 2, 7, 3),
     ),
+    "NCE": (losses.NCE((1, 0.5)), np.zeros(5), normal(5, 2, 6)),
     "NTXent": (losses.NTXent(), np.zeros(5), normal(5, 2, 3)),
     "PredictiveCoding": (losses.PredictiveCoding(2), np.zeros(3), normal(3, 3, 5, 2, 4)),
     "SquaredDistance": (losses.SquaredDistance(), np.zeros(5), normal(5, 2, 2, 3)),
@@ -61,8 +64,8 @@ METRICS = {
 
 def test_nothing_is_left_out():
     found = {name for name in layers.__all__ if isinstance(getattr(layers, name), type)}
-    assert set(LAYERS) == found - {"Queue"}  # tested below
-    assert set(LOSSES) == set(losses.__all__)
+    assert set(LAYERS) == found - {"Queue", "MemoryBank"}  # tested below
+    assert set(LOSSES) == {n for n in losses.__all__ if isinstance(getattr(losses, n), type)}
     found = {n for n, m in vars(metrics).items() if isinstance(m, type)}
     assert set(METRICS) == {n for n in found if issubclass(getattr(metrics, n), keras.Metric)}
 
@@ -76,6 +79,18 @@ def both(function, *arguments, state=()):
         results.append([*tf.nest.flatten(run(*arguments)), *(v.numpy() for v in state)])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_bank():
+    bank = layers.MemoryBank(9, 3, negatives=4)
+    queries, ids = tf.math.l2_normalize(normal(5, 1, 3), axis=-1), tf.constant([7, 2, 0, 5, 1])
+
+    def step(queries, ids):
+        odds = bank(queries, ids, training=True)
+        bank.write(ids, queries[:, 0])
+        return odds
+
+    both(step, queries, ids, state=bank.variables)
 
 
 def test_queue():

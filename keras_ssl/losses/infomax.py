@@ -30,7 +30,7 @@ def image_scores(queries, keys):
         ([[1.0, 0.0], [0.0, 1.0]], [[True, False], [False, True]])
     """
     everyone = distribute.all_gather(tf.cast(keys, tf.float32))
-    scores = tf.einsum("bd,nld->bnl", tf.cast(queries, tf.float32), everyone)
+    scores = tf.tensordot(tf.cast(queries, tf.float32), everyone, [[1], [2]])
     rows = distribute.first_row(queries) + tf.range(tf.shape(queries)[0])
     return scores, rows[:, None] == tf.range(tf.shape(everyone)[0])
 
