@@ -81,9 +81,8 @@ def views_per_image(task, x):
     # Beside the images there may be codes, ids or random numbers.
     parts = [part.shape[1:-1] for part in tf.nest.flatten(x) if len(part.shape) > 3]
     views = sum(math.prod(shape) for shape in parts) / 32**2
-    if isinstance(
-        task, kssl.tasks.PCL
-    ):  # a query, a key, and the key of each image to be clustered
+    # A query, a key, and the key of each image to be clustered.
+    if isinstance(task, kssl.tasks.PCL):
         return views * 2 / 3 + 1 / 3
     if isinstance(task, Relabels) and not isinstance(task, Describes):
         return views + 1 / 3

@@ -1,5 +1,7 @@
 """Memory bank: an embedding of every image of the data set, as negatives."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -62,21 +64,12 @@ class MemoryBank(keras.layers.Layer):
         self.temperature = check_positive("temperature", temperature)
         self.momentum = check_fraction("momentum", momentum)
         self.storage, self.seed = storage, seed
-        self.rows = self._state("rows", (size, dimensions), storage, self._first_rows)
+        state = functools.partial(self.add_weight, trainable=False, autocast=False)
+        self.rows = state((size, dimensions), self._first_rows, storage, name="rows")
         # Of exp(similarity / temperature), in the first batch: ln(Z / N).
-        self.log_mean = self._state("log_mean", (), "float32", "zeros")
-        self.batches = self._state("batches", (), "int32", "zeros")
+        self.log_mean = state((), "zeros", "float32", name="log_mean")
+        self.batches = state((), "zeros", "int32", name="batches")
         self.built = True  # or Keras warns when it loads a task with a bank
-
-    def _state(self, name, shape, dtype, initializer):
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            dtype=dtype,
-            initializer=initializer,
-            trainable=False,
-            autocast=False,
-        )
 
     def _first_rows(self, shape, dtype):
         rows = tf.random.stateless_normal(shape, (self.seed, 0))

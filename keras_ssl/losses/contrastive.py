@@ -32,10 +32,27 @@ def similarities(queries, keys):
     )
     flat = tf.reshape(queries, [-1, width]), tf.reshape(everyone, [-1, width])
     similarity = tf.reshape(tf.matmul(*flat, transpose_b=True), [number, views, total, others])
-    rows = distribute.first_row(queries) + tf.range(number)
-    own = rows[:, None] == tf.range(total)
+    own = own_rows(queries, everyone)
     same_view = tf.eye(queries.shape[1], dtype=tf.bool)
     return similarity, own, own[:, None, :, None] & same_view[None, :, None, :]
+
+
+def own_rows(tensor, everyone):
+    """Tells which rows of all replicas are those of this one: the same image.
+
+    Args:
+        tensor: (B, ...) tensor, the rows of this replica.
+        everyone: (N, ...) tensor, `distribute.all_gather(tensor)`.
+
+    Returns:
+        (B, N) bool tensor.
+
+    Example:
+        >>> own_rows(tf.zeros(2), tf.zeros(2)).numpy().tolist()
+        [[True, False], [False, True]]
+    """
+    rows = distribute.first_row(tensor) + tf.range(tf.shape(tensor)[0])
+    return rows[:, None] == tf.range(tf.shape(everyone)[0])
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

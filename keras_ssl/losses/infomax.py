@@ -5,6 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_ssl.losses.contrastive import own_rows
 from keras_ssl.training import distribute
 
 BOUNDS = ("JSD", "InfoNCE", "DV")
@@ -31,8 +32,7 @@ def image_scores(queries, keys):
     """
     everyone = distribute.all_gather(tf.cast(keys, tf.float32))
     scores = tf.tensordot(tf.cast(queries, tf.float32), everyone, [[1], [2]])
-    rows = distribute.first_row(queries) + tf.range(tf.shape(queries)[0])
-    return scores, rows[:, None] == tf.range(tf.shape(everyone)[0])
+    return scores, own_rows(queries, everyone)
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl.arguments import check_integers, check_not_negative, check_positive
+from keras_ssl.losses.contrastive import own_rows
 from keras_ssl.training import distribute
 
 EXCLUDED = (
@@ -131,8 +132,7 @@ def local_scores(y_pred, locations):
         for source, targets in ((vector, first), (vector, second), (location, first)):
             products = tf.matmul(source, tf.reshape(targets, [-1, size]), transpose_b=True)
             scores.append(tf.reshape(products / size**0.5, [number, total, targets.shape[1]]))
-    rows = distribute.first_row(y_pred) + tf.range(number)
-    return scores, rows[:, None] == tf.range(total)
+    return scores, own_rows(y_pred, everyone)
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

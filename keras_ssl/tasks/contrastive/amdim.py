@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_ssl import encoders, layers, losses
 from keras_ssl.arguments import check_fraction, check_integers
+from keras_ssl.layers.residual_projection import NearIdentity
 from keras_ssl.losses.local import EXCLUDED, local_scores
 from keras_ssl.ops import augment, images, recipes
 from keras_ssl.ops.random import split, uniform
@@ -207,8 +208,7 @@ def _identity_like(shape, dtype=None):
     if outputs < inputs:
         return keras.initializers.GlorotUniform()(shape, dtype)
     # Not zero: batch normalization would enlarge the gradient of a constant channel 300 times.
-    small = keras.initializers.RandomUniform(-0.01, 0.01)(shape, dtype)
-    return tf.where(tf.eye(inputs, outputs, dtype=tf.bool), tf.ones_like(small), small)
+    return tf.reshape(NearIdentity()((inputs, outputs), dtype), shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

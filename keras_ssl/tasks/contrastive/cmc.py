@@ -151,7 +151,7 @@ class CMC(PretextModel):
         return losses.InfoNCE(temperature=1.0, weights=(1.0, 1.0))
 
     def default_metrics(self):
-        return [memory.BankAccuracy()]
+        return [memory.BankContrast()]
 
     def default_optimizer(self, steps, learning_rate=0.03):
         return super().default_optimizer(steps, learning_rate)

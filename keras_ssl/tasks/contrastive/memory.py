@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_ssl import metrics
+
 
 def check_number(num_images, images):
     """Checks that a dataset has no more images than a bank has rows.
@@ -49,29 +51,18 @@ def known_ids(batch, num_images):
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-class BankAccuracy(keras.metrics.MeanMetricWrapper):
-    """Measures how often an embedding is most similar to that of the same image in a memory bank.
-
-    Args:
-        name: str.
-        **kwargs: passed to keras.metrics.Metric.
+class BankContrast(metrics.Contrast):
+    """`metrics.Contrast` of predictions by a memory bank, whose similarities are log-odds.
 
     Shapes:
         y_true: not used. y_pred: (B, Q, 1 + m) log-odds of `layers.MemoryBank`.
 
     Example:
-        >>> metric = BankAccuracy()
+        >>> metric = BankContrast()
         >>> metric.update_state([0, 0], tf.constant([[[1.0, 0.5]], [[0.0, 2.0]]]))
         >>> float(metric.result())
         0.5
     """
 
-    def __init__(self, name="accuracy", **kwargs):
-        super().__init__(self._found, name, **kwargs)
-
-    @staticmethod
-    def _found(y_true, y_pred):
-        return tf.cast(y_pred[..., 0] > tf.reduce_max(y_pred[..., 1:], axis=-1), tf.float32)
-
-    def get_config(self):
-        return {"name": self.name, "dtype": self.dtype}
+    def largest(self, y_true, y_pred):
+        return y_pred[..., 0], tf.reduce_max(y_pred[..., 1:], axis=-1)

@@ -1,10 +1,12 @@
 """PCL: finds the prototype of an image's cluster, besides the key of its other view."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import losses
+from keras_ssl import losses, metrics
 from keras_ssl.arguments import check_integer, check_not_negative
 from keras_ssl.callbacks import Relabel
 from keras_ssl.solvers import clustering
@@ -94,27 +96,18 @@ class PCL(MoCo):
             clustering.check_number(number, num_images)
         self.num_images, self.warmup, self.when, self.seed = num_images, warmup, when, seed
         self.smoothing = check_not_negative("smoothing", smoothing)
-        self.labels = self._state("labels", (len(self.clusters), num_images), "int32", -1)
-        self.relabelings = self._state("relabelings", (), "int32", 0)
+        state = functools.partial(self.add_weight, trainable=False, autocast=False)
+        unknown = keras.initializers.Constant(-1)
+        self.labels = state((len(self.clusters), num_images), unknown, "int32", name="labels")
+        self.relabelings = state((), "zeros", "int32", name="relabelings")
         self.prototypes = [
-            self._state(f"prototypes{m}", (number, dimensions), "float32", 0)
+            state((number, dimensions), "zeros", "float32", name=f"prototypes{m}")
             for m, number in enumerate(self.clusters)
         ]
         self.concentrations = [
-            self._state(f"concentrations{m}", (number,), "float32", 1)
+            state((number,), "ones", "float32", name=f"concentrations{m}")
             for m, number in enumerate(self.clusters)
         ]
-
-    def _state(self, name, shape, dtype, value):
-        initializer = keras.initializers.Constant(value)
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            dtype=dtype,
-            initializer=initializer,
-            trainable=False,
-            autocast=False,
-        )
 
     def pretext(self, batch, seed):
         x, ids = super().pretext(batch, seed)
@@ -170,7 +163,7 @@ class PCL(MoCo):
         return PrototypeNCE(self.temperature)
 
     def default_metrics(self):
-        kept = [PrototypeContrast(name) for name in ("accuracy", "positive", "negative")]
+        kept = [PrototypeContrast(name) for name in metrics.CONTRAST]
         return [*kept, PrototypeAccuracy()]
 
     def default_callbacks(self, images):

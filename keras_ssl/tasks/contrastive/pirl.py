@@ -166,22 +166,16 @@ class PIRL(PretextModel):
         return losses.InfoNCE(temperature=1.0, weights=(1 - self.weight, self.weight))
 
     def default_metrics(self):
-        return [memory.BankAccuracy()]
+        return [memory.BankContrast()]
 
     def default_optimizer(self, steps, learning_rate=0.03):
         return super().default_optimizer(steps, learning_rate)
 
     def preview(self, x, y, y_pred=None):
-        odds = [", log-odds {:.1f}"] * 2 if y_pred is not None else ["", ""]
         rows = []
         for k, (image, parts) in enumerate(zip(x["image"], x["patches"], strict=True)):
-            own = ("", "") if y_pred is None else y_pred[k, :, 0]
+            odds = ("", "") if y_pred is None else [f", log-odds {v:.1f}" for v in y_pred[k, :, 0]]
             what = "patch" if len(parts) > 1 else "rotated"
-            rows.append(
-                [(image, "image" + odds[0].format(own[0]))]
-                + [
-                    (part, f"{what} {i + 1}" + odds[1].format(own[1]))
-                    for i, part in enumerate(parts)
-                ]
-            )
+            transformed = [(part, f"{what} {i}{odds[1]}") for i, part in enumerate(parts, 1)]
+            rows.append([(image, f"image{odds[0]}"), *transformed])
         return rows
