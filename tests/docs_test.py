@@ -17,7 +17,6 @@ import click
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image, ImageDraw
 from tensorflow_serving.config import model_server_config_pb2
@@ -234,13 +233,10 @@ class Trained:
 @pytest.fixture
 def page(command, served, trained, exported, tmp_path):
     """Runs the steps of a page, in one folder and one namespace."""
-    # A few eager steps take less time than tracing; tests/conformance_test.py trains every task in graphs.
-    tf.config.run_functions_eagerly(True)
     draw_images(tmp_path)
     shutil.copytree(exported / "1", tmp_path / "saved_models" / "rotation_cifar10" / "1")
     runner = Page(command, served, trained)
     yield runner
-    tf.config.run_functions_eagerly(False)
     keras.config.set_dtype_policy("float32")
 
 
