@@ -26,9 +26,10 @@ MAPPED = ("untrained", "simclr", "supcon")  # models of which the features are d
 TEXT = """# The zoo
 
 One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images of CIFAR-10, without their
-labels (but for `supcon`). All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward
-and backward. A rotation is a view, a tile counts by its pixels, and the forward pass of a relabeling or of a
-momentum encoder a third of a view.
+labels (but for `supcon`). Tasks that need another architecture train that one, with as many features.
+All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A rotation is
+a view, a tile counts by its pixels, and the forward pass of a relabeling or of a momentum encoder a third of
+a view.
 Accuracies are in percent on the 10,000 test images; chance is 10. The data are a JPEG copy of CIFAR-10,
 whose accuracies differ slightly from those of the original pixels.
 
@@ -43,7 +44,8 @@ trains them.
 - **linear**: multinomial logistic regression on the standardized features of a stage, averaged over the
   image, with 10,000 labels. The regularization is chosen on a fifth of these labels, and so is the stage in
   bold.
-- **gain**: of that stage, versus the untrained encoder's (mean of the seeds), each on its own best stage.
+- **gain**: of that stage, versus the untrained encoder's of the same architecture (mean of the seeds), each
+  on its own best stage.{others}
 - **kNN**: of the same stage, 20 neighbors weighted by exp(cosine / 0.07), with 10,000 labels (Wu et al.,
   CVPR 2018).
 - **fine-tuned**: the whole encoder and a linear head, trained on 10 % of the labels, 500 per class.
@@ -116,7 +118,9 @@ def page(found, untrained):
     best = [selected(results)[1]["linear"] for results in untrained]
     base = float(np.mean(best))
     head = ("task", "linear 1", "2", "3", "4", "gain", "kNN", "fine-tuned 10 %")
-    first = [head, *(accuracies(f"`{k}`", card["results"], base) for k, card in found.items())]
+    first = [head]
+    for task, card in found.items():
+        first.append(accuracies(f"`{task}`", card["results"], own_base(card, base)))
     first += [accuracies(f"untrained, seed {i}", r, None) for i, r in enumerate(untrained)]
     second = [("task", "pretext", "rank", "alignment", "uniformity", "views/s", "minutes")]
     for task, card in found.items():
@@ -129,9 +133,24 @@ def page(found, untrained):
         accuracies=markdown(first),
         details=markdown(second),
         seeds=f"{len(best)} seeds, whose best stages have {' and '.join(map(percent, best))}",
+        others=others(found),
         machines=" and ".join(sorted({card["machine"] for card in found.values()})),
         absent=f"Not trained yet: {', '.join(missing)}.\n\n" if missing else "",
     )
+
+
+def others(found):
+    """Returns lines of a list, which tasks train another architecture and what it has untrained."""
+    lines = ""
+    for task, card in found.items():
+        if "untrained" in card:
+            lines += f"\n  - `{task}`: {card['encoder']}, untrained {percent(own_base(card, 0))}."
+    return lines
+
+
+def own_base(card, base):
+    """Returns the linear probe of the untrained encoder of the same architecture as that of a model."""
+    return float(np.mean(card["untrained"])) if "untrained" in card else base
 
 
 def geometry(results):
@@ -151,7 +170,15 @@ def chart(found, untrained):
     axes.bar_label(bars, fmt="%.1f", padding=3)
     best = [100 * selected(results)[1]["linear"] for results in untrained]
     axes.axvspan(min(best), max(best), color="tab:orange", alpha=0.4)
-    axes.axvline(np.mean(best), color="tab:orange", label="untrained encoder, best stage")
+    axes.axvline(
+        np.mean(best),
+        color="tab:orange",
+        label="untrained encoder, best stage (short: of the same architecture)",
+    )
+    for place, name in enumerate(names):
+        if "untrained" in found[name]:  # another architecture
+            value = 100 * own_base(found[name], None)
+            axes.plot([value, value], [place - 0.4, place + 0.4], color="tab:orange", linewidth=3)
     axes.set_xlim(0, max(values) + 6)
     axes.set_xlabel("linear probe, selected stage (%)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
