@@ -164,10 +164,15 @@ def measure(encoder, images, test):
     }
 
 
+def selected(rows):
+    """Returns the name and the row of the stage that was selected on held-out labels."""
+    return next((name, row) for name, row in rows.items() if row["selected"])
+
+
 def best_linear(encoder, images, test):
-    """Returns the accuracy of the linear probe on the stage that is selected on held-out labels."""
+    """Returns the accuracy of the linear probe on the selected stage."""
     rows, _ = kssl.evaluation.probe_stages(encoder, random_subset(images, LABELS), test)
-    return next(row["linear"] for row in rows.values() if row["selected"])
+    return selected(rows)[1]["linear"]
 
 
 def name_encoder(kind):

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from budget import random_subset
-from build_zoo import VIEWS, new_encoder
+from build_zoo import VIEWS, new_encoder, selected
 from matplotlib.figure import Figure
 
 import keras_ssl as kssl
@@ -75,11 +75,6 @@ def cards(folder):
     return found
 
 
-def selected(results):
-    """Returns the name and the row of the stage that was selected on held-out labels."""
-    return next((name, row) for name, row in results["stages"].items() if row["selected"])
-
-
 def percent(value):
     return f"{100 * value:.1f}"
 
@@ -91,7 +86,7 @@ def markdown(rows):
 
 
 def accuracies(task, results, base):
-    name, best = selected(results)
+    name, best = selected(results["stages"])
     shown = [percent(results["stages"][stage]["linear"]) for stage in STAGES]
     place = STAGES.index(name) if name in STAGES else -1  # the features are those of the last stage
     shown[place] = f"**{shown[place]}**"
@@ -115,12 +110,12 @@ def page(found, untrained):
         found: dict of cards by task.
         untrained: list of results of untrained encoders, one for each seed.
     """
-    best = [selected(results)[1]["linear"] for results in untrained]
+    best = [selected(results["stages"])[1]["linear"] for results in untrained]
     base = float(np.mean(best))
     head = ("task", "linear 1", "2", "3", "4", "gain", "kNN", "fine-tuned 10 %")
     first = [head]
     for task, card in found.items():
-        first.append(accuracies(f"`{task}`", card["results"], own_base(card, base)))
+        first.append(accuracies(f"`{task}`", card["results"], own_base(card) or base))
     first += [accuracies(f"untrained, seed {i}", r, None) for i, r in enumerate(untrained)]
     second = [("task", "pretext", "rank", "alignment", "uniformity", "views/s", "minutes")]
     for task, card in found.items():
@@ -143,14 +138,14 @@ def others(found):
     """Returns lines of a list, which tasks train another architecture and what it has untrained."""
     lines = ""
     for task, card in found.items():
-        if "untrained" in card:
-            lines += f"\n  - `{task}`: {card['encoder']}, untrained {percent(own_base(card, 0))}."
+        if own := own_base(card):
+            lines += f"\n  - `{task}`: {card['encoder']}, untrained {percent(own)}."
     return lines
 
 
-def own_base(card, base):
-    """Returns the linear probe of the untrained encoder of the same architecture as that of a model."""
-    return float(np.mean(card["untrained"])) if "untrained" in card else base
+def own_base(card):
+    """Returns the linear probe of the untrained encoder of a model, or None if it is the zoo's usual one."""
+    return float(np.mean(card["untrained"])) if "untrained" in card else None
 
 
 def geometry(results):
@@ -165,10 +160,10 @@ def chart(found, untrained):
     figure = Figure((8, 0.3 * len(found) + 1.3), layout="constrained", dpi=110)
     axes = figure.subplots()
     names = list(found)[::-1]
-    values = [100 * selected(found[name]["results"])[1]["linear"] for name in names]
+    values = [100 * selected(found[name]["results"]["stages"])[1]["linear"] for name in names]
     bars = axes.barh(names, values, color="tab:blue")
     axes.bar_label(bars, fmt="%.1f", padding=3)
-    best = [100 * selected(results)[1]["linear"] for results in untrained]
+    best = [100 * selected(results["stages"])[1]["linear"] for results in untrained]
     axes.axvspan(min(best), max(best), color="tab:orange", alpha=0.4)
     axes.axvline(
         np.mean(best),
@@ -176,9 +171,10 @@ def chart(found, untrained):
         label="untrained encoder, best stage (short: of the same architecture)",
     )
     for place, name in enumerate(names):
-        if "untrained" in found[name]:  # another architecture
-            value = 100 * own_base(found[name], None)
-            axes.plot([value, value], [place - 0.4, place + 0.4], color="tab:orange", linewidth=3)
+        if own := own_base(found[name]):
+            axes.plot(
+                [100 * own, 100 * own], [place - 0.4, place + 0.4], color="tab:orange", linewidth=3
+            )
     axes.set_xlim(0, max(values) + 6)
     axes.set_xlabel("linear probe, selected stage (%)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)

@@ -65,7 +65,7 @@ def decode_batch(files, height, width):
         tf.size(files) <= MAX_FILES,
         f"a request has at most {MAX_FILES} files: send the others in further requests",
     )
-    with tf.control_dependencies(few):
+    with tf.control_dependencies([few]):
         files = tf.identity(files)
     files, memory, cost = tf.map_fn(
         _checked, files, fn_output_signature=(tf.string, tf.int64, tf.int64)
@@ -75,12 +75,12 @@ def decode_batch(files, height, width):
         return tf.reduce_sum(tf.math.top_k(memory, tf.minimum(number, tf.size(memory))).values)
 
     checks = [
-        *_assert(
+        _assert(
             tf.reduce_sum(cost) <= MAX_COST,
             "decoding the files of the request takes too long: send fewer of them, or smaller images",
         ),
         # Not one at a time: TensorFlow's memory pool would need the memory of two nevertheless.
-        *_assert(
+        _assert(
             largest(2) <= headers.MAX_MEMORY,
             "two files of the request take too much memory to decode: send large images one by one",
         ),
@@ -109,16 +109,16 @@ def _checked(encoded):
     max_scans = MAX_SCANS + tf.strings.length(encoded) // BYTES_PER_SCAN
     max_scans = tf.minimum(max_scans, headers.MAX_COUNT - 1)
     checks = [
-        *_assert(pixels >= 0, "Unknown image file format (JPEG, PNG, GIF, BMP)"),
-        *_assert(
+        _assert(pixels >= 0, "Unknown image file format (JPEG, PNG, GIF, BMP)"),
+        _assert(
             pixels <= MAX_PIXELS,
             f"the image declares too many pixels, more than {MAX_PIXELS}: send a smaller one",
         ),
-        *_assert(
+        _assert(
             scans <= tf.cast(max_scans, tf.int64),
             f"the JPEG has more than {MAX_SCANS} scans or is coded arithmetically: save it as baseline",
         ),
-        *_assert(
+        _assert(
             (pixels > MAX_PIXELS) | ((memory <= headers.MAX_MEMORY) & (cost <= MAX_COST)),
             "the image takes too much memory or time to decode: send a smaller one, a JPEG as baseline, "
             "not progressive, and a PNG without compressed text",
@@ -130,7 +130,7 @@ def _checked(encoded):
 
 def _assert(condition, message):
     # tf.debugging.Assert adds a conditional to the graph, which takes ten times as long.
-    return [tf.raw_ops.Assert(condition=condition, data=[message])]
+    return tf.raw_ops.Assert(condition=condition, data=[message])
 
 
 def _decode(file):
