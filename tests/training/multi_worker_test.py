@@ -69,7 +69,7 @@ def test_two_workers_with_one_killed_match_one_worker(workers, command, tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.05)
     other.send_signal(signal.SIGKILL)
-    assert chief.wait(120) == 2
+    assert chief.wait(300) == 2
     output = (tmp_path / "worker0.txt").read_text()
     # A line of its own, though not always the last: after it Python may report that it could not close a
     # thread pool of TensorFlow's strategy.
@@ -130,7 +130,7 @@ np.savez(
 def test_two_workers_fit_validate_and_predict_on_all_images(workers, tmp_path):
     subprocess.run([sys.executable, "-c", VALIDATES, "one"], cwd=tmp_path, check=True)
     both = workers("two", program=VALIDATES)
-    codes = [process.wait(120) for process in both]
+    codes = [process.wait(300) for process in both]
     output = [(tmp_path / f"worker{index}.txt").read_text() for index in range(2)]
     assert codes == [0, 0], output
     one = np.load(tmp_path / "one0.npz")
