@@ -129,7 +129,7 @@ def make_folder(path):
 
 
 def sync(path):
-    """Waits until a file, or the list of names in a folder, is on the disk.
+    """Flushes a file, or the entries of a folder, to the disk (fsync).
 
     Args:
         path: str or pathlib.Path.

@@ -32,7 +32,7 @@ from keras_ssl.plotting import print_table
 from keras_ssl.protocols import Describes, Reconstructs, Relabels
 
 VIEWS, LABELS, WIDTH, SEEDS = 600_000, 10_000, 16, (0, 1)
-EXEMPLARS = 8_000  # classes of the exemplar task, as in its paper
+EXEMPLARS = 8_000  # images of the exemplar task, as in its paper
 RELABELINGS = 10
 LOCAL_WIDTH = 64  # of local encoders, whose last stage then has 128 features, as the others
 # Arguments and batch size of each task; the sizes are for images of 32 pixels.
@@ -58,7 +58,8 @@ TASKS = {
     "byol": ({}, 64),
     "supcon": ({}, 256),
     "align_uniform": ({}, 256),
-    "pirl": ({"num_images": 50_000}, 256),
+    # An image has to be seen again and again to be found in the memory: fewer images, more epochs.
+    "pirl": ({"num_images": EXEMPLARS, "grid": 2}, 256),
     "cmc": ({"num_images": 50_000}, 256),
     "pcl": ({"num_images": 50_000}, 256),
     "cpc": ({}, 64),
@@ -67,7 +68,7 @@ TASKS = {
 }  # fmt: skip
 
 # Peak learning rates, where the authors' one, for hundreds of epochs, is too small for this budget.
-RATES = {"cmc": 0.1, "pirl": 0.3}
+RATES = {"cmc": 0.1, "pirl": 0.1}
 
 
 def new_encoder(seed=0, architecture=kssl.encoders.resnet):
@@ -106,9 +107,9 @@ def train(name, images, options):
     """Trains a task for the budget; returns the task in float32 and a dict of what the card says of it."""
     keras.utils.clear_session()
     task, batch_size = new_task(name, options.precision), TASKS[name][1]
-    if name == "exemplar":
-        images = random_subset(images, EXEMPLARS)
-    number = int(images.cardinality())
+    number = TASKS[name][0].get("num_images", int(images.cardinality()))
+    if number < int(images.cardinality()):
+        images = random_subset(images, number)
     cost = views_per_image(task, next(iter(task.dataset(images, batch_size)))[0])
     epochs = max(1, round(options.views / cost / number))
     rate = {"learning_rate": RATES[name]} if name in RATES else {}
@@ -200,6 +201,7 @@ def pretext_metrics(task, test):
 def build(name, images, test, options):
     task, found = train(name, images, options)
     labels = "with labels" if "label" in task.needs else "no labels"
+    number = TASKS[name][0].get("num_images", int(images.cardinality()))
     source = "a JPEG copy of CIFAR-10 (accuracies differ slightly from the original pixels)"
     results = measure(task.encoder, images, test)
     kind = task.architecture
@@ -208,7 +210,7 @@ def build(name, images, test, options):
         found["untrained"] = [best_linear(encoder, images, test) for encoder in encoders]
     card = {
         **found,
-        "data": f"{source if options.data else 'CIFAR-10'}, 50,000 training images, {labels}",
+        "data": f"{source if options.data else 'CIFAR-10'}, {number:,} training images, {labels}",
         "encoder": name_encoder(kind),
         "pretext": pretext_metrics(task, test),
         "labels": LABELS,

@@ -266,7 +266,7 @@ def saved_in(directory):
     """Lists the checkpoints in a folder.
 
     Args:
-        directory: str or pathlib.Path of the folder, which may not exist.
+        directory: str or pathlib.Path of the folder, which need not exist.
 
     Returns:
         sorted list of (step, pathlib.Path).

@@ -24,7 +24,8 @@ def to_tfrecord(images, path, shards=None, verbose=1):
 
     If a run is killed, the same call resumes it: complete files are kept, and the result is that of an
     uninterrupted run. Images of uint8 become PNG, which any reader of tf.train.Example can decode;
-    columns of int64, float32 and strings become its lists, and all others serialized tensors. The file
+    columns of int64, float32 and strings become an Int64List, a FloatList and a BytesList, all others
+    serialized tensors. The file
     `pictures.json` in the same folder describes the columns and lists the class names.
 
     Args:

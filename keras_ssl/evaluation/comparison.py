@@ -25,16 +25,19 @@ def compare(encoder, untrained, train, test, k=20, verbose=0, maps=False):
         encoder: functional keras.Model with named stages.
         untrained: the same architecture with its initial weights.
         train, test: tf.data.Datasets of dicts with `image` and `label`.
-        k: int, number of neighbors; the smaller of it and the number of training images.
+        k: int, number of neighbors, at most that of training images.
         verbose: 1 shows progress, 0 does not.
         maps: bool, fits the linear probes on maps of about 9,000 numbers per stage instead of their average.
 
     Returns:
-        dict: `chance` (fraction of the most frequent test label) and, for each stage, a dict of the
-        accuracies `knn` (k neighbors), `knn200` (200 neighbors) and `linear`, with more than ten classes
-        also `knn200_top5` and `linear_top5`; of `l2` and `validation`, the chosen regularization and its
-        accuracy on the held-out labels; and of `selected`, whether this stage was selected. Each is there
-        again with the suffix `_untrained`.
+        dict: `chance` (fraction of the most frequent test label) and, for each stage, a dict of
+
+        - the accuracies `knn` (k neighbors), `knn200` (200 neighbors) and `linear`; with more than ten
+          classes also `knn200_top5` and `linear_top5`;
+        - `l2` and `validation`: the chosen regularization and its accuracy on the held-out labels;
+        - `selected`: whether this stage was selected.
+
+        The same keys with the suffix `_untrained` are of the untrained encoder.
 
     Raises:
         ValueError: `train` or `test` has no labels, or `train` too few.

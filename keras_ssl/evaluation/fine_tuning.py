@@ -36,8 +36,8 @@ def fine_tune(
         encoder: functional keras.Model from (B, H, W, C) to (B, D); a copy of it is trained.
         train, test: tf.data.Datasets of dicts with `image`, `id` and `label`. If `train` has no random
             access, its images are read into memory.
-        fraction: float in (0, 1], of the labels of each class, but at least one image. Smaller parts are
-            in larger ones of the same seed.
+        fraction: float in (0, 1], of the labels of each class, at least one image. With the same seed, a
+            smaller part is contained in a larger one.
         epochs: int; by default 10, or as many as 1,000 steps take.
         learning_rate: float, the peak.
         batch_size: int.

@@ -34,7 +34,7 @@ class MemoryBank(keras.layers.Layer):
         temperature: float, t.
         momentum: float in [0, 1], of the moving average.
         storage: "float32" or "bfloat16", of the embeddings.
-        seed: int, of the first embeddings and of the draws.
+        seed: int, for the initial embeddings and the drawn negatives.
         **kwargs: passed to keras.layers.Layer.
 
     Raises:

@@ -50,8 +50,8 @@ class PredictiveCoding(keras.losses.Loss):
 
     The negatives of a prediction are all other positions of its own image and all positions of all other
     images, over all replicas. The scores are scalar products, neither normalized nor divided by a
-    temperature. A batch of N images has up to N * H * W scores for each of N * H * W predictions, one step
-    at a time: 3,136 x 2,240 numbers for 64 images and 7x7 positions.
+    temperature. The steps are computed one after the other; each has a matrix of up to (N * H * W)^2
+    scores, 3,136 x 2,240 for 64 images and 7x7 positions.
 
     Args:
         first: int, how many rows above its target the first prediction was made; the second was made one

@@ -86,8 +86,7 @@ def _find_markers(encoded, channels):
     Returns:
         (keeps, arithmetic): () bool tensors. Whether the coefficients of all pixels, 16 bits each, are
         kept until the last scan: the JPEG is progressive, or its scans have one channel each. And whether
-        its coding is arithmetic, which hardly any program writes: a bit of it can stand for thousands of
-        coefficients.
+        it is coded arithmetically, which is rare: one bit can then stand for thousands of coefficients.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     marker, code, high, low, first = (data[i : tf.size(data) - 4 + i] for i in range(5))

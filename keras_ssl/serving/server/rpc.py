@@ -81,7 +81,7 @@ class RpcServer:
         self._thread = threading.Thread(target=self._serve, name="grpc", daemon=True)
 
     def bind(self, address, credentials=None):
-        """Listens on an address, before `start`.
+        """Binds to an address; to be called before `start`.
 
         Args:
             address: str, "host:port" or "unix:path".

@@ -45,7 +45,7 @@ class RelativePatch(PretextModel):
       position of a patch within its block reveals where in the image it was. A random scale removes this
       relation. (The paper randomly downsamples and upsamples its patches, for robustness to pixelation.)
     - *All pairs, at a random place*: if one patch were always the center of the image, the label would be
-      the place of the other one, which it can partly tell alone, since sky is above. So each patch of the
+      the place of the other one, which often shows in that patch alone: sky is at the top. So each patch of the
       grid is compared with each of its neighbors, in both orders, and the grid can move by at least the
       side of a patch.
 

@@ -21,15 +21,14 @@ class AMDIM(PretextModel):
     """Predicts the local features of one view of an image from the features of its other view.
 
     The vector of a whole view has to be more similar to every location of the other view than to all
-    locations of all other images, on two feature maps; and so has a random location of the first map. To
-    know what is everywhere in the image, the vector has to describe what the parts have in common, which is
-    what they show. So mutual information is maximized between views, and between scales.
+    locations of all other images, on two feature maps; and so has a random location of the first map. So
+    the vector has to describe what all locations have in common: the content of the image. Thus mutual information is maximized between views, and between scales.
 
     Shortcut: if the locations saw the whole image, each could copy the vector. The encoder has to have small
     receptive fields, as `encoders.local_resnet`, which the command builds. Others are accepted if they have
     two feature maps with several positions.
 
-    Shortcut: colors give the image away, as in SimCLR, so that their jitter differs between the views. The
+    Shortcut: colors give the image away, as in SimCLR. So each view gets its own color jitter. The
     flip is drawn once for both views, as in the authors' code.
 
     Args:
