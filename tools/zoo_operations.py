@@ -93,6 +93,7 @@ def zoo():
                 kinds[key] += [name] if name not in kinds[key] else []
             elif any(word in node.op for word in SUSPICIOUS):
                 raise ValueError(
-                    f"{name} has the unknown operation {node.op}: add it to tools/zoo_operations.py"
+                    f"{name} has the operation {node.op}, which tools/soak_shapes.py does not test: "
+                    "use another, such as tf.matmul, or add it to FAMILIES and to tools/shape_ops.py"
                 )
     return dict(kinds)

@@ -45,9 +45,9 @@ class RelativePatch(PretextModel):
       position of a patch within its block reveals where in the image it was. A random scale removes this
       relation. (The paper randomly downsamples and upsamples its patches, for robustness to pixelation.)
     - *All pairs, at a random place*: if one patch were always the center of the image, the label would be
-      the place of the other one, which often shows in that patch alone: sky is at the top. So each patch of the
-      grid is compared with each of its neighbors, in both orders, and the grid can move by at least the
-      side of a patch.
+      the place of the other one, which often shows in that patch alone: sky is at the top. So each patch
+      of the grid is compared with each of its neighbors, in both orders, and the grid can move by at
+      least the side of a patch.
 
     As in the authors' code, the patches of a grid are encoded once, and all pairs of neighbors are
     classified: a grid of 3x3 patches has 40 of them. In small images nine patches are too small to show

@@ -22,7 +22,8 @@ class AMDIM(PretextModel):
 
     The vector of a whole view has to be more similar to every location of the other view than to all
     locations of all other images, on two feature maps; and so has a random location of the first map. So
-    the vector has to describe what all locations have in common: the content of the image. Thus mutual information is maximized between views, and between scales.
+    the vector has to describe what all locations have in common: the content of the image. Thus mutual
+    information is maximized between views, and between scales.
 
     Shortcut: if the locations saw the whole image, each could copy the vector. The encoder has to have small
     receptive fields, as `encoders.local_resnet`, which the command builds. Others are accepted if they have
