@@ -151,4 +151,6 @@ def test_nearest_of_one_pixel_and_of_the_same_size():
     x = np.arange(30, dtype=np.int32).reshape(6, 5, 1)
     np.testing.assert_array_equal(images.resize_nearest(x, 6, 5), x)
     np.testing.assert_array_equal(images.resize_nearest(x[:1, :1], 4, 3), np.zeros((4, 3, 1)))
-    np.testing.assert_array_equal(images.resize_intrinsics([9, 8, 2, 2.5], (6, 5), 6, 5), [9, 8, 2, 2.5])
+    np.testing.assert_array_equal(
+        images.resize_intrinsics([9, 8, 2, 2.5], (6, 5), 6, 5), [9, 8, 2, 2.5]
+    )
