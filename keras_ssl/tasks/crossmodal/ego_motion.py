@@ -140,14 +140,15 @@ class EgoMotion(PretextModel):
     def _draw(self, steps, seed):
         """Draws two frames of each clip; returns their indices (B,) and the motion between them (B, A)."""
         number = steps.shape[1]  # of steps, T - 1
+        farthest = min(self.max_distance, number)
         how_far, where, order = split(seed, 3)
-        distance = 1 + integer(how_far, min(self.max_distance, number))
+        distance = 1 + integer(how_far, farthest)
         start = integer(where, number + 1 - distance)
         motion = tf.zeros_like(steps[:, 0], tf.float64)
-        for k in range(number):
-            # A step that is not between the two frames is replaced by none; it may be unknown.
-            between = (k >= start) & (k < start + distance)
-            step = tf.where(between[:, None], steps[:, k], tf.zeros_like(steps[:, k]))
+        for k in range(farthest):
+            step = tf.gather(steps, tf.minimum(start + k, number - 1), axis=1, batch_dims=1)
+            # A step after the second frame is replaced by none; it may be unknown.
+            step = tf.where((k < distance)[:, None], step, tf.zeros_like(step))
             motion = poses.compose(motion, step)
         backward = integer(order, 2) == 1
         motion = tf.where(backward[:, None], poses.inverse(motion), motion)
@@ -236,7 +237,7 @@ class EgoMotion(PretextModel):
             if y_pred is not None:
                 # The center of the bin.
                 place = (y_pred[k].argmax(axis=-1) + 0.5) / self.bins * 2 - 1
-                first = f"predicted:\n{self.label_text(place * self.scale.numpy())}"
+                first = f"predicted {self.label_text(place * self.scale.numpy())}"
             rows.append([(frames[0], first), (frames[1], self.label_text(motion))])
         return rows
 
@@ -244,10 +245,11 @@ class EgoMotion(PretextModel):
         """Describes a motion, (A,) array, in previews: translation, then rotation in degrees."""
         if not np.isfinite(label).all():
             return "unknown motion"
-        values = dict(zip(self.axes, label, strict=True))
-        moved = [f"{axis} {values[axis]:.3g}" for axis in AXES[:3] if axis in values]
+        values = dict(zip(self.axes, label.tolist(), strict=True))
+        # Adding 0 removes the sign of -0.
+        moved = [f"{axis} {values[axis] + 0:.3g}" for axis in AXES[:3] if axis in values]
         turned = [
-            f"{axis} {np.degrees(values[axis]):.0f}\N{DEGREE SIGN}"
+            f"{axis} {round(math.degrees(values[axis]))}\N{DEGREE SIGN}"
             for axis in AXES[3:]
             if axis in values
         ]

@@ -279,15 +279,16 @@ def test_refuses(make, arguments, words):
 
 def test_preview_names_motions(make):
     task = make(axes=("roll", "x", "z"), limits=(np.pi / 6, 3.5, 2), bins=(20, 7, 4))
-    x = np.zeros((2, 2, 16, 16, 3), np.uint8)
-    y = np.float32([[np.pi / 9, -1.5, 0.25], [np.nan, 0, 0]])
+    x = np.zeros((3, 2, 16, 16, 3), np.uint8)
+    y = np.float32([[np.pi / 9, -1.5, 0.25], [np.nan, 0, 0], [-1e-3, -0.0, 123.456]])
     rows = task.preview(x, y)
     assert [caption for _, caption in rows[0]] == ["first frame", "x -1.5 z 0.25\nroll 20°"]
     assert rows[1][1][1] == "unknown motion"
-    y_pred = np.zeros((2, 3, 20))
+    assert rows[2][1][1] == "x 0 z 123\nroll 0°"
+    y_pred = np.zeros((3, 3, 20))
     y_pred[:, 0, 18], y_pred[:, 1, 0], y_pred[:, 2, 2] = 1, 1, 1
     predicted = task.preview(x, y, y_pred)
-    assert predicted[0][0][1] == "predicted:\nx -3 z 0.5\nroll 26°"  # centers of the bins
+    assert predicted[0][0][1] == "predicted x -3 z 0.5\nroll 26°"  # centers of the bins
 
 
 def test_learns_how_a_texture_moves():
