@@ -225,6 +225,7 @@ def test_preview_can_be_drawn(task, data, images):
     assert isinstance(plotting.grid(predicted), Figure)
 
 
+SIX = [1.0] * 6  # one limit for each axis of a motion
 # Tried in turn until the constructor accepts one: then the argument differs from its default.
 OTHERS = {
     bool: lambda value: [not value],
@@ -232,7 +233,7 @@ OTHERS = {
     float: lambda value: [0.8 * value, 0.5 * value, 0.25, 0.5],
     str: lambda value: [],
     tuple: lambda value: [value[::-1], value[:-1]],
-    type(None): lambda value: [2, 3, 1, 0, 8, (0, 180), [[*range(9)], [*range(1, 9), 0]]],
+    type(None): lambda value: [2, 3, 1, 0, 8, (0, 180), [[*range(9)], [*range(1, 9), 0]], SIX],
 }
 
 

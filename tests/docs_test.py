@@ -42,6 +42,7 @@ CHEAPER = (
     (r"\bbatch_size=\d+|(?<=dataset\(images, )256", "8"),
     (r"\bnum_clusters=\d+", "num_clusters=3"),
     (r'"quadratic", \d+', '"quadratic", 2'),
+    (r"\bpairs=\d+", "pairs=1"),
     (r"\bsteps_per_execution=\d+", "steps_per_execution=1"),
     (r"ResNet50\(", "MobileNetV2(alpha=0.35, "),
     # Needs TensorFlow 2.15, where tools/check_addons.sh fine-tunes by LAMB.

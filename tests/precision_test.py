@@ -49,12 +49,20 @@ def reference(request):
     """A task in float32: a batch, its initial weights, and the metrics of its steps."""
     keras.utils.set_random_seed(0)
     task = make(request.param)
-    x, y = next(iter(task.dataset(kssl.data.digits("test").take(21), BATCH)))
+    images = kssl.data.digits("test").take(21).map(with_clip)
+    x, y = next(iter(task.dataset(images, BATCH)))
     task(x)  # builds the head
     if hasattr(task, "relabel"):
         task.relabel(np.random.default_rng(0).random((21, width(task)), np.float32))
     weights = task.get_weights()
     return request.param, x, y, weights, train(task, x, y)
+
+
+def with_clip(row):
+    """Adds a clip of three frames, each of which is the one before, shifted to the left."""
+    frames = tf.stack([tf.roll(row["image"], -2 * t, axis=1) for t in range(3)])
+    motion = tf.fill((2, 6), 0.01 * tf.cast(row["id"] + 1, tf.float32))
+    return {**row, "frames": frames, "motion": motion}
 
 
 def train(task, x, y):

@@ -106,8 +106,9 @@ def fingerprint(dataset):
         if name == "label" or (column.dtype.is_floating and name != "image"):
             continue
         values = tf.gather(column, rows).numpy()
-        if name == "path":
-            values = np.array([b"%s %d" % (os.path.basename(p), _size(p)) for p in values], object)
+        if name.endswith(("path", "paths")):
+            named = [b"%s %d" % (os.path.basename(p), _size(p)) for p in values.ravel()]
+            values = np.array(named, object)
         digest.update(name.encode())
         strings = values.dtype == object
         digest.update(b"\0".join(values.ravel()) if strings else values.tobytes())

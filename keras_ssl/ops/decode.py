@@ -10,6 +10,7 @@ MAX_PIXELS = 2**26  # 8192 x 8192
 MAX_SCANS, BYTES_PER_SCAN = 100, 2**15
 MAX_FILES = 1024  # in a request
 MAX_COST = 2**29  # pixels of all files of a request
+GRAY_16_BITS = b"\x10\0"  # bits per sample and type of color in the header of a PNG
 PARALLEL = 10  # files of a request to decode at a time, or 2 if that takes too much memory
 
 
@@ -36,6 +37,35 @@ def decode(encoded):
         TensorShape([2, 3, 3])
     """
     return _decode(_checked(encoded)[0])
+
+
+def decode_16_bits(encoded):
+    """Decodes a grayscale PNG of 16 bits, the format of depth images.
+
+    Args:
+        encoded: () string tensor, the bytes of the file.
+
+    Returns:
+        (H, W, 1) uint16 tensor.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the file is no such PNG, or truncated; or decoding it would take too
+            long or too much memory, as in `decode`. An image of 8 bits is refused, since TensorFlow would
+            spread its values over 16 bits.
+
+    Example:
+        >>> decode_16_bits(tf.io.encode_png(tf.fill((2, 3, 1), tf.constant(5000, tf.uint16)))).shape
+        TensorShape([2, 3, 1])
+    """
+    file = _checked(encoded)[0]  # at least as long as the header
+    is_png = tf.strings.substr(file, 0, 2) == b"\x89P"
+    is_gray = _assert(
+        is_png & (tf.strings.substr(file, 24, 2) == GRAY_16_BITS),
+        "depth must be a grayscale PNG of 16 bits: save it as one, not as JPEG or in 8 bits",
+    )
+    with tf.control_dependencies([is_gray]):
+        image = tf.io.decode_png(tf.identity(file), channels=1, dtype=tf.uint16)
+    return tf.ensure_shape(image, (None, None, 1))
 
 
 def decode_batch(files, height, width):

@@ -1,4 +1,4 @@
-"""Image operations: fold views into the batch, rotate, resize, luminance.
+"""Image operations: fold views into the batch, rotate, resize images and depth, luminance.
 
 Pure TensorFlow functions, which run eagerly, in tf.data and in a SavedModel.
 """
@@ -105,8 +105,7 @@ def resize(image, height, width):
     """
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     target = tf.constant([height, width], tf.float32)
-    covering = tf.maximum(tf.round(size * tf.reduce_max(target / size)), target)
-    scale, offset = covering / size, tf.floor((covering - target) / 2)
+    scale, offset = _covering(size, target)
     start, end = _reached_columns(size, target, scale, offset)
     columns, channels = tf.cast(end - start, tf.int32), image.shape[-1]
     image = tf.slice(
@@ -122,6 +121,61 @@ def resize(image, height, width):
     )[0]
     # Means of pixels: rounding errors cannot leave 0..255.
     return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (height, width, channels))
+
+
+def resize_nearest(values, height, width):
+    """Resizes an image of measurements as `resize` does, but copies the nearest value instead of averaging.
+
+    For depth, whose mean over the edge of an object is the depth of neither side.
+
+    Args:
+        values: (H, W, C) tensor.
+        height, width: int, pixels.
+
+    Returns:
+        (height, width, C) tensor of the same dtype.
+
+    Example:
+        >>> depth = tf.constant([[1.0, 1.0, 9.0, 9.0], [1.0, 1.0, 9.0, 9.0]])[..., None]
+        >>> resize_nearest(depth, 1, 2)[..., 0].numpy().tolist()
+        [[1.0, 9.0]]
+    """
+    size = tf.cast(tf.shape(values)[:2], tf.float32)
+    scale, offset = _covering(size, tf.constant([height, width], tf.float32))
+    for axis, length in enumerate((height, width)):
+        place = tf.floor((tf.range(length, dtype=tf.float32) + 0.5 + offset[axis]) / scale[axis])
+        index = tf.cast(tf.minimum(place, size[axis] - 1), tf.int32)  # rounding may exceed it
+        values = tf.gather(values, index, axis=axis)
+    return tf.ensure_shape(values, (height, width, values.shape[-1]))
+
+
+def resize_intrinsics(intrinsics, size, height, width):
+    """Computes the intrinsics of a camera for the image that `resize` returns.
+
+    Args:
+        intrinsics: (4,) float tensor, fx, fy, cx, cy in pixels; the center of the top left pixel is (0, 0).
+        size: (2,) integer tensor, height and width of the image before.
+        height, width: int, pixels.
+
+    Returns:
+        (4,) float32 tensor.
+
+    Example:
+        >>> resize_intrinsics([500.0, 500.0, 319.5, 239.5], [480, 640], 48, 48).numpy().tolist()
+        [50.0, 50.0, 23.5, 23.5]
+    """
+    size = tf.cast(size, tf.float32)
+    scale, offset = _covering(size, tf.constant([height, width], tf.float32))
+    focal, center = tf.split(tf.cast(intrinsics, tf.float32), 2)
+    scale, offset = scale[::-1], offset[::-1]  # x, y
+    # The corner of the image, from which it is scaled, is half a pixel before the center of the first.
+    return tf.concat([focal * scale, (center + 0.5) * scale - 0.5 - offset], axis=0)
+
+
+def _covering(size, target):
+    """Returns by which factors an image is scaled to cover the target, and what is cut off at its start."""
+    covering = tf.maximum(tf.round(size * tf.reduce_max(target / size)), target)
+    return covering / size, tf.floor((covering - target) / 2)
 
 
 def _reached_columns(size, target, scale, offset):

@@ -70,6 +70,8 @@ TASKS = [
         "which local features in the batch are of the other view"),
     Row("deep_infomax", "DeepInfoMax", "contrastive", "Hjelm et al. 2019",
         "which feature map in the batch is of the same image"),
+    Row("ego_motion", "EgoMotion", "crossmodal", "Agrawal et al. 2015",
+        "how the camera moved between two frames"),
 ]
 # fmt: on
 

@@ -11,6 +11,8 @@ from keras_ssl.data import service
 READERS = {
     "label": "from_folder with one folder per class, or from_array(..., labels)",
     "image": "the readers in keras_ssl.data",
+    "frames": "from_rgbd(..., frames=2), or from_array(images, frames=frames)",
+    "motion": "from_rgbd(..., frames=2), or from_array(images, frames=frames, motion=motion)",
 }
 
 

@@ -316,3 +316,34 @@ class TestBatch:
     def test_one_bad_file_is_named_by_its_problem(self):
         with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
             self.batch([JPEG, BOMBS["gif"]])
+
+
+DEPTH = np.array([[0, 1, 300], [5000, 40000, 65535]], np.uint16)
+
+
+def test_depth_of_16_bits_is_exact():
+    found = decode.decode_16_bits(encode(Image.fromarray(DEPTH), "PNG"))
+    assert found.dtype == tf.uint16
+    np.testing.assert_array_equal(found[..., 0], DEPTH)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.fromarray((DEPTH // 256).astype(np.uint8)), RGB, RGB.convert("LA")],
+    ids=["8 bits", "RGB", "gray and alpha"],
+)
+def test_other_png_files_are_no_depth(image):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="depth must be a grayscale PNG of 16"):
+        decode.decode_16_bits(encode(image, "PNG"))
+
+
+def test_damaged_depth_is_refused():
+    file = encode(Image.fromarray(DEPTH), "PNG")
+    for damaged in (b"", file[:20], file[:-20], b"hello" * 10):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            decode.decode_16_bits(damaged)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="depth must be"):
+        decode.decode_16_bits(encode(RGB, "JPEG"))
+    header = file[:16] + struct.pack(">II", 50_000, 50_000) + file[24:]  # declares 5 GB
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
+        decode.decode_16_bits(header)

@@ -119,3 +119,38 @@ def test_enlarge_matches_tensorflows_bicubic(size, factor):
 def test_enlarge_refuses():
     with pytest.raises(ValueError, match="factor must be at least 1, got 0"):
         images.enlarge(np.zeros((1, 2, 2, 3)), 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (12, 16), (7, 5), (5, 9), (48, 64)])
+def test_depth_is_resized_where_the_image_is(height, width):
+    """A ramp along each axis: the mean of the pixels around a place, versus one of them."""
+    ramp = np.stack(np.mgrid[:24, :32][::-1], axis=-1).astype(np.float32)
+    ramp = np.concatenate([ramp, ramp[..., :1]], axis=-1) * 7
+    smooth = images.resize(ramp.astype(np.uint8), height, width).numpy().astype(np.float32)
+    nearest = images.resize_nearest(ramp, height, width).numpy()
+    assert set(nearest.ravel().tolist()) <= set(ramp.ravel().tolist())
+    inside = np.s_[1:-1, 1:-1]  # at the border of the image the triangle of `resize` is cut off
+    assert np.abs(nearest - smooth)[inside].max() <= 7 / 2 + 0.51
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (7, 5), (5, 9), (48, 64)])
+def test_intrinsics_follow_the_pixels(height, width):
+    """The ramp shows where each pixel of the resized image was; a point must be projected there."""
+    size, intrinsics = (24, 32), np.array([20.0, 30.0, 14.0, 11.5])
+    ramp = np.stack(np.mgrid[:24, :32][::-1], axis=-1)  # x, y of each pixel
+    ramp = np.concatenate([ramp, ramp[..., :1]], axis=-1)
+    found = images.resize(ramp.astype(np.uint8), height, width).numpy()
+    fx, fy, cx, cy = images.resize_intrinsics(intrinsics, size, height, width).numpy()
+    y, x = height // 2, width // 2
+    ray = (x - cx) / fx, (y - cy) / fy
+    before = ray[0] * 20 + 14, ray[1] * 30 + 11.5
+    np.testing.assert_allclose(before, found[y, x, :2], atol=0.51)
+
+
+def test_nearest_of_one_pixel_and_of_the_same_size():
+    x = np.arange(30, dtype=np.int32).reshape(6, 5, 1)
+    np.testing.assert_array_equal(images.resize_nearest(x, 6, 5), x)
+    np.testing.assert_array_equal(images.resize_nearest(x[:1, :1], 4, 3), np.zeros((4, 3, 1)))
+    np.testing.assert_array_equal(
+        images.resize_intrinsics([9, 8, 2, 2.5], (6, 5), 6, 5), [9, 8, 2, 2.5]
+    )
