@@ -39,13 +39,11 @@ def preview(task, data, out, number, size, settings, seed, modules):
         common.find_row(task)
 
     common.import_tensorflow()
-    from keras_ssl.data.renderer import pictures
-
     if trained:
         rows = _trained(task, data, number, seed, modules)
     elif task == SCENES:
         clips = kssl.data.scenes(number, size or 96, frames=2, seed=seed)
-        rows = [pictures.columns(row) for row in clips.as_numpy_iterator()]
+        rows = [plotting.columns(row) for row in clips.as_numpy_iterator()]
     else:
         rows = _untrained(task, data, number, size or 32, settings, seed)
     with files.complete(out) as draft:
