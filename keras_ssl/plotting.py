@@ -107,6 +107,72 @@ def labeled_views(x, y, y_pred, name, text):
     return rows
 
 
+def columns(row):
+    """Colors the columns of a row of data with depth, motion or segments, so that they can be looked at.
+
+    Near depths are red and far ones blue, by their rank. In normals, red faces right, green up and blue the
+    camera. In flow, the hue is the direction and the saturation the length. Unknown values are black.
+
+    Args:
+        row: dict of arrays (H, W, channels), with some of the columns of `data.scenes`; others are left out.
+
+    Returns:
+        list of ((H, W, 3) pixels in 0..255, caption), as `grid` takes it.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> row = next(kssl.data.scenes(1, size=16).as_numpy_iterator())
+        >>> [caption for _, caption in columns(row)]
+        ['image', 'depth', 'normals', 'contours', 'instances', 'classes']
+    """
+    return [(COLORS[name](row[name]), name) for name in COLORS if name in row]
+
+
+def _depth(depth):
+    import numpy as np
+    from matplotlib import colormaps
+
+    depth = depth[..., 0]
+    known = np.isfinite(depth)
+    rank = np.zeros(depth.shape)
+    rank[known] = np.searchsorted(np.sort(depth[known]), depth[known]) / max(known.sum(), 1)
+    return 255 * colormaps["turbo"](1 - rank)[..., :3] * known[..., None]
+
+
+def _normals(normals):
+    import numpy as np
+
+    return np.nan_to_num(127.5 + 127.5 * normals * [1, -1, -1])
+
+
+def _numbers(numbers):
+    from matplotlib import colormaps
+
+    numbers = numbers[..., 0]
+    return 255 * colormaps["tab20"](numbers % 20)[..., :3] * (numbers > 0)[..., None]
+
+
+def _flow(flow):
+    import numpy as np
+    from matplotlib.colors import hsv_to_rgb
+
+    flow = np.nan_to_num(flow)
+    length = np.linalg.norm(flow, axis=-1)
+    hue = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1
+    longest = max(length.max(), 1e-6)
+    return 255 * hsv_to_rgb(np.stack([hue, length / longest, np.ones_like(hue)], axis=-1))
+
+
+def _mask(mask):
+    return 255 * mask.repeat(3, axis=-1)
+
+
+COLORS = {
+    "image": lambda image: image, "depth": _depth, "normals": _normals, "contours": _mask,
+    "instances": _numbers, "classes": _numbers, "flow": _flow, "visible": _mask, "moving": _mask,
+}  # fmt: skip
+
+
 def _draw(axes, pixels, x, y):
     """Draws an image around (x, y), its longer side 0.92 units."""
     import numpy as np

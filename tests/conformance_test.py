@@ -47,6 +47,7 @@ COLUMNS = {
     "depth": make_depth,
     "normals": lambda images: np.broadcast_to(np.float32([0, 0, -1]), images.shape).copy(),
     "contours": lambda images: (images[..., :1] > 128).astype(np.float32),
+    "real": lambda images: images[::-1, :, ::-1].copy(),
     "flow": lambda images: np.full((*images.shape[:3], 2), 2, np.float32),
     "motion": lambda images: np.linspace(0, 1, 21 * 24, dtype=np.float32).reshape(21, 4, 6),
 }

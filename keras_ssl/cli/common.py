@@ -16,7 +16,9 @@ import keras_ssl as kssl
 from keras_ssl.tasks import TASKS
 
 NAME_ROOM = 10  # bytes by which the name of a draft, partial or numbered file is longer than that of the file
-DATA_HELP = "A folder of images or TFRecords, or digits, or cifar10 (downloaded by Keras)."
+DATA_HELP = (
+    "A folder of images or TFRecords, digits, scenes (rendered), or cifar10 (Keras downloads it)."
+)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -79,9 +81,9 @@ def find_row(name):
 
 def check_data(name):
     """Raises ValueError unless `--data` is a folder or a built-in data set."""
-    if name not in ("digits", "cifar10") and not Path(name).is_dir():
+    if name not in ("digits", "scenes", "cifar10") and not Path(name).is_dir():
         raise ValueError(
-            f"--data: there is no folder {name!r}: give a folder of images, or digits or cifar10"
+            f"--data: there is no folder {name!r}: give a folder of images, or digits, scenes or cifar10"
         )
 
 

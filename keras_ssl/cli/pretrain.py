@@ -189,7 +189,9 @@ def read(options):
     task = common.find_row(options.task).task
     # A clustering task goes through all images before it can start; others start at once.
     check_all = issubclass(task, Relabels)
-    images, _ = load_dataset(options.data, options.size or 32, reader=task.reader, check=check_all)
+    images, _ = load_dataset(
+        options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs
+    )
     return images
 
 

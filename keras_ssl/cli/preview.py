@@ -9,6 +9,7 @@ from keras_ssl import files, plotting
 from keras_ssl.cli import common
 from keras_ssl.cli.settings import make_task, named_in_errors
 
+SCENES = "scenes"
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's formats
 
 
@@ -24,7 +25,8 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's for
 def preview(task, data, out, number, size, settings, seed, modules):
     """Draws the inputs of the network and their labels.
 
-    TASK is a name, or a .keras file of a trained task: then its predictions are drawn too.
+    TASK is a name, or a .keras file of a trained task: then its predictions are drawn too. "scenes" draws
+    all columns of rendered scenes.
     """
     trained = task.endswith(".keras")
     common.check_file("--out", out)
@@ -33,16 +35,19 @@ def preview(task, data, out, number, size, settings, seed, modules):
     common.check_data(data)
     if trained:
         _check_trained(task, size, settings)
-    else:
+    elif task != SCENES:
         common.find_row(task)
 
     common.import_tensorflow()
     if trained:
         rows = _trained(task, data, number, seed, modules)
+    elif task == SCENES:
+        clips = kssl.data.scenes(number, size or 96, frames=2, seed=seed)
+        rows = [plotting.columns(row) for row in clips.as_numpy_iterator()]
     else:
         rows = _untrained(task, data, number, size or 32, settings, seed)
     with files.complete(out) as draft:
-        plotting.grid(rows, title=f"{task} on {data}").savefig(draft)
+        plotting.grid(rows, title=None if task == SCENES else f"{task} on {data}").savefig(draft)
     click.echo(f"wrote {out}")
 
 
@@ -61,7 +66,7 @@ def _trained(path, data, number, seed, modules):
     task, encoder = common.load_model(path, modules)
     if not isinstance(task, kssl.PretextModel):
         raise ValueError(f"{path!r} holds no task: give a file that keras-ssl pretrain wrote")
-    images, _ = load_dataset(data, encoder.input_shape[1:3], reader=task.reader)
+    images, _ = load_dataset(data, encoder.input_shape[1:3], reader=task.reader, needs=task.needs)
     x, y = next(iter(task.dataset(images, number, seed=seed)))
     return kssl.callbacks.predicted(task, x, y)
 
@@ -71,7 +76,7 @@ def _untrained(name, data, number, size, settings, seed):
     from keras_ssl.data.named import load_dataset
 
     task = common.find_row(name).task
-    images, _ = load_dataset(data, size, reader=task.reader)
+    images, _ = load_dataset(data, size, reader=task.reader, needs=task.needs)
     encoder = task.architecture((size, size, 3), width=2, blocks=(1,))
     with named_in_errors(settings):
         task = make_task(name, encoder, settings, images)

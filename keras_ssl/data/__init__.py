@@ -15,12 +15,14 @@ from keras_ssl.data.columns import random_access, subset
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.moving import moving_digits
 from keras_ssl.data.pages import from_pages, root_sift
+from keras_ssl.data.paired import paired
+from keras_ssl.data.renderer import scenes
 from keras_ssl.data.rgbd import from_rgbd
 from keras_ssl.data.tfds import from_tfds
 from keras_ssl.data.tfrecord import from_tfrecord, to_tfrecord
 
 __all__ = [
     "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_rgbd", "from_tfds",
-    "from_tfrecord", "moving_digits", "random_access", "root_sift", "subset", "to_arrays",
-    "to_tfrecord",
+    "from_tfrecord", "moving_digits", "paired", "random_access", "root_sift", "scenes", "subset",
+    "to_arrays", "to_tfrecord",
 ]  # fmt: skip

@@ -8,22 +8,26 @@ from keras_ssl.data.arrays import cifar10, digits
 from keras_ssl.data.columns import subset
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.records import record_files
+from keras_ssl.data.renderer import scenes
 from keras_ssl.data.tfrecord import from_tfrecord
 
 BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
+SCENES = (10_000, 2_000)  # for training and for testing
+CLIP = {"frames", "motion", "flow", "visible", "moving"}  # columns of scenes with several frames
 
 
-def load_dataset(name, size, split=False, reader=from_folder, check=True):
+def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=()):
     """Loads the data set of that name or folder.
 
     Args:
-        name: str, "digits", "cifar10" or a folder. A folder of TFRecord files is read by `from_tfrecord`,
+        name: str, "digits", "cifar10", "scenes" or a folder. A folder of TFRecord files is read by `from_tfrecord`,
             any other by `reader`. Folders `train` and `test` in it are the two parts.
         size: int or (height, width).
         split: bool, return training and test images. If a folder has no such parts, every fifth image
             is a test image.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
+        needs: names of columns; scenes have several frames if one of these tells of motion.
 
     Returns:
         (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
@@ -39,6 +43,10 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True):
         (1437, 360)
     """
     folder = Path(name)
+    if name == "scenes" and not folder.is_dir():
+        frames = 3 if CLIP & set(needs) else 1
+        parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
+        return parts[0], parts[1] if split else None
     if name in BUILT_IN and not folder.is_dir():
         if size not in (32, (32, 32)):
             raise ValueError(f"--data {name} has 32x32 images, got size {size}")
@@ -61,6 +69,13 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True):
         return train, test
     dataset = read(folder)
     return _split(dataset, name) if split else (dataset, None)
+
+
+def _side(size):
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if height != width:
+        raise ValueError(f"--data scenes has square images, got size {size}")
+    return height
 
 
 def _split(dataset, name):

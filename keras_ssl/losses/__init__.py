@@ -4,6 +4,7 @@ from keras_ssl.losses import mutual_information
 from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.contrastive import NCE, InfoNCE, NTXent, SupervisedContrastive
+from keras_ssl.losses.geometry import BalancedCrossEntropy, CosineDistance, ScaleInvariant
 from keras_ssl.losses.hole import Hole
 from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
@@ -14,13 +15,16 @@ __all__ = [
     "NCE",
     "Alignment",
     "AlignmentUniformity",
+    "BalancedCrossEntropy",
     "ColorBins",
+    "CosineDistance",
     "Hole",
     "InfoMax",
     "InfoNCE",
     "MultiscaleInfoNCE",
     "NTXent",
     "PredictiveCoding",
+    "ScaleInvariant",
     "SquaredDistance",
     "SupervisedContrastive",
     "Triplet",

@@ -48,6 +48,8 @@ TASKS = [
         "balanced labels by optimal transport"),
     Row("sift_clusters", "SiftClusters", "clustering", "Christlein et al. 2017",
         "the cluster of the patch's SIFT descriptor"),
+    Row("synthetic_multitask", "SyntheticMultitask", "semantic", "Ren & Lee 2018",
+        "depth, normals and contours of rendered images"),
     Row("simclr", "SimCLR", "contrastive", "Chen et al. 2020",
         "which view in the batch is of the same image"),
     Row("moco", "MoCo", "contrastive", "He et al. 2020",

@@ -28,12 +28,15 @@ def arguments_of(task):
                 f"self.{name} in the constructor, or the saved task would lose it"
             )
         value = getattr(task, name)
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        elif hasattr(value, "get_config"):
-            value = keras.saving.serialize_keras_object(value)
-        config[name] = value
+        several = isinstance(value, list | tuple)
+        config[name] = type(value)(map(_serialized, value)) if several else _serialized(value)
     return config
+
+
+def _serialized(value):
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return keras.saving.serialize_keras_object(value) if hasattr(value, "get_config") else value
 
 
 def restored(config):

@@ -1,0 +1,146 @@
+"""Reader of rendered scenes."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ssl.arguments import check_fraction, check_integers, check_not_negative, is_integer
+from keras_ssl.data.columns import random_access
+from keras_ssl.data.renderer import render
+from keras_ssl.data.renderer.world import draw
+
+STILL = {"image": 3, "depth": 1, "normals": 3, "contours": 1, "instances": 1, "classes": 1}
+MOVING = {"flow": 2, "visible": 1, "moving": 1}
+DTYPES = {"image": tf.uint8, "instances": tf.int32, "classes": tf.int32}  # the others: float32
+
+
+def scenes(
+    number, size, frames=1, seed=0, objects=(4, 10), moving=0.3, exposure=0.0, noise=0.0,
+):  # fmt: skip
+    """Renders random scenes with exact depth, normals, contours, segments and motion.
+
+    Spheres, cylinders, cones and boxes with procedural textures stand, lie and fly before walls and a sky,
+    lit by one to three lights with hard shadows. Nothing is stored: scene k follows from (seed, k). The
+    camera has a field of view of 60 degrees; in a clip it moves like one that is held in the hand.
+
+    Args:
+        number: int, number of scenes.
+        size: int, height and width in pixels.
+        frames: int, frames of a clip.
+        seed: int.
+        objects: (least, most) int, number of shapes to place; those that find no free place are left out.
+        moving: float in 0..1, share of the shapes that move in a clip.
+        exposure: float, standard deviation of the exposure in stops, which differs between scenes.
+        noise: float, standard deviation of the noise of pixels, in 0..255.
+
+    Returns:
+        tf.data.Dataset of dicts with random access, with the attribute `class_names`, names of the values
+        of `classes`. All columns but `frames` and `motion` are those of the frame `(frames - 1) // 2`:
+
+        - `image` (size, size, 3) uint8, `id` int64.
+        - `depth` (size, size, 1) float32, meters along the optical axis, NaN in the sky.
+        - `normals` (size, size, 3) float32, of length 1, in the camera's axes (x right, y down, z
+          forward), toward the camera; NaN in the sky.
+        - `contours` (size, size, 1) float32, 1 at edges of surfaces, on the side that is nearer.
+        - `instances` (size, size, 1) int32, 1 and more for shapes, 0 for ground, walls and sky.
+        - `classes` (size, size, 1) int32: what is seen, of `class_names`.
+        - `intrinsics` (4,) float32: fx, fy, cx, cy in pixels; the top left pixel's center is (0, 0).
+
+        And with two frames or more:
+
+        - `frames` (frames, size, size, 3) uint8.
+        - `flow` (size, size, 2) float32, pixels (x, y) to the next frame; NaN for what is then behind the
+          camera. `visible` (size, size, 1) float32: 1 where the point is seen in the next frame too.
+        - `moving` (size, size, 1) float32: 1 on shapes that move in the world.
+        - `motion` (frames - 1, 6) float32: pose of each next camera in the frame of the one before,
+          translation in meters and rotation vector in radians.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> images = scenes(number=100, size=32)
+        >>> row = next(iter(images))
+        >>> row["depth"].shape, images.class_names[int(row["classes"][-1, 0, 0])]
+        (TensorShape([32, 32, 1]), 'ground')
+    """
+    check_integers(1, number=number, size=size, frames=frames)
+    check_integers(0, seed=seed)
+    least, most = _pair(objects)
+    check_fraction("moving", moving)
+    check_not_negative("exposure", exposure)
+    check_not_negative("noise", noise)
+    shapes = {name: (size, size, channels) for name, channels in STILL.items()} | {
+        "intrinsics": (4,)
+    }
+    if frames > 1:
+        shapes |= {name: (size, size, channels) for name, channels in MOVING.items()}
+        shapes |= {"frames": (frames, size, size, 3), "motion": (frames - 1, 6)}
+    types = {name: DTYPES.get(name, tf.float32) for name in shapes} | {"frames": tf.uint8}
+
+    def compute(scene, seed):
+        found = _scene(
+            np.random.default_rng([seed, scene]),
+            size,
+            frames,
+            (least, most),
+            moving,
+            exposure,
+            noise,
+        )
+        return [found[name] for name in shapes]
+
+    def load(row):
+        values = tf.numpy_function(
+            compute, [row["id"], row["seed"]], [types[name] for name in shapes], stateful=False
+        )
+        columns = {
+            name: tf.ensure_shape(value, shapes[name])
+            for name, value in zip(shapes, values, strict=True)
+        }
+        return {**columns, "id": row["id"]}
+
+    rows = np.arange(number, dtype=np.int64)
+    dataset = random_access({"id": rows, "seed": np.full_like(rows, seed)}, load)
+    dataset.class_names = list(render.CLASSES)
+    return dataset
+
+
+def _pair(objects):
+    if (
+        not isinstance(objects, tuple | list)
+        or len(objects) != 2
+        or not all(is_integer(value, 0) for value in objects)
+        or objects[0] > objects[1]
+    ):
+        raise ValueError(f"objects must be two numbers such as (4, 10), got {objects!r}")
+    return objects
+
+
+def _scene(rng, size, frames, objects, moving, exposure, noise):
+    """Renders a scene: a dict of all columns of `scenes`, except the id."""
+    world = draw(rng, frames, objects, moving)
+    gain = 2.0 ** (exposure * rng.standard_normal())
+    middle = (frames - 1) // 2
+    rendered = [render.frame(world, t, size) for t in range(frames)]
+    clip = np.stack([_develop(rng, color, gain, noise) for color, *_ in rendered])
+    _, hits, normal, code = rendered[middle]
+    focal, center = render.focal_length(size), (size - 1) / 2
+    found = {
+        "image": clip[middle],
+        **render.geometry(world, middle, hits, normal, code),
+        "intrinsics": np.float32([focal, focal, center, center]),
+    }
+    if frames > 1:
+        found |= {"frames": clip, "motion": render.motion(world)}
+        found |= render.flow(world, middle, hits)
+    return found
+
+
+def _develop(rng, color, gain, noise):
+    """Converts linear light (3, H, W) to pixels (H, W, 3) uint8 with gamma 2."""
+    pixels = 255 * np.sqrt(np.clip(color * gain, 0, 1))
+    if noise:
+        pixels += noise * rng.standard_normal(pixels.shape, np.float32)
+    return np.ascontiguousarray(
+        np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    )

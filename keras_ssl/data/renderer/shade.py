@@ -1,0 +1,131 @@
+"""Colors of what rays hit: procedural textures, distant lights with hard shadows, highlights, haze, sky."""
+
+import numpy as np
+
+from keras_ssl.data.renderer import trace
+from keras_ssl.data.renderer.world import CHECKS, GRADIENT, NOISE, PLAIN, STRIPES
+
+HAZE = 1 / 60  # per meter
+SHININESS = 5  # doublings of the exponent of highlights: 2^5
+
+
+def shade(world, shapes, origin, directions, hits, pixel):
+    """Computes the colors that rays see.
+
+    Args:
+        world: `World`.
+        shapes: its `trace.Shapes` at this instant.
+        origin: (3,) float32.
+        directions: (3, P) float32.
+        hits: `trace.Hits` of the rays.
+        pixel: float, size of a pixel at distance 1.
+
+    Returns:
+        (color (3, P) float32, linear; normal (3, P), NaN for the sky; code (P,) int, which differs where
+        another part of a surface, or another shadow, is seen).
+    """
+    length = np.sqrt((directions * directions).sum(0))
+    color = sky_color(world, directions / length)
+    normal = np.full_like(directions, np.nan)
+    code = np.full(directions.shape[1], -1)
+    seen = np.flatnonzero(hits.surface >= 0)
+    if not len(seen):
+        return color, normal, code
+    surface, distance = hits.surface[seen], hits.distance[seen]
+    ray = directions[:, seen]
+    points = origin[:, None] + ray * distance
+    normals, part, place = trace.describe(shapes, points, surface)
+    toward = -ray / length[seen]
+    facing = np.maximum((normals * toward).sum(0), 0.05)
+    footprint = distance * pixel / facing
+    albedo = texture(world.textures, place, surface, footprint)
+    light, highlight, shadows = _lit(world, shapes, points, normals, surface, toward)
+    lit = albedo * light + world.textures.gloss[surface] * highlight
+    clear = np.exp(-HAZE * distance)
+    color[:, seen] = lit * clear + world.sky[0][:, None] * (1 - clear)
+    normal[:, seen], code[seen] = normals, (surface * 8 + part) * 8 + shadows
+    return color, normal, code
+
+
+def _lit(world, shapes, points, normals, surface, toward):
+    """Returns the light (3, P) on points, that of highlights, and the shadows (P,), one bit per light."""
+    up = (1 - normals[1]) / 2
+    light = world.ambient[0][:, None] * up + world.ambient[1][:, None] * (1 - up)
+    highlight, shadows = np.zeros_like(light), np.zeros(len(surface), int)
+    glossy = world.textures.gloss[surface] > 0
+    for bit, (direction, strength) in enumerate(zip(world.lights, world.light_colors, strict=True)):
+        cosine = direction @ normals
+        lit = np.flatnonzero(cosine > 0)
+        dark = trace.in_shadow(shapes, points[:, lit], surface[lit], direction)
+        shadows[lit] |= dark << bit
+        lit = lit[~dark]
+        light[:, lit] += strength[:, None] * cosine[lit]
+        lit = lit[glossy[lit]]
+        half = toward[:, lit] + direction[:, None]
+        shine = (half * normals[:, lit]).sum(0) / np.sqrt((half * half).sum(0))
+        for _ in range(SHININESS):
+            shine = shine * shine
+        highlight[:, lit] += strength[:, None] * shine
+    return light, highlight, shadows
+
+
+def texture(textures, place, surface, footprint):
+    """Computes reflectances (3, P) at points of surfaces.
+
+    Patterns lose their contrast where a pixel covers a period: sampling them would alias.
+
+    Args:
+        textures: `Textures`.
+        place: (3, P) float32, coordinates in meters along the axes of the shape.
+        surface: (P,) int.
+        footprint: (P,) float32, size of a pixel on the surface, in meters.
+    """
+    kind, frequency = textures.kind[surface], textures.frequency[surface]
+    mix = np.zeros(len(surface), np.float32)
+    for pattern, function in PATTERNS.items():
+        at = np.flatnonzero(kind == pattern)
+        if len(at):
+            axes = np.moveaxis(textures.axes, 0, -1)[:, :, surface[at]]
+            where = (axes * place[:, at]).sum(1) * frequency[at]
+            mix[at] = function(where, footprint[at] * frequency[at], textures)
+    first, second = textures.colors.transpose(1, 2, 0)[:, :, surface]
+    return first + (second - first) * (0.5 + 0.5 * mix)
+
+
+def _square(phase, blur):
+    """A square wave of period 1 between -1 and 1, averaged over `blur` periods, about."""
+    return np.clip(np.sin(2 * np.pi * phase) / np.maximum(np.pi * blur, 0.02), -1, 1) * _fade(blur)
+
+
+def _fade(blur):
+    return 1 / (1 + (2 * blur) ** 4)
+
+
+def _checks(where, blur, _):
+    x, y, z = (_square(w + 0.013, blur) for w in where)  # no edge lies in a face of a box
+    return x * y * z
+
+
+def _noise(where, blur, textures):
+    waves = textures.waves
+    size = np.sqrt((waves * waves).sum(0))
+    strength = 0.6 / np.sqrt(size)
+    value = np.sin(waves.T @ where * np.float32(2 * np.pi / 2) + textures.phases[:, None])
+    faded = strength[:, None] * _fade(blur * size[:, None] / 2)
+    return np.clip((value * faded).sum(0), -1, 1)
+
+
+PATTERNS = {
+    PLAIN: lambda where, blur, _: np.float32(-1),
+    CHECKS: _checks,
+    STRIPES: lambda where, blur, _: _square(where[0], blur),
+    NOISE: _noise,
+    GRADIENT: lambda where, blur, _: np.sin(where[1]),
+}
+
+
+def sky_color(world, directions):
+    """Returns the colors (3, P) of the sky in `directions`, of length 1: from horizon to zenith."""
+    height = np.clip(-2 * directions[1], 0, 1)
+    horizon, zenith = world.sky[..., None]
+    return horizon + (zenith - horizon) * height

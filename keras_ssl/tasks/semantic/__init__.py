@@ -1,0 +1,1 @@
+"""Tasks whose labels have a meaning that something else than the image knows: geometry, motion."""
