@@ -5,18 +5,19 @@ an int64, if it is known. Labels are for evaluation only, except for tasks that 
 Further columns, such as `frames`, `depth` or `motion`, are passed on as they are.
 
 Every dataset has a known length, and all but that of `from_tfds` have random access: any row can be
-loaded by its index. Readers of files also set the attribute `class_names` (list or None); `from_folder`
-and `from_pages` set `paths` (list of str).
+loaded by its index. Readers of files also set the attribute `class_names` (list or None); `from_folder`,
+`from_pages` and `from_stereo` set `paths` (list of str).
 """
 
 from keras_ssl.data.arrays import cifar10, digits, from_array, to_arrays
 from keras_ssl.data.columns import random_access, subset
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.pages import from_pages, root_sift
+from keras_ssl.data.stereo import from_stereo
 from keras_ssl.data.tfds import from_tfds
 from keras_ssl.data.tfrecord import from_tfrecord, to_tfrecord
 
 __all__ = [
-    "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_tfds", "from_tfrecord",
-    "random_access", "root_sift", "subset", "to_arrays", "to_tfrecord",
+    "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_stereo", "from_tfds",
+    "from_tfrecord", "random_access", "root_sift", "subset", "to_arrays", "to_tfrecord",
 ]  # fmt: skip

@@ -106,7 +106,7 @@ def fingerprint(dataset):
         if name == "label" or (column.dtype.is_floating and name != "image"):
             continue
         values = tf.gather(column, rows).numpy()
-        if name == "path":
+        if name.endswith("path"):
             values = np.array([b"%s %d" % (os.path.basename(p), _size(p)) for p in values], object)
         digest.update(name.encode())
         strings = values.dtype == object

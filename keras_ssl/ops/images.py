@@ -105,8 +105,7 @@ def resize(image, height, width):
     """
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     target = tf.constant([height, width], tf.float32)
-    covering = tf.maximum(tf.round(size * tf.reduce_max(target / size)), target)
-    scale, offset = covering / size, tf.floor((covering - target) / 2)
+    scale, offset = _covering(size, target)
     start, end = _reached_columns(size, target, scale, offset)
     columns, channels = tf.cast(end - start, tf.int32), image.shape[-1]
     image = tf.slice(
@@ -122,6 +121,59 @@ def resize(image, height, width):
     )[0]
     # Means of pixels: rounding errors cannot leave 0..255.
     return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (height, width, channels))
+
+
+def resize_nearest(image, height, width):
+    """Resizes and crops as `resize` does, by nearest neighbor: for depth or classes, which have no mean.
+
+    Args:
+        image: (H, W, C) tensor.
+        height, width: int, pixels.
+
+    Returns:
+        (height, width, C) tensor of the same dtype, aligned with `resize` of an image of the same size.
+
+    Example:
+        >>> resize_nearest(tf.constant([[[1.0], [2.0], [3.0], [4.0]]]), 2, 2)[..., 0].numpy().tolist()
+        [[2.0, 3.0], [2.0, 3.0]]
+    """
+    size = tf.shape(image)[:2]
+    scale, offset = _covering(tf.cast(size, tf.float32), tf.constant([height, width], tf.float32))
+    for axis, number in enumerate((height, width)):
+        center = (tf.range(number, dtype=tf.float32) + offset[axis] + 0.5) / scale[axis]
+        nearest = tf.minimum(tf.cast(tf.floor(center), tf.int32), size[axis] - 1)
+        image = tf.gather(image, nearest, axis=axis)
+    return image
+
+
+def resize_intrinsics(intrinsics, size, height, width):
+    """Computes the intrinsics of an image after `resize`.
+
+    Args:
+        intrinsics: (4,) float32 tensor: fx, fy, cx, cy in pixels, where (0, 0) is the center of the top left
+            pixel.
+        size: (2,) int tensor, height and width of the image before.
+        height, width: int, pixels, after.
+
+    Returns:
+        (4,) float32 tensor.
+
+    Example:
+        >>> resize_intrinsics(tf.constant([100.0, 100.0, 49.5, 24.5]), (50, 100), 25, 25).numpy().tolist()
+        [50.0, 50.0, 12.0, 12.0]
+    """
+    target = tf.constant([height, width], tf.float32)
+    scale, offset = _covering(tf.cast(size, tf.float32), target)
+    scale, offset = scale[::-1], offset[::-1]  # x before y
+    return tf.concat(
+        [intrinsics[:2] * scale, (intrinsics[2:] + 0.5) * scale - 0.5 - offset], axis=0
+    )
+
+
+def _covering(size, target):
+    """Returns the scale to the image that covers the target, and where its crop starts: (2,) float32 each."""
+    covering = tf.maximum(tf.round(size * tf.reduce_max(target / size)), target)
+    return covering / size, tf.floor((covering - target) / 2)
 
 
 def _reached_columns(size, target, scale, offset):

@@ -119,3 +119,37 @@ def test_enlarge_matches_tensorflows_bicubic(size, factor):
 def test_enlarge_refuses():
     with pytest.raises(ValueError, match="factor must be at least 1, got 0"):
         images.enlarge(np.zeros((1, 2, 2, 3)), 0)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
+@settings(max_examples=40, deadline=None)
+def test_nearest_neighbor_is_aligned_with_the_resized_intrinsics(
+    height, width, to_height, to_width
+):
+    """Each pixel gets its coordinates: they differ from those of its ray by less than half a pixel."""
+    coordinates = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+    found = images.resize_nearest(coordinates, to_height, to_width)
+    assert found.shape == (to_height, to_width, 2)
+    camera = tf.constant([3.0, 4.0, 5.5, 6.5])
+    fx, fy, cx, cy = images.resize_intrinsics(camera, (height, width), to_height, to_width).numpy()
+    x, y = np.meshgrid(np.arange(to_width), np.arange(to_height))
+    ray = np.stack([(x - cx) / fx * 3 + 5.5, (y - cy) / fy * 4 + 6.5], -1)
+    assert np.abs(ray - found).max() <= 0.5001
+    # The middle of the image, but for a pixel: what is cropped at both sides is a whole number.
+    middle = ray[0, 0] + ray[-1, -1] - np.array([width, height]) + 1
+    assert (np.abs(middle) <= 1.001 * np.array([3 / fx, 4 / fy])).all()
+
+
+def test_nearest_neighbor_of_the_same_size_changes_nothing():
+    np.testing.assert_array_equal(images.resize_nearest(PIXELS, 6, 5), PIXELS)
+    camera = tf.constant([3.0, 4.0, 5.5, 6.5])
+    np.testing.assert_array_equal(images.resize_intrinsics(camera, (6, 5), 6, 5), camera)
+
+
+def test_nearest_neighbor_and_resize_show_the_same_region():
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 200
+    np.testing.assert_array_equal(images.resize_nearest(wide, 10, 10), np.full((10, 10, 3), 200))
+    wide[:, :20] = 100
+    shown = images.resize_nearest(wide, 10, 12)[0, :, 0].numpy()
+    assert shown.tolist() == [100] + [200] * 10 + [0]
