@@ -92,15 +92,16 @@ def data(shared):
     return shared[1]
 
 
-def required(row):
-    """The arguments without a default."""
-    return {"num_images": 21} if "num_images" in inspect.signature(row.task).parameters else {}
+def required(row, encoder):
+    """The arguments without a default, besides the encoder."""
+    known = {"num_images": 21, "teacher": encoder}  # of the same architecture; the task copies it
+    return {k: v for k, v in known.items() if k in inspect.signature(row.task).parameters}
 
 
-def fitting(row):
+def fitting(row, encoder):
     """The arguments for 21 images: thousands of negatives would be the same few ones, with a huge loss."""
     sizes = {"negatives": 16, "warmup": 0}
-    return required(row) | {
+    return required(row, encoder) | {
         k: v for k, v in sizes.items() if k in inspect.signature(row.task).parameters
     }
 
@@ -108,7 +109,7 @@ def fitting(row):
 def make(row, images, **arguments):
     # Synchronized, since plain batch statistics differ from replica to replica.
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,), synchronized=True)
-    task = row.task(encoder, **fitting(row), **arguments)
+    task = row.task(encoder, **fitting(row, encoder), **arguments)
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
     x, _ = next(iter(task.dataset(images, BATCH)))
@@ -242,10 +243,10 @@ def other_value(row, encoder, name, default):
         rf"{name}: .*?(?=\n        \w+:|\n        \*\*)", row.task.__doc__, re.DOTALL
     )
     choices = OTHERS[type(default)](default) + re.findall(r'"(\w+)"', " ".join(quoted))
-    usual = getattr(row.task(encoder, **required(row)), name)
+    usual = getattr(row.task(encoder, **required(row, encoder)), name)
     for value in choices:
         with contextlib.suppress(ValueError, TypeError):
-            found = getattr(row.task(encoder, **{**required(row), name: value}), name)
+            found = getattr(row.task(encoder, **{**required(row, encoder), name: value}), name)
             if not np.array_equal(found, usual):
                 return value
     pytest.fail(f"no other value of {name} found: quote the choices in the docs, or add to OTHERS")
@@ -258,11 +259,12 @@ def test_arguments_survive_saving(row):
         p for p in parameters if p.default is not p.empty and p.name not in row.task.networks
     ]
     assert {p.name for p in parameters if p.default is p.empty} == {
-        *row.task.networks, "kwargs", *required(row)
+        "encoder", "kwargs", *required(row, encoder)
     }  # fmt: skip
+    assert {*row.task.networks} <= {p.name for p in parameters}
     for p in optional:
         value = other_value(row, encoder, p.name, p.default)
-        task = row.task(encoder, **{**required(row), p.name: value})
+        task = row.task(encoder, **{**required(row, encoder), p.name: value})
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(task)))
         copy = keras.saving.deserialize_keras_object(config)
         for q in parameters:
@@ -303,7 +305,7 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
 def outcome(row, images, data=None, weights=None, **compiled):
     """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,))
-    task = row.task(encoder, **fitting(row))
+    task = row.task(encoder, **fitting(row, encoder))
     # A smaller scale than the default: which step overflows would depend on the order of operations.
     optimizer = LossScale(keras.optimizers.SGD(0.02), initial_scale=2.0**8)
     half = keras.config.dtype_policy().name == "mixed_float16"
@@ -335,6 +337,8 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
         # Of another color in each image: what compares images is ill-conditioned if they are alike.
         color = rng.integers(0, 64, (len(pixels), *[1] * (pixels.ndim - 2), 3), np.uint8)
         columns[name] = pixels // 2 + rng.integers(0, 64, pixels.shape, np.uint8) + color
+    if "depth" in columns:
+        columns["depth"] *= rng.uniform(0.5, 2, columns["depth"].shape).astype(np.float32)
     images = random_access(columns)
     logs, predicted, trained, data, weights = outcome(row, images, run_eagerly=True)
     half = policy == "mixed_float16"

@@ -35,11 +35,13 @@ def graphs():
         "image": tf.TensorSpec((None, *shape), tf.uint8),
         "id": tf.TensorSpec((None,), tf.int64),
         "label": tf.TensorSpec((None,), tf.int64),
+        "depth": tf.TensorSpec((None, *shape[:2], 1), tf.float32),
     }
     for row in TASKS:
         encoder = row.task.architecture(shape, 4, (1, 1))
         parameters = inspect.signature(row.task).parameters
-        task = row.task(encoder, **{k: v for k, v in known.items() if k in parameters})
+        given = {**known, "teacher": encoder}
+        task = row.task(encoder, **{k: v for k, v in given.items() if k in parameters})
         task.compile("sgd")
 
         def step(batch, seed, task=task):

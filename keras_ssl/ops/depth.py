@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+from keras_ssl.arguments import check_positive
+
 MIN_DEPTH = 1e-6  # meters; TensorFlow may round smaller numbers to 0, whose logarithm is infinite
 
 
@@ -81,10 +83,14 @@ def to_image(depth, near, far):
     Returns:
         (..., 3) float32 tensor in 0..255.
 
+    Raises:
+        ValueError: `near` and `far` are not 0 < near < far.
+
     Example:
         >>> to_image(tf.constant([[1.0], [4.0], [16.0], [math.nan]]), 1.0, 16.0).numpy().tolist()
         [[0.0, 255.0, 255.0], [128.0, 64.0, 255.0], [255.0, 16.0, 255.0], [0.0, 0.0, 0.0]]
     """
+    check_range(near, far)
     depth = tf.cast(depth, tf.float32)
     valid = known(depth)
     depth = tf.clip_by_value(tf.where(valid, depth, tf.ones_like(depth)), near, far)
@@ -95,3 +101,9 @@ def to_image(depth, near, far):
     ]
     pixels = tf.round(255 * tf.concat(channels, axis=-1))
     return tf.where(valid, pixels, tf.zeros_like(pixels))
+
+
+def check_range(near, far):
+    """Raises ValueError unless 0 < near < far, both finite."""
+    if not check_positive("near", near) < check_positive("far", far):
+        raise ValueError(f"near must be less than far, got {near!r} and {far!r}")

@@ -70,6 +70,10 @@ TASKS = [
         "which local features in the batch are of the other view"),
     Row("deep_infomax", "DeepInfoMax", "contrastive", "Hjelm et al. 2019",
         "which feature map in the batch is of the same image"),
+    Row("rgb_depth", "RGBDepth", "crossmodal", "Zhang et al. 2017",
+        "the depth of an image, and the image of a depth map"),
+    Row("depth_distillation", "DepthDistillation", "crossmodal", "Gupta et al. 2016",
+        "from depth the features that a teacher has for the image"),
 ]
 # fmt: on
 

@@ -11,6 +11,7 @@ from keras_ssl.data import service
 READERS = {
     "label": "from_folder with one folder per class, or from_array(..., labels)",
     "image": "the readers in keras_ssl.data",
+    "depth": "keras_ssl.data.from_stereo, or from_array(images, depth=depth)",
 }
 
 
@@ -89,4 +90,9 @@ def _check_columns(images, task):
         if name in ("image", "frames") and not expected.is_compatible_with(spec[name].shape[-3:]):
             raise ValueError(
                 f"`{name}` has the shape {spec[name].shape}, but the encoder takes {expected}"
+            )
+        if name == "depth" and not spec[name].shape.is_compatible_with([*expected[:2], 1]):
+            raise ValueError(
+                f"`depth` must have one channel and the size of the images, {(*expected[:2], 1)}, got "
+                f"{spec[name].shape}"
             )
