@@ -1,9 +1,10 @@
-"""Metrics for `compile`: peak signal-to-noise ratio, and how well embeddings tell images apart."""
+"""Metrics for `compile`: of images, of depth, and how well embeddings tell images apart."""
 
 import keras
 import tensorflow as tf
 
 from keras_ssl.losses.contrastive import similarities
+from keras_ssl.ops import depth
 from keras_ssl.training import distribute
 
 
@@ -55,6 +56,61 @@ class PSNR(keras.metrics.MeanMetricWrapper):
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype}
+
+
+def abs_rel(y_true, y_pred):
+    """Computes the mean absolute error of each depth map, relative to the true depth.
+
+    Args:
+        y_true: (B, H, W, 1) tensor, meters; pixels where it is NaN, 0 or infinite do not count.
+        y_pred: tensor of the same shape, meters, or one that broadcasts to it, such as a mean depth.
+
+    Returns:
+        (B,) float32 tensor, NaN for an image without a known pixel.
+
+    Reference: Eigen, Puhrsch & Fergus, "Depth Map Prediction from a Single Image using a Multi-Scale Deep
+    Network", NIPS 2014, section 4.3.
+
+    Example:
+        >>> abs_rel([[[[1.0], [4.0], [float("nan")]]]], 2.0).numpy().tolist()     # 1/1 and 2/4
+        [0.75]
+    """
+    y_true, y_pred = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
+    known = depth.known(y_true)
+    error = tf.where(known, tf.abs(y_pred - y_true) / y_true, tf.zeros_like(y_true))
+    number = tf.reduce_sum(tf.cast(known, tf.float32), axis=[1, 2, 3])
+    return tf.reduce_sum(error, axis=[1, 2, 3]) / number
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class AbsRel(keras.metrics.Mean):
+    """Computes the mean relative error of depth over all images that have a known pixel, see `abs_rel`.
+
+    Args:
+        name: str.
+        **kwargs: passed to keras.metrics.Mean.
+
+    Shapes:
+        y_true: (B, H, W, 1), meters; NaN, 0 or infinite where unknown. y_pred: (B, H, W, 1), natural
+        logarithm of meters, as `losses.ScaleInvariantDepth` takes it.
+
+    Example:
+        >>> metric = AbsRel()
+        >>> metric.update_state(tf.fill((1, 4, 4, 1), 2.0), tf.math.log(tf.fill((1, 4, 4, 1), 3.0)))
+        >>> round(float(metric.result()), 3)
+        0.5
+    """
+
+    def __init__(self, name="abs_rel", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        error = abs_rel(y_true, tf.exp(tf.cast(y_pred, tf.float32)))
+        counted = tf.reduce_any(depth.known(tf.cast(y_true, tf.float32)), axis=[1, 2, 3])
+        weight = tf.cast(counted, tf.float32)
+        if sample_weight is not None:
+            weight *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
+        super().update_state(tf.where(counted, error, tf.zeros_like(error)), weight)
 
 
 # Of the largest similarity with a positive and with a negative.

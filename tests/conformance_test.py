@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from matplotlib.figure import Figure
+from task_samples import required, sample
 
 import keras_ssl as kssl
 from keras_ssl import plotting
@@ -28,36 +29,6 @@ BATCH = 8
 @pytest.fixture(scope="module", params=TASKS, ids=[row.name for row in TASKS])
 def row(request):
     return request.param
-
-
-def make_frames(images):
-    return np.stack([np.roll(images, 2 * t, axis=2) for t in range(5)], axis=1)
-
-
-def make_depth(images):
-    depth = 1 + images[..., :1].astype(np.float32) / 100
-    depth[:, :2] = np.nan  # unknown
-    return depth
-
-
-# The columns that readers return, derived from 21 digits. A task lists in `needs` which it reads.
-COLUMNS = {
-    "image": lambda images: images,
-    "frames": make_frames,
-    "depth": make_depth,
-    "normals": lambda images: np.broadcast_to(np.float32([0, 0, -1]), images.shape).copy(),
-    "contours": lambda images: (images[..., :1] > 128).astype(np.float32),
-    "real": lambda images: images[::-1, :, ::-1].copy(),
-    "flow": lambda images: np.full((*images.shape[:3], 2), 2, np.float32),
-    "motion": lambda images: np.linspace(0, 1, 21 * 24, dtype=np.float32).reshape(21, 4, 6),
-}
-
-
-def sample(needs=("image",)):
-    """21 images with random access, in batches of 8, 8 and 5, with the columns that a task needs."""
-    digits = kssl.data.to_arrays(kssl.data.subset(kssl.data.digits("test"), range(21)))
-    columns = {name: make(digits["image"]) for name, make in COLUMNS.items() if name in needs}
-    return random_access({**digits, **columns})
 
 
 @pytest.fixture(autouse=True)
@@ -93,15 +64,10 @@ def data(shared):
     return shared[1]
 
 
-def required(row):
-    """The arguments without a default."""
-    return {"num_images": 21} if "num_images" in inspect.signature(row.task).parameters else {}
-
-
-def fitting(row):
+def fitting(row, encoder):
     """The arguments for 21 images: thousands of negatives would be the same few ones, with a huge loss."""
     sizes = {"negatives": 16, "warmup": 0}
-    return required(row) | {
+    return required(row.task, encoder) | {
         k: v for k, v in sizes.items() if k in inspect.signature(row.task).parameters
     }
 
@@ -109,7 +75,7 @@ def fitting(row):
 def make(row, images, **arguments):
     # Synchronized, since plain batch statistics differ from replica to replica.
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,), synchronized=True)
-    task = row.task(encoder, **fitting(row), **arguments)
+    task = row.task(encoder, **fitting(row, encoder), **arguments)
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
     x, _ = next(iter(task.dataset(images, BATCH)))
@@ -244,10 +210,10 @@ def other_value(row, encoder, name, default):
         rf"{name}: .*?(?=\n        \w+:|\n        \*\*)", row.task.__doc__, re.DOTALL
     )
     choices = OTHERS[type(default)](default) + re.findall(r'"(\w+)"', " ".join(quoted))
-    usual = getattr(row.task(encoder, **required(row)), name)
+    usual = getattr(row.task(encoder, **required(row.task, encoder)), name)
     for value in choices:
         with contextlib.suppress(ValueError, TypeError):
-            found = getattr(row.task(encoder, **{**required(row), name: value}), name)
+            found = getattr(row.task(encoder, **{**required(row.task, encoder), name: value}), name)
             if not np.array_equal(found, usual):
                 return value
     pytest.fail(f"no other value of {name} found: quote the choices in the docs, or add to OTHERS")
@@ -260,11 +226,12 @@ def test_arguments_survive_saving(row):
         p for p in parameters if p.default is not p.empty and p.name not in row.task.networks
     ]
     assert {p.name for p in parameters if p.default is p.empty} == {
-        *row.task.networks, "kwargs", *required(row)
+        "encoder", "kwargs", *required(row.task, encoder)
     }  # fmt: skip
+    assert {*row.task.networks} <= {p.name for p in parameters}
     for p in optional:
         value = other_value(row, encoder, p.name, p.default)
-        task = row.task(encoder, **{**required(row), p.name: value})
+        task = row.task(encoder, **{**required(row.task, encoder), p.name: value})
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(task)))
         copy = keras.saving.deserialize_keras_object(config)
         for q in parameters:
@@ -305,7 +272,7 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
 def outcome(row, images, data=None, weights=None, **compiled):
     """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,))
-    task = row.task(encoder, **fitting(row))
+    task = row.task(encoder, **fitting(row, encoder))
     # A smaller scale than the default: which step overflows would depend on the order of operations.
     optimizer = LossScale(keras.optimizers.SGD(0.02), initial_scale=2.0**8)
     half = keras.config.dtype_policy().name == "mixed_float16"
@@ -337,6 +304,8 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
         # Of another color in each image: what compares images is ill-conditioned if they are alike.
         color = rng.integers(0, 64, (len(pixels), *[1] * (pixels.ndim - 2), 3), np.uint8)
         columns[name] = pixels // 2 + rng.integers(0, 64, pixels.shape, np.uint8) + color
+    if "depth" in columns:
+        columns["depth"] *= rng.uniform(0.5, 2, columns["depth"].shape).astype(np.float32)
     images = random_access(columns)
     logs, predicted, trained, data, weights = outcome(row, images, run_eagerly=True)
     half = policy == "mixed_float16"

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from keras_ssl.metrics import PSNR, psnr
+from keras_ssl.metrics import PSNR, AbsRel, abs_rel, psnr
 
 
 def test_matches_scikit_image():
@@ -37,3 +37,43 @@ def test_serializes():
     copy = keras.metrics.deserialize(keras.metrics.serialize(PSNR(name="decibels")))
     assert isinstance(copy, PSNR)
     assert copy.name == "decibels"
+
+
+def test_relative_error_of_depth_equals_a_slow_loop():
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(0.5, 20, (4, 3, 5, 1)).astype(np.float32)
+    depth[0, 1, 2], depth[0, 0, 0], depth[1, 2, 4] = np.nan, 0, np.inf
+    depth[3] = np.nan
+    predicted = rng.uniform(0.5, 20, depth.shape).astype(np.float32)
+    expected = []
+    for y, p in zip(depth[:3], predicted, strict=False):
+        errors = [
+            abs(float(p[i]) - float(y[i])) / float(y[i])
+            for i in np.ndindex(y.shape)
+            if np.isfinite(y[i]) and y[i] > 0
+        ]
+        expected.append(sum(errors) / len(errors))
+    found = abs_rel(depth, predicted).numpy()
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-5)
+    assert np.isnan(found[3])
+    # The metric gets the logarithm, and leaves out the image of which nothing is known.
+    metric = AbsRel()
+    metric.update_state(depth[:1], np.log(predicted[:1]))
+    metric.update_state(depth[1:], np.log(predicted[1:]))
+    assert float(metric.result()) == pytest.approx(np.mean(expected), rel=1e-5)
+    metric.reset_state()
+    metric.update_state(depth[3:], np.log(predicted[3:]))
+    assert float(metric.result()) == 0
+    metric.update_state(depth[:3], np.log(predicted[:3]), sample_weight=[0, 3, 1])
+    assert float(metric.result()) == pytest.approx((3 * expected[1] + expected[2]) / 4, rel=1e-5)
+    # A prediction that is not finite is no unknown depth.
+    metric.update_state(depth[:1], np.full_like(depth[:1], np.nan))
+    assert np.isnan(metric.result())
+
+
+def test_relative_error_has_no_unit():
+    depth = np.float32([[[[1.0], [4.0]]]])
+    assert float(abs_rel(depth, 2.0)[0]) == pytest.approx(float(abs_rel(100 * depth, 200.0)[0]))
+    copy = keras.metrics.deserialize(keras.metrics.serialize(AbsRel(name="relative")))
+    assert isinstance(copy, AbsRel)
+    assert copy.name == "relative"

@@ -68,9 +68,12 @@ def test_all_columns_of_a_clip_are_drawn_in_colors():
     drawn = dict((caption, pixels) for pixels, caption in plotting.columns(row))
     assert set(drawn) == set(row) - {"id", "intrinsics", "motion", "frames"}
     for pixels in drawn.values():
-        assert pixels.shape == (24, 24, 3) and pixels.min() >= 0 and pixels.max() <= 255.001
+        assert pixels.shape == (24, 24, 3)
+        assert pixels.min() >= 0
+        assert pixels.max() <= 255.001
     sky = np.isnan(row["depth"][..., 0])
-    assert sky.any() and (drawn["depth"][sky] == 0).all()
+    assert sky.any()
+    assert (drawn["depth"][sky] == 0).all()
     ground = (row["classes"][..., 0] == 1) & (row["contours"][..., 0] == 0)
     assert (np.diff(drawn["normals"][ground], axis=0) < 1e-3).all()  # one color: it is a plane
 
@@ -78,4 +81,5 @@ def test_all_columns_of_a_clip_are_drawn_in_colors():
 def test_without_flow_nothing_is_colored():
     row = {"flow": np.zeros((4, 4, 2), np.float32)}
     ((pixels, caption),) = plotting.columns(row)
-    assert caption == "flow" and (pixels == 255).all()
+    assert caption == "flow"
+    assert (pixels == 255).all()

@@ -32,6 +32,7 @@ LOSSES = {
     "Alignment": (losses.Alignment(1.5), np.zeros(5), normal(5, 2, 3)),
     "AlignmentUniformity": (losses.AlignmentUniformity(), np.zeros(5), normal(5, 2, 3)),
     "ColorBins": (losses.ColorBins(), 20 * normal(2, 3, 4, 2), normal(2, 3, 4, 262)),
+    "Distillation": (losses.Distillation(), np.zeros(5), normal(5, 2, 3, 4, 2)),
     "Hole": (
         losses.Hole(1),
         np.concatenate([normal(2, 6, 7, 3), np.float32(normal(2, 6, 7, 1) > 0.5)], axis=-1),
@@ -47,6 +48,11 @@ LOSSES = {
     "NCE": (losses.NCE((1, 0.5)), np.zeros(5), normal(5, 2, 6)),
     "NTXent": (losses.NTXent(), np.zeros(5), normal(5, 2, 3)),
     "PredictiveCoding": (losses.PredictiveCoding(2), np.zeros(3), normal(3, 3, 5, 2, 4)),
+    "ScaleInvariantDepth": (
+        losses.ScaleInvariantDepth(),
+        np.maximum(normal(5, 6, 7, 1), 0),  # 0 is unknown
+        normal(5, 6, 7, 1),
+    ),
     "SquaredDistance": (losses.SquaredDistance(), np.zeros(5), normal(5, 2, 2, 3)),
     "SupervisedContrastive": (
         losses.SupervisedContrastive(0.5),
@@ -57,6 +63,7 @@ LOSSES = {
     "Uniformity": (losses.Uniformity(), np.zeros(5), normal(5, 2, 3)),
 }
 METRICS = {
+    "AbsRel": (metrics.AbsRel(), np.maximum(normal(5, 6, 7, 1), 0), normal(5, 6, 7, 1)),
     "Contrast": (metrics.Contrast("negative"), np.zeros(5, np.float32), normal(5, 2, 3)),
     "PSNR": (metrics.PSNR(), np.tanh(normal(2, 6, 7, 3)), np.tanh(normal(2, 6, 7, 3))),
 }

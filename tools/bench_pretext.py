@@ -8,7 +8,6 @@ equally. The ratio is the median over the rounds.
 """
 
 import argparse
-import inspect
 import os
 import time
 
@@ -16,8 +15,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import tensorflow as tf
+from task_samples import required, sample
 
-import keras_ssl as kssl
 from keras_ssl.plotting import print_table
 from keras_ssl.tasks import TASKS
 from keras_ssl.training.optimizers import sgd_cosine
@@ -27,11 +26,9 @@ BATCH, IMAGES, STEPS = 128, 2048, 6
 
 def variant(row, width):
     """Returns two functions that measure the seconds per image, of `pretext` and of the training step."""
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
-    images = kssl.data.from_array(pixels)
+    images = sample(row.task.needs, IMAGES)
     encoder = row.task.architecture((32, 32, 3), width)
-    known = inspect.signature(row.task).parameters
-    task = row.task(encoder, **({"num_images": IMAGES} if "num_images" in known else {}))
+    task = row.task(encoder, **required(row.task, encoder, IMAGES))
     task.compile(sgd_cosine(0.01, 1000))
     if hasattr(task, "labels"):
         task.labels.assign(tf.zeros_like(task.labels))

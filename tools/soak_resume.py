@@ -29,6 +29,7 @@ STEPS = EPOCHS * IMAGES // BATCH
 def train(folder, names, kill_at):
     """Trains the tasks one after the other; sends itself SIGKILL after `kill_at` steps."""
     import keras
+    from task_samples import required, sample
 
     import keras_ssl as kssl
     from keras_ssl.tasks import TASKS as ROWS
@@ -42,14 +43,12 @@ def train(folder, names, kill_at):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     classes = {row.name: row.task for row in ROWS}
-    digits = kssl.data.to_arrays(kssl.data.digits("test"))
-    images = kssl.data.from_array(digits["image"][:IMAGES], digits["label"][:IMAGES])
     for name in names:
+        images = sample(classes[name].needs, IMAGES)
         keras.utils.set_random_seed(0)
         encoder = classes[name].architecture((32, 32, 3), width=4, blocks=(1,))
         known = inspect.signature(classes[name]).parameters
         small = {
-            "num_images": IMAGES,
             "num_clusters": 5,
             "num_heads": 2,
             "relabelings": 4,
@@ -57,7 +56,8 @@ def train(folder, names, kill_at):
             "queue": 20,
             "hidden": 16,
         }
-        task = classes[name](encoder, **{k: v for k, v in small.items() if k in known})
+        small = {k: v for k, v in small.items() if k in known}
+        task = classes[name](encoder, **required(classes[name], encoder, IMAGES), **small)
         task.compile(keras.optimizers.Adam(1e-3))
         # The kill comes first: it may hit a step that is about to be saved.
         watching = [*task.default_callbacks(images), Kill()]

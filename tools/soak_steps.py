@@ -20,24 +20,24 @@ import time
 BATCHES = (5, 3)
 IMAGES = 30
 SECONDS = 300  # for one process; a longer one is considered hung, as a damaged heap may cause
-SMALL = {"num_images": IMAGES, "num_clusters": 5, "num_heads": 2, "filters": 4}
+SMALL = {"num_clusters": 5, "num_heads": 2, "filters": 4}
 
 
 def train(name, width, steps):
     """Trains one task, half of the steps with each batch size; prints the last loss."""
     import keras
     import numpy as np
+    from task_samples import required, sample
 
-    import keras_ssl as kssl
     from keras_ssl.tasks import TASKS
 
     keras.utils.set_random_seed(0)
     (row,) = [row for row in TASKS if row.name == name]
-    images = kssl.data.to_arrays(kssl.data.digits("test").take(IMAGES))["image"]
-    images = kssl.data.from_array(images)
+    images = sample(row.task.needs, IMAGES)
     encoder = row.task.architecture((32, 32, 3), width=width, blocks=(1, 1))
     known = inspect.signature(row.task).parameters
-    task = row.task(encoder, **{k: v for k, v in SMALL.items() if k in known})
+    small = {k: v for k, v in SMALL.items() if k in known}
+    task = row.task(encoder, **required(row.task, encoder, IMAGES), **small)
     task.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
     losses = []
     for size in BATCHES:

@@ -1,9 +1,9 @@
 """Lists the operations in the traced graphs of the zoo's networks."""
 
 import collections
-import inspect
 import json
 
+import task_samples
 import tensorflow as tf
 
 import keras_ssl as kssl
@@ -24,23 +24,19 @@ SUSPICIOUS = ("Conv", "Pool", "MatMul", "BatchNorm", "Einsum")
 
 def graphs():
     """Yields the name and graph of two encoders, and of every task with its losses."""
-    shape, known = (32, 32, 3), {"num_images": 21, "num_permutations": 20}
+    shape = (32, 32, 3)
     for stem, first in (("small", None), ("imagenet", kssl.layers.Sobel())):
         encoder = kssl.encoders.resnet(shape, 4, (1, 1), stem, preprocessing=first)
         call = tf.function(encoder, autograph=False)
         pixels = tf.TensorSpec((None, *shape))
         yield f"resnet, {stem} stem", call.get_concrete_function(pixels, training=True).graph
 
-    batch = {
-        "image": tf.TensorSpec((None, *shape), tf.uint8),
-        "id": tf.TensorSpec((None,), tf.int64),
-        "label": tf.TensorSpec((None,), tf.int64),
-    }
     for row in TASKS:
         encoder = row.task.architecture(shape, 4, (1, 1))
-        parameters = inspect.signature(row.task).parameters
-        task = row.task(encoder, **{k: v for k, v in known.items() if k in parameters})
+        task = row.task(encoder, **task_samples.required(row.task, encoder))
         task.compile("sgd")
+        columns = task_samples.sample(task.needs).element_spec
+        batch = {name: tf.TensorSpec((None, *c.shape), c.dtype) for name, c in columns.items()}
 
         def step(batch, seed, task=task):
             x, y = task.pretext(batch, seed)

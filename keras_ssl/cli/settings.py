@@ -12,11 +12,12 @@ SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 def make_task(name, encoder, settings, images):
     """Creates the task of that name, with `--set name=value` as further arguments."""
     task = common.find_row(name).task
-    defaults = {
-        key: parameter.default
-        for key, parameter in inspect.signature(task).parameters.items()
-        if key not in (*task.networks, "kwargs")
-    }
+    every = {key: p.default for key, p in inspect.signature(task).parameters.items()}
+    if "teacher" in every:
+        raise ValueError(
+            f"{name} needs a teacher, a trained network, which only Python can give: see docs/crossmodal.md"
+        )
+    defaults = {k: default for k, default in every.items() if k not in (*task.networks, "kwargs")}
     arguments = {}
     for setting in settings:
         key, equals, text = setting.partition("=")

@@ -7,7 +7,7 @@ from files.
 
 Every dataset has a known length, and all but that of `from_tfds` have random access: any row can be
 loaded by its index. Readers of files also set the attribute `class_names` (list or None); `from_folder`,
-`from_pages` and `from_rgbd` set `paths` (list of str).
+`from_pages`, `from_rgbd` and `from_stereo` set `paths` (list of str).
 """
 
 from keras_ssl.data.arrays import cifar10, digits, from_array, to_arrays
@@ -18,11 +18,12 @@ from keras_ssl.data.pages import from_pages, root_sift
 from keras_ssl.data.paired import paired
 from keras_ssl.data.renderer import scenes
 from keras_ssl.data.rgbd import from_rgbd
+from keras_ssl.data.stereo import from_stereo
 from keras_ssl.data.tfds import from_tfds
 from keras_ssl.data.tfrecord import from_tfrecord, to_tfrecord
 
 __all__ = [
-    "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_rgbd", "from_tfds",
-    "from_tfrecord", "moving_digits", "paired", "random_access", "root_sift", "scenes", "subset",
+    "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_rgbd", "from_stereo",
+    "from_tfds", "from_tfrecord", "moving_digits", "paired", "random_access", "root_sift", "scenes", "subset",
     "to_arrays", "to_tfrecord",
 ]  # fmt: skip

@@ -20,8 +20,8 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=
     """Loads the data set of that name or folder.
 
     Args:
-        name: str, "digits", "cifar10", "scenes" or a folder. A folder of TFRecord files is read by `from_tfrecord`,
-            any other by `reader`. Folders `train` and `test` in it are the two parts.
+        name: str, "digits", "cifar10", "scenes" or a folder. A folder of TFRecord files is read by
+            `from_tfrecord`, any other by `reader`. Folders `train` and `test` in it are the two parts.
         size: int or (height, width).
         split: bool, return training and test images. If a folder has no such parts, every fifth image
             is a test image.

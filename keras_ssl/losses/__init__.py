@@ -4,7 +4,9 @@ from keras_ssl.losses import mutual_information
 from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity
 from keras_ssl.losses.color_bins import ColorBins
 from keras_ssl.losses.contrastive import NCE, InfoNCE, NTXent, SupervisedContrastive
-from keras_ssl.losses.geometry import BalancedCrossEntropy, CosineDistance, ScaleInvariant
+from keras_ssl.losses.depth import ScaleInvariantDepth
+from keras_ssl.losses.distillation import Distillation
+from keras_ssl.losses.geometry import BalancedCrossEntropy, CosineDistance
 from keras_ssl.losses.hole import Hole
 from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
@@ -18,13 +20,14 @@ __all__ = [
     "BalancedCrossEntropy",
     "ColorBins",
     "CosineDistance",
+    "Distillation",
     "Hole",
     "InfoMax",
     "InfoNCE",
     "MultiscaleInfoNCE",
     "NTXent",
     "PredictiveCoding",
-    "ScaleInvariant",
+    "ScaleInvariantDepth",
     "SquaredDistance",
     "SupervisedContrastive",
     "Triplet",

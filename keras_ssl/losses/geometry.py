@@ -1,54 +1,7 @@
-"""Losses of depth, normals and contours, predicted for each pixel."""
+"""Losses of normals and contours, predicted for each pixel."""
 
 import keras
 import tensorflow as tf
-
-from keras_ssl.arguments import check_fraction
-
-
-@keras.saving.register_keras_serializable(package="keras_ssl")
-class ScaleInvariant(keras.losses.Loss):
-    """Computes half the scale-invariant squared error of logarithms of depths.
-
-    With the differences d of the logarithms it is (mean(d^2) - balance * mean(d)^2) / 2 over the pixels of an
-    image whose depth is known. An error of the scale of the whole image counts less than others; with a
-    balance of 1 it does not count.
-
-    Args:
-        balance: float in 0..1.
-        **kwargs: passed to keras.losses.Loss.
-
-    Shapes:
-        y_true: (B, H, W, 1), depths in meters; NaN, infinity and 0 where they are unknown. y_pred:
-        (B, H, W, 1), logarithms of depths. The loss: (B,), 0 for an image without a known depth.
-
-    Raises:
-        ValueError: `balance` is not in 0..1.
-
-    Reference: Eigen, Puhrsch & Fergus, "Depth Map Prediction from a Single Image using a Multi-Scale Deep
-    Network", NIPS 2014, equation 4.
-
-    Example:
-        >>> depths = tf.constant([1.0, 2.0, 4.0, float("nan")])[None, None, :, None]
-        >>> round(float(ScaleInvariant(1.0)(depths, tf.math.log(3 * depths))), 6)      # three times as far
-        0.0
-    """
-
-    def __init__(self, balance=0.5, **kwargs):
-        super().__init__(**kwargs)
-        self.balance = check_fraction("balance", balance)
-
-    def call(self, y_true, y_pred):
-        y_true, y_pred = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
-        known = tf.math.is_finite(y_true) & (y_true > 0)
-        difference = tf.where(known, y_pred - tf.math.log(tf.where(known, y_true, 1.0)), 0.0)
-        number = _number(known)
-        square = tf.reduce_sum(difference**2, axis=[1, 2, 3]) / number
-        mean = tf.reduce_sum(difference, axis=[1, 2, 3]) / number
-        return (square - self.balance * mean**2) / 2
-
-    def get_config(self):
-        return {**super().get_config(), "balance": self.balance}
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")

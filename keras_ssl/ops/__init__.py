@@ -3,6 +3,7 @@
 from keras_ssl.ops import (
     augment,
     decode,
+    depth,
     filters,
     images,
     jitter,
@@ -14,5 +15,6 @@ from keras_ssl.ops import (
 )
 
 __all__ = [
-    "augment", "decode", "filters", "images", "jitter", "lab", "masks", "patches", "random", "recipes",
+    "augment", "decode", "depth", "filters", "images", "jitter", "lab", "masks", "patches", "random",
+    "recipes",
 ]  # fmt: skip

@@ -131,6 +131,44 @@ def decode_batch(files, height, width):
     )
 
 
+def decode_pfm(encoded):
+    """Decodes a grayscale PFM file (portable float map), such as the disparity maps of Middlebury.
+
+    Args:
+        encoded: () string tensor, the bytes of the file: the lines "Pf", "width height" and a number whose
+            sign is negative for little-endian, then float32 values, the bottom row first.
+
+    Returns:
+        (H, W, 1) float32 tensor, the top row first.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are no such file, or of another length than it declares.
+
+    Example:
+        >>> import numpy as np
+        >>> values = np.float32([[3.0, 4.0], [1.0, 2.0]])
+        >>> decode_pfm(b"Pf\\n2 2\\n-1.0\\n" + values.tobytes())[..., 0].numpy().tolist()
+        [[1.0, 2.0], [3.0, 4.0]]
+    """
+    lines = tf.strings.split(tf.strings.substr(encoded, 0, 100), "\n", maxsplit=3)
+    with tf.control_dependencies(
+        [_assert((tf.size(lines) == 4) & (lines[0] == b"Pf"), "the file is no grayscale PFM")]
+    ):
+        start = tf.reduce_sum(tf.strings.length(lines[:3])) + 3
+    size = tf.strings.to_number(tf.strings.split(lines[1]), tf.int64)
+    little = tf.strings.to_number(lines[2]) < 0
+    length = tf.cast(tf.strings.length(encoded) - start, tf.int64)
+    fits = (tf.size(size) == 2) & tf.reduce_all(size > 0) & (4 * tf.reduce_prod(size) == length)
+    with tf.control_dependencies([_assert(fits, "the PFM has another size than it declares")]):
+        values = tf.strings.substr(encoded, start, tf.cast(length, tf.int32))
+    values = tf.where(
+        little,
+        tf.io.decode_raw(values, tf.float32, little_endian=True),
+        tf.io.decode_raw(values, tf.float32, little_endian=False),
+    )
+    return tf.reshape(values, (size[1], size[0], 1))[::-1]
+
+
 # Traced once: its operations take longer to trace than an epoch of a small folder takes to read.
 @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def _checked(encoded):

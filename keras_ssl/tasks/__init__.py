@@ -74,6 +74,10 @@ TASKS = [
         "which feature map in the batch is of the same image"),
     Row("ego_motion", "EgoMotion", "crossmodal", "Agrawal et al. 2015",
         "how the camera moved between two frames"),
+    Row("rgb_depth", "RGBDepth", "crossmodal", "Zhang et al. 2017",
+        "the depth of an image, and the image of a depth map"),
+    Row("depth_distillation", "DepthDistillation", "crossmodal", "Gupta et al. 2016",
+        "from depth the features that a teacher has for the image"),
 ]
 # fmt: on
 

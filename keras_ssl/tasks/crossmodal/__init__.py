@@ -1,0 +1,1 @@
+"""Tasks whose labels come from another sensor or from geometry."""

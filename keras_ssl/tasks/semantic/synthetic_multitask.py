@@ -15,7 +15,7 @@ from keras_ssl.training.adversarial import AdversarialModel
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Head:
     """A label of each pixel that is predicted from the features.
 
@@ -31,6 +31,12 @@ class Head:
     loss: keras.losses.Loss
     weight: float = 1.0
 
+    def __eq__(self, other):
+        return isinstance(other, Head) and self.get_config() == other.get_config()
+
+    def __hash__(self):
+        return hash((self.column, self.channels, self.weight))
+
     def get_config(self):
         return {**vars(self), "loss": keras.saving.serialize_keras_object(self.loss)}
 
@@ -40,7 +46,7 @@ class Head:
 
 
 HEADS = (
-    Head("depth", 1, losses.ScaleInvariant(), 5.0),
+    Head("depth", 1, losses.ScaleInvariantDepth(), 2.5),
     Head("normals", 3, losses.CosineDistance(), 10.0),
     Head("contours", 1, losses.BalancedCrossEntropy(), 1.0),
 )
@@ -58,7 +64,7 @@ class SyntheticMultitask(AdversarialModel):
     Both are grayscale images of one color channel, drawn at random (section 4.1): rendered colors are not
     those of the world.
 
-    Differences from the paper: the depth loss is that of Eigen et al., which subtracts the squared mean
+    Differences from the paper: the depth loss is that of Eigen et al., which subtracts half the squared mean
     error of the image; the authors' code adds that of the batch. Contours and other pixels have the same
     weight in an image; the authors' code multiplies both by the ratio of their numbers.
 

@@ -44,7 +44,8 @@ def test_normals_are_the_cross_product_of_the_derivatives_of_the_points(clips):
         for is_plane, found in angles.items():
             found.extend(np.degrees(np.arccos(cosine[smooth & (plane == is_plane)])))
     assert max(angles[True]) < 0.2
-    assert np.median(angles[False]) < 1 and np.percentile(angles[False], 95) < 12
+    assert np.median(angles[False]) < 1
+    assert np.percentile(angles[False], 95) < 12
 
 
 def test_next_frame_shifted_by_the_flow_is_this_frame(clips):
@@ -57,7 +58,8 @@ def test_next_frame_shifted_by_the_flow_is_this_frame(clips):
         errors.append(np.abs(shifted - now).mean(-1)[seen].mean())
         unmoved.append(np.abs(after - now).mean(-1)[seen].mean())
         np.testing.assert_array_equal(row["image"], row["frames"][0])
-    assert np.mean(errors) < 3 and np.mean(errors) < 0.5 * np.mean(unmoved)
+    assert np.mean(errors) < 3
+    assert np.mean(errors) < 0.5 * np.mean(unmoved)
 
 
 def test_flow_where_nothing_moves_is_the_reprojection_of_the_depth(clips):
@@ -78,7 +80,8 @@ def test_shapes_that_move_have_another_flow_than_the_camera_alone_gives():
         next(kssl.data.scenes(1, SIZE, frames=2, moving=m, seed=4).as_numpy_iterator())
         for m in (0.0, 1.0)
     )
-    assert here["moving"].max() == 0 and there["moving"].max() == 1
+    assert here["moving"].max() == 0
+    assert there["moving"].max() == 1
     np.testing.assert_array_equal(there["moving"] > 0, there["instances"] > 0)
 
 
@@ -102,7 +105,8 @@ def test_visible_points_are_found_in_the_next_frame_and_others_are_not():
         seen.extend(same[visible & clear])
         hidden.extend(same[~visible & clear])
     assert np.mean(seen) > 0.9999
-    assert len(hidden) > 50 and np.mean(hidden) < 0.3  # the far side of the same shape
+    assert len(hidden) > 50
+    assert np.mean(hidden) < 0.3
 
 
 def test_contours_lie_where_the_surface_or_its_normal_jumps(clips):
@@ -186,7 +190,8 @@ def test_more_objects_fill_more_of_the_image():
         kssl.data.to_arrays(kssl.data.scenes(20, 16, objects=o))["instances"]
         for o in ((1, 1), (12, 12))
     )
-    assert (many > 0).mean() > 2 * (few > 0).mean() and few.max() == 1
+    assert (many > 0).mean() > 2 * (few > 0).mean()
+    assert few.max() == 1
 
 
 def test_exposure_and_noise_change_pixels_and_no_truth():
