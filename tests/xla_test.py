@@ -32,6 +32,12 @@ LOSSES = {
     "Alignment": (losses.Alignment(1.5), np.zeros(5), normal(5, 2, 3)),
     "AlignmentUniformity": (losses.AlignmentUniformity(), np.zeros(5), normal(5, 2, 3)),
     "ColorBins": (losses.ColorBins(), 20 * normal(2, 3, 4, 2), normal(2, 3, 4, 262)),
+    "CosineDistance": (losses.CosineDistance(), normal(5, 6, 7, 3), normal(5, 6, 7, 3)),
+    "BalancedCrossEntropy": (
+        losses.BalancedCrossEntropy(),
+        (normal(5, 6, 7, 1) > 1).astype(np.float32),
+        normal(5, 6, 7, 1),
+    ),
     "Distillation": (losses.Distillation(), np.zeros(5), normal(5, 2, 3, 4, 2)),
     "Hole": (
         losses.Hole(1),
