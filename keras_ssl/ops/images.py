@@ -160,7 +160,7 @@ def resize_intrinsics(intrinsics, size, height, width):
 
     Example:
         >>> resize_intrinsics(tf.constant([100.0, 100.0, 49.5, 24.5]), (50, 100), 25, 25).numpy().tolist()
-        [50.0, 50.0, 12.0, 12.0]
+        [50.0, 50.0, 12.5, 12.0]
     """
     target = tf.constant([height, width], tf.float32)
     scale, offset = _covering(tf.cast(size, tf.float32), target)
