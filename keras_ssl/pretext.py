@@ -95,7 +95,7 @@ class PretextModel(keras.Model):
         return y, None
 
     def default_loss(self):
-        """Returns the loss that `compile` uses, with one value per image or more, or a dict of them by output."""
+        """Returns the loss that `compile` uses, one value per image or more, or a dict of them by output."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def default_metrics(self):
