@@ -26,8 +26,8 @@ def check(address, images):
         images: tf.data.Dataset whose images the service is to load.
 
     Raises:
-        ValueError: `address` is malformed, no dispatcher responds there, `images` has no random access, or they
-            are computed by Python code.
+        ValueError: `address` is malformed, no dispatcher responds there, `images` has no random
+            access, or they are computed by Python code.
     """
     protocol, _, target = str(address).partition("://")
     host, _, port = target.rpartition(":")
