@@ -134,7 +134,8 @@ class SyntheticMultitask(AdversarialModel):
         *_, deepest = self.maps(images.fold(both), training=training).values()
         image_map, real_map = tf.unstack(images.unfold(deepest, 2), axis=1)
         dense = self._dense(image_map, training)
-        return {**dense, "image_map": image_map, "real_map": real_map}
+        maps = {"image_map": image_map, "real_map": real_map}
+        return {**dense, **{name: tf.cast(m, tf.float32) for name, m in maps.items()}}
 
     def _dense(self, feature_map, training=False):
         return {
@@ -146,7 +147,7 @@ class SyntheticMultitask(AdversarialModel):
 
     def discriminator_inputs(self, x, y, y_pred):
         # Each position of the maps is an example.
-        maps = [tf.cast(y_pred[name], tf.float32) for name in ("real_map", "image_map")]
+        maps = (y_pred[name] for name in ("real_map", "image_map"))
         real, rendered = (tf.reshape(m, [-1, m.shape[-1]]) for m in maps)
         return [real], [rendered]
 
