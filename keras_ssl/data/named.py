@@ -8,12 +8,14 @@ from keras_ssl.data.arrays import cifar10, digits
 from keras_ssl.data.columns import subset
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.records import record_files
+from keras_ssl.data.relative_depth import with_relative_depth
 from keras_ssl.data.renderer import scenes
 from keras_ssl.data.tfrecord import from_tfrecord
 
 BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
 SCENES = (10_000, 2_000)  # for training and for testing
-CLIP = {"frames", "motion", "flow", "visible", "moving"}  # columns of scenes with several frames
+# Columns that need scenes with several frames.
+CLIP = {"frames", "motion", "flow", "visible", "moving", "relative_depth"}
 
 
 def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=()):
@@ -27,7 +29,8 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=
             is a test image.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
-        needs: names of columns; scenes have several frames if one of these tells of motion.
+        needs: names of columns; scenes have several frames if one of these tells of motion, and clips get
+            `relative_depth` if it is one of them.
 
     Returns:
         (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
@@ -42,6 +45,16 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=
         >>> int(train.cardinality()), int(test.cardinality())
         (1437, 360)
     """
+    parts = _load(name, size, split, reader, check, needs)
+    if "relative_depth" not in needs:
+        return parts
+    return tuple(
+        part if part is None or "relative_depth" in part.element_spec else with_relative_depth(part)
+        for part in parts
+    )
+
+
+def _load(name, size, split, reader, check, needs):
     folder = Path(name)
     if name == "scenes" and not folder.is_dir():
         frames = 3 if CLIP & set(needs) else 1
