@@ -175,7 +175,7 @@ def camera_motion(flow, intrinsics, noise):
 
     flow, intrinsics = _checked(flow, intrinsics)
     start, end = (rays[np.isfinite(flow).all(-1)] for rays in _rays(flow, intrinsics))
-    step = -(-len(start) // MAX_VECTORS)
+    step = max(-(-len(start) // MAX_VECTORS), 1)
     start, end = start[::step], end[::step]
     tolerance = noise / intrinsics[:2].mean()
     if len(start) < MIN_VECTORS or _turn_explains(start, end, OUTLIER * tolerance):

@@ -74,10 +74,10 @@ class RelativeDepth(PretextModel):
             max(-(-side // 2), least) for side, least in zip((height, width), shape, strict=False)
         ]
         self.decoder = layers.Decoder(shape, half, dtype=self.dtype_policy)
-        # Near zero: at first all pixels are equally far.
+        # Near zero: at first all pixels are equally far. Without a bias, which differences do not depend on.
         small = keras.initializers.RandomNormal(stddev=0.01)
         self.head = keras.layers.Conv2D(
-            1, 1, kernel_initializer=small, dtype="float32", name="head"
+            1, 1, use_bias=False, kernel_initializer=small, dtype="float32", name="head"
         )
 
     def pretext(self, batch, seed):
