@@ -95,11 +95,11 @@ class PretextModel(keras.Model):
         return y, None
 
     def default_loss(self):
-        """Returns the loss that `compile` uses: a keras.losses.Loss with one value per image or more."""
+        """Returns the loss that `compile` uses, one value per image or more, or a dict of them by output."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def default_metrics(self):
-        """Returns the list of metrics that `compile` uses."""
+        """Returns the list of metrics that `compile` uses, or a dict of lists by output."""
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
     def default_optimizer(self, steps, learning_rate=0.1):

@@ -1,14 +1,9 @@
 """The selection of images in tools/budget.py, which the comparison tools share."""
 
-import sys
-from pathlib import Path
-
+import budget
 import numpy as np
 
 import keras_ssl as kssl
-
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
-import budget
 
 
 def test_random_subset_is_of_all_classes_and_numbers_its_images():

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import soak_export
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -18,9 +18,6 @@ import keras_ssl as kssl
 from keras_ssl import files
 from keras_ssl.serving.server.servable import Servable
 from keras_ssl.zoo import versions
-
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
-import soak_export
 
 
 @pytest.fixture(scope="module")

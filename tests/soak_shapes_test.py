@@ -2,12 +2,8 @@
 
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent / "tools"))
 import soak_shapes
 import zoo_operations
 

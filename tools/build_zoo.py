@@ -65,6 +65,7 @@ TASKS = {
     "cpc": ({}, 64),
     "amdim": ({}, 128),
     "deep_infomax": ({}, 64),
+    "synthetic_multitask": ({}, 128),
 }  # fmt: skip
 
 # Peak learning rates, where the authors' one, for hundreds of epochs, is too small for this budget.
@@ -110,6 +111,7 @@ def train(name, images, options):
     number = TASKS[name][0].get("num_images", int(images.cardinality()))
     if number < int(images.cardinality()):
         images = random_subset(images, number)
+    images = with_rendered(task, images)
     cost = views_per_image(task, next(iter(task.dataset(images, batch_size)))[0])
     epochs = max(1, round(options.views / cost / number))
     rate = {"learning_rate": RATES[name]} if name in RATES else {}
@@ -140,6 +142,13 @@ def train(name, images, options):
     plain.build_from_config(task.get_build_config())
     plain.set_weights(task.get_weights())
     return plain, json.loads(found.read_text())
+
+
+def with_rendered(task, images, seed=0):
+    """Pairs images with rendered scenes, for a task that needs both."""
+    if "real" not in task.needs:
+        return images
+    return kssl.data.paired(kssl.data.scenes(int(images.cardinality()), 32, seed=seed), real=images)
 
 
 def machine():
@@ -195,6 +204,7 @@ def pretext_metrics(task, test):
     if hasattr(task, "num_images") or isinstance(task, kssl.tasks.GAN):
         return {}  # no labels for other images, nor rows in a memory of all images
     task.compile("sgd")
+    test = with_rendered(task, test, seed=1)
     return task.evaluate(task.dataset(test, 100, seed=1), verbose=0, return_dict=True)
 
 

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from budget import random_subset
-from build_zoo import VIEWS, new_encoder, selected
+from build_zoo import TASKS, VIEWS, new_encoder, selected
 from matplotlib.figure import Figure
 
 import keras_ssl as kssl
@@ -122,7 +122,7 @@ def page(found, untrained):
         speed = f"{card['views_per_second']:,}", f"{card['minutes']:.0f}"
         second.append((f"`{task}`", pretext(card), *geometry(card["results"]), *speed))
     second += [(f"untrained, seed {i}", "", *geometry(r), "", "") for i, r in enumerate(untrained)]
-    missing = [f"`{row.name}`" for row in kssl.tasks.TASKS if row.name not in found]
+    missing = [f"`{name}`" for name in TASKS if name not in found]
     return TEXT.format(
         views=VIEWS,
         accuracies=markdown(first),

@@ -56,6 +56,12 @@ task_options = options(
 )
 
 
+synthetic_option = click.option(
+    "--synthetic", default="scenes", show_default=True, metavar="DATA",
+    help="Rendered images for a task on pairs with real ones: scenes, or a folder of TFRecords.",
+)  # fmt: skip
+
+
 import_option = click.option(
     "--import", "modules", multiple=True, metavar="MODULE",
     help="Python module, here or installed, that defines a task or layer of your own.",
@@ -84,6 +90,14 @@ def check_data(name):
     if name not in ("digits", "scenes", "cifar10") and not Path(name).is_dir():
         raise ValueError(
             f"--data: there is no folder {name!r}: give a folder of images, or digits, scenes or cifar10"
+        )
+
+
+def check_synthetic(name):
+    """Raises ValueError unless `--synthetic` is a folder or scenes."""
+    if name != "scenes" and not Path(name).is_dir():
+        raise ValueError(
+            f"--synthetic: there is no folder {name!r}: give one of TFRecords, or scenes"
         )
 
 

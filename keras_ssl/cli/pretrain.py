@@ -83,6 +83,7 @@ _file_options = common.options(
 @click.command()
 @click.argument("task")
 @common.data_option()
+@common.synthetic_option
 @common.task_options
 @_encoder_options
 @_run_options
@@ -116,6 +117,7 @@ def check(options):
         if folder := getattr(options, name):
             common.check_folder(f"--{name}", folder)
     common.check_data(options.data)
+    common.check_synthetic(options.synthetic)
     if options.checkpoint_every and not options.checkpoint:
         raise ValueError("--checkpoint-every needs --checkpoint, the folder to save in")
     if options.override and not options.checkpoint:
@@ -190,8 +192,9 @@ def read(options):
     # A clustering task goes through all images before it can start; others start at once.
     check_all = issubclass(task, Relabels)
     images, _ = load_dataset(
-        options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs
-    )
+        options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs,
+        synthetic=options.synthetic,
+    )  # fmt: skip
     return images
 
 

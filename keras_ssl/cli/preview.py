@@ -16,13 +16,14 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's for
 @click.command()
 @click.argument("task")
 @common.data_option()
+@common.synthetic_option
 @click.option("--out", default="preview.png", show_default=True, help="The image to write.")
 @click.option(
     "--number", default=6, show_default=True, type=click.IntRange(1), help="Images to show."
 )
 @common.task_options
 @common.import_option
-def preview(task, data, out, number, size, settings, seed, modules):
+def preview(task, data, synthetic, out, number, size, settings, seed, modules):
     """Draws the inputs of the network and their labels.
 
     TASK is a name, or a .keras file of a trained task: then its predictions are drawn too. "scenes" draws
@@ -33,6 +34,7 @@ def preview(task, data, out, number, size, settings, seed, modules):
     if Path(out).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out!r}")
     common.check_data(data)
+    common.check_synthetic(synthetic)
     if trained:
         _check_trained(task, size, settings)
     elif task != SCENES:
@@ -40,12 +42,12 @@ def preview(task, data, out, number, size, settings, seed, modules):
 
     common.import_tensorflow()
     if trained:
-        rows = _trained(task, data, number, seed, modules)
+        rows = _trained(task, (data, synthetic), number, seed, modules)
     elif task == SCENES:
         clips = kssl.data.scenes(number, size or 96, frames=2, seed=seed)
         rows = [plotting.columns(row) for row in clips.as_numpy_iterator()]
     else:
-        rows = _untrained(task, data, number, size or 32, settings, seed)
+        rows = _untrained(task, (data, synthetic), number, size or 32, settings, seed)
     with files.complete(out) as draft:
         plotting.grid(rows, title=None if task == SCENES else f"{task} on {data}").savefig(draft)
     click.echo(f"wrote {out}")
@@ -59,26 +61,30 @@ def _check_trained(path, size, settings):
     common.check_model(path)
 
 
-def _trained(path, data, number, seed, modules):
+def _trained(path, names, number, seed, modules):
     """Computes the rows to draw for a trained task, with its predictions."""
-    from keras_ssl.data.named import load_dataset
-
     task, encoder = common.load_model(path, modules)
     if not isinstance(task, kssl.PretextModel):
         raise ValueError(f"{path!r} holds no task: give a file that keras-ssl pretrain wrote")
-    images, _ = load_dataset(data, encoder.input_shape[1:3], reader=task.reader, needs=task.needs)
+    images = _load(task, names, encoder.input_shape[1:3])
     x, y = next(iter(task.dataset(images, number, seed=seed)))
     return kssl.callbacks.predicted(task, x, y)
 
 
-def _untrained(name, data, number, size, settings, seed):
+def _untrained(name, names, number, size, settings, seed):
     """Computes the rows to draw for a task that is given by name."""
-    from keras_ssl.data.named import load_dataset
-
     task = common.find_row(name).task
-    images, _ = load_dataset(data, size, reader=task.reader, needs=task.needs)
+    images = _load(task, names, size)
     encoder = task.architecture((size, size, 3), width=2, blocks=(1,))
     with named_in_errors(settings):
         task = make_task(name, encoder, settings, images)
         x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())
     return task.preview(x, y)
+
+
+def _load(task, names, size):
+    """Loads the images for a task; `names` are `--data` and `--synthetic`."""
+    from keras_ssl.data.named import load_dataset
+
+    data, synthetic = names
+    return load_dataset(data, size, reader=task.reader, needs=task.needs, synthetic=synthetic)[0]

@@ -7,6 +7,7 @@ import numpy as np
 from keras_ssl.data.arrays import cifar10, digits
 from keras_ssl.data.columns import subset
 from keras_ssl.data.folder import from_folder
+from keras_ssl.data.paired import paired
 from keras_ssl.data.records import record_files
 from keras_ssl.data.relative_depth import with_relative_depth
 from keras_ssl.data.renderer import scenes
@@ -14,11 +15,12 @@ from keras_ssl.data.tfrecord import from_tfrecord
 
 BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
 SCENES = (10_000, 2_000)  # for training and for testing
-# Columns that need scenes with several frames.
-CLIP = {"frames", "motion", "flow", "visible", "moving", "relative_depth"}
+CLIP = {"frames", "motion", "flow", "visible", "moving"}  # columns of scenes with several frames
 
 
-def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=()):
+def load_dataset(
+    name, size, split=False, reader=from_folder, check=True, needs=(), synthetic="scenes"
+):
     """Loads the data set of that name or folder.
 
     Args:
@@ -29,8 +31,9 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=
             is a test image.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
-        needs: names of columns; scenes have several frames if one of these tells of motion, and clips get
-            `relative_depth` if it is one of them.
+        needs: names of columns: scenes have several frames if one of these tells of motion, `real` pairs the
+            images with rendered ones, and `relative_depth` is computed for clips that do not have it.
+        synthetic: the rendered images of these pairs, "scenes" or a folder of TFRecord files.
 
     Returns:
         (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
@@ -45,16 +48,12 @@ def load_dataset(name, size, split=False, reader=from_folder, check=True, needs=
         >>> int(train.cardinality()), int(test.cardinality())
         (1437, 360)
     """
-    parts = _load(name, size, split, reader, check, needs)
-    if "relative_depth" not in needs:
-        return parts
-    return tuple(
-        part if part is None or "relative_depth" in part.element_spec else with_relative_depth(part)
-        for part in parts
-    )
-
-
-def _load(name, size, split, reader, check, needs):
+    if "real" in needs:
+        parts = load_dataset(name, size, split, reader, check)
+        return tuple(part and _with_rendered(part, size, synthetic) for part in parts)
+    if "relative_depth" in needs:
+        parts = load_dataset(name, size, split, reader, check, needs={"flow"})
+        return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
     if name == "scenes" and not folder.is_dir():
         frames = 3 if CLIP & set(needs) else 1
@@ -82,6 +81,18 @@ def _load(name, size, split, reader, check, needs):
         return train, test
     dataset = read(folder)
     return _split(dataset, name) if split else (dataset, None)
+
+
+def _with_rendered(images, size, synthetic):
+    if synthetic == "scenes":
+        rendered = scenes(int(images.cardinality()), _side(size))
+    else:
+        rendered = from_tfrecord(synthetic, size)
+    return paired(rendered, real=images)
+
+
+def _with_relative_depth(clips):
+    return clips if "relative_depth" in clips.element_spec else with_relative_depth(clips)
 
 
 def _side(size):

@@ -26,7 +26,8 @@ def check(address, images):
         images: tf.data.Dataset whose images the service is to load.
 
     Raises:
-        ValueError: `address` is malformed, no dispatcher responds there, or `images` has no random access.
+        ValueError: `address` is malformed, no dispatcher responds there, `images` has no random
+            access, or they are computed by Python code.
     """
     protocol, _, target = str(address).partition("://")
     host, _, port = target.rpartition(":")
@@ -37,6 +38,11 @@ def check(address, images):
             "service needs images with random access, as the readers of keras_ssl.data make them; take, map "
             "and the like lose it, keras_ssl.data.subset does not"
         )
+    if images.load_row is not None and _calls_python(images):
+        raise ValueError(
+            "service cannot compute images by Python code, such as rendered scenes: write them by "
+            "keras_ssl.data.to_tfrecord, and read these files"
+        )
     # TensorFlow itself retries for hours if no server or another one responds.
     with grpc.insecure_channel(target) as channel:
         try:
@@ -46,6 +52,14 @@ def check(address, images):
                 f"service {address!r} is no dispatcher that answers ({error.details()}): start one by "
                 "keras-ssl data-service dispatcher"
             ) from None
+
+
+def _calls_python(images):
+    """Returns whether loading a row runs Python code, which only this process has."""
+    row = {name: tf.TensorSpec(c.shape[1:], c.dtype) for name, c in images.columns.items()}
+    graph = tf.function(images.load_row).get_concrete_function(row).graph.as_graph_def()
+    functions = (function.node_def for function in graph.library.function)
+    return any("PyFunc" in node.op for nodes in (graph.node, *functions) for node in nodes)
 
 
 def served(one_step, first, last, address):

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+SHORTEST = 0.05  # length of a vector below which its cosine becomes smaller
+
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class CosineDistance(keras.losses.Loss):
@@ -21,7 +23,9 @@ class CosineDistance(keras.losses.Loss):
     def call(self, y_true, y_pred):
         y_true, y_pred = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
         known = tf.reduce_all(tf.math.is_finite(y_true), axis=-1, keepdims=True)
-        cosine = tf.where(known, y_true, 0.0) * tf.math.l2_normalize(y_pred, axis=-1)
+        # Near 0 the direction changes with the smallest step: its gradient would overflow in 16 bits.
+        unit = tf.math.l2_normalize(y_pred, axis=-1, epsilon=SHORTEST**2)
+        cosine = tf.where(known, y_true, 0.0) * unit
         distance = tf.where(known, 1 - tf.reduce_sum(cosine, axis=-1, keepdims=True), 0.0)
         return tf.reduce_sum(distance, axis=[1, 2, 3]) / _number(known)
 

@@ -56,6 +56,10 @@ WRONG = {
         ("pretrain", "rotation", "--override", "seed"),
         "--override needs --checkpoint",
     ),
+    "no rendered images": (
+        ("pretrain", "synthetic_multitask", "--synthetic", "nowhere"),
+        "--synthetic: there is no folder 'nowhere'",
+    ),
     "no workers": (
         ("pretrain", "rotation", "--strategy", "multi_worker"),
         "multi_worker finds no other worker: set TF_CONFIG",

@@ -198,3 +198,15 @@ def test_refuses_xla_on_several_devices(command, monkeypatch, two_replicas):
     assert code == 2
     assert "jit_compile=True does not work on 2 replicas" in err
     assert err.count("\n") == 1
+
+
+def test_trains_on_pairs_of_photos_and_rendered_scenes(command, photos):
+    code, out, err = command(
+        "pretrain", "synthetic_multitask", "--data", photos, *SMALL, "--size", 16, "--epochs", 1
+    )
+    assert code == 0, err
+    assert "depth_loss" in out
+    code, _, err = command("preview", "synthetic_multitask_photos.keras", "--data", photos)
+    assert code == 0, err
+    assert command("preview", "scenes", "--number", 2, "--size", 16, "--out", "scenes.png")[0] == 0
+    assert Image.open("scenes.png").width > 500

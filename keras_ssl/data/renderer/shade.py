@@ -34,11 +34,11 @@ def shade(world, shapes, origin, directions, hits, pixel):
     surface, distance = hits.surface[seen], hits.distance[seen]
     ray = directions[:, seen]
     points = origin[:, None] + ray * distance
-    normals, part, place = trace.describe(shapes, points, surface)
+    normals, part, place, direction = trace.describe(shapes, points, surface)
     toward = -ray / length[seen]
     facing = np.maximum((normals * toward).sum(0), 0.05)
     footprint = distance * pixel / facing
-    albedo = texture(world.textures, place, surface, footprint)
+    albedo = texture(world.textures, place, direction, surface, footprint)
     light, highlight, shadows = _lit(world, shapes, points, normals, surface, toward)
     lit = albedo * light + world.textures.gloss[surface] * highlight
     clear = np.exp(-HAZE * distance)
@@ -69,7 +69,7 @@ def _lit(world, shapes, points, normals, surface, toward):
     return light, highlight, shadows
 
 
-def texture(textures, place, surface, footprint):
+def texture(textures, place, direction, surface, footprint):
     """Computes reflectances (3, P) at points of surfaces.
 
     Patterns lose their contrast where a pixel covers a period: sampling them would alias.
@@ -77,6 +77,7 @@ def texture(textures, place, surface, footprint):
     Args:
         textures: `Textures`.
         place: (3, P) float32, coordinates in meters along the axes of the shape.
+        direction: (3, P) float32, the normal along these axes: along it the pattern does not change.
         surface: (P,) int.
         footprint: (P,) float32, size of a pixel on the surface, in meters.
     """
@@ -87,7 +88,9 @@ def texture(textures, place, surface, footprint):
         if len(at):
             axes = np.moveaxis(textures.axes, 0, -1)[:, :, surface[at]]
             where = (axes * place[:, at]).sum(1) * frequency[at]
-            mix[at] = function(where, footprint[at] * frequency[at], textures)
+            along = (axes * direction[:, at]).sum(1)
+            blur = footprint[at] * frequency[at] * np.sqrt(np.maximum(1 - along * along, 0))
+            mix[at] = function(where, blur, textures)
     first, second = textures.colors.transpose(1, 2, 0)[:, :, surface]
     return first + (second - first) * (0.5 + 0.5 * mix)
 
@@ -102,8 +105,8 @@ def _fade(blur):
 
 
 def _checks(where, blur, _):
-    x, y, z = (_square(w + 0.013, blur) for w in where)  # no edge lies in a face of a box
-    return x * y * z
+    x, y, z = (_square(w + 0.013, b) for w, b in zip(where, blur, strict=True))
+    return x * y * z  # shifted, so that no edge lies in a face of a box
 
 
 def _noise(where, blur, textures):
@@ -111,14 +114,14 @@ def _noise(where, blur, textures):
     size = np.sqrt((waves * waves).sum(0))
     strength = 0.6 / np.sqrt(size)
     value = np.sin(waves.T @ where * np.float32(2 * np.pi / 2) + textures.phases[:, None])
-    faded = strength[:, None] * _fade(blur * size[:, None] / 2)
+    faded = strength[:, None] * _fade(blur.max(0) * size[:, None] / 2)
     return np.clip((value * faded).sum(0), -1, 1)
 
 
 PATTERNS = {
     PLAIN: lambda where, blur, _: np.float32(-1),
     CHECKS: _checks,
-    STRIPES: lambda where, blur, _: _square(where[0], blur),
+    STRIPES: lambda where, blur, _: _square(where[0], blur[0]),
     NOISE: _noise,
     GRADIENT: lambda where, blur, _: np.sin(where[1]),
 }

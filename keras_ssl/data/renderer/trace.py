@@ -12,7 +12,6 @@ SPHERE, CYLINDER, CONE, BOX, GROUND = range(5)
 FAR = 50.0  # meters; beyond is sky
 # y^2, y and 1 in x^2 + z^2 + ... = 0 of the unit shapes, whose ends are at y = -1 and 1 (the cone's tip)
 QUADRICS = np.float32([[1, 0, -1], [0, 0, -1], [-0.25, 0.5, -0.25]])
-RIM = 0.999  # an end of a shape is hit from here on, in units of its half height
 ALMOST_ZERO = np.float32(1e-7)
 
 
@@ -97,7 +96,7 @@ def _to_shapes(shapes):
 
 
 def _rotated(matrices, vectors):
-    return (matrices.reshape(-1, 3) @ vectors).reshape(len(matrices), 3, -1)
+    return (matrices.reshape(-1, 3) @ vectors).reshape(len(matrices), 3, vectors.shape[1])
 
 
 def _spans(origin, direction, kind):
@@ -155,8 +154,8 @@ def describe(shapes, points, surface):
         surface: (P,) int, 0 to K.
 
     Returns:
-        (normal (3, P) float32 of length 1, part (P,) int: which face of the surface,
-        place (3, P) float32: coordinates along the axes of the shape, in meters).
+        (normal (3, P) float32 of length 1, part (P,) int: which face of the surface, place (3, P) and
+        direction (3, P) float32: the point in meters and the normal along the axes of the shape).
     """
     K = len(shapes.kind)
     kind = np.append(shapes.kind, GROUND)[surface]
@@ -170,15 +169,18 @@ def describe(shapes, points, surface):
     face = size.argmax(0)
     sign = np.where(unit < 0, np.float32(-1), np.float32(1))
     corner = np.arange(3)[:, None] == face
-    end = (size[1] > RIM) & ((kind == CYLINDER) | ((kind == CONE) & (unit[1] < 0)))
-    square, linear, _ = QUADRICS.take(np.minimum(kind, CONE), axis=0).T
+    square, linear, constant = QUADRICS.take(np.minimum(kind, CONE), axis=0).T
+    side = unit[0] ** 2 + unit[2] ** 2 + (square * unit[1] + linear) * unit[1] + constant
+    # At a rim the point lies on the end or on the side, whichever it is closer to.
+    end = (size[1] - 1 > side) & ((kind == CYLINDER) | ((kind == CONE) & (unit[1] < 0)))
     normal = np.stack([unit[0], square * unit[1] + linear / 2, unit[2]])
     upright = np.float32([[0], [1], [0]])
     normal = np.where(end, upright * sign, normal)
     normal = np.where(kind == BOX, corner * sign, normal)
     normal = np.where(kind == GROUND, -upright, normal)
-    normal = (axes * (normal / scale)).sum(1)
-    normal /= np.sqrt((normal * normal).sum(0))
+    direction = normal / scale
+    direction /= np.sqrt((direction * direction).sum(0))
+    normal = (axes * direction).sum(1)
     positive = np.take_along_axis(sign, face[None], 0)[0] > 0
     part = np.where(kind == BOX, 2 * face + positive, np.where(end, 1 + (unit[1] > 0), 0))
-    return normal, np.where(surface == K, 0, part), place
+    return normal, np.where(surface == K, 0, part), place, direction

@@ -134,7 +134,9 @@ def _path(rng, times):
     pitch, yaw, roll = (angles + rates * times[:, None] + shake).T
     orientations = rotation(yaw, 1) @ rotation(-pitch, 0) @ rotation(roll, 2)
     heading = rotation(angles[1], 1).astype(np.float64)
-    return (start + times[:, None] * (heading @ speed)).astype(np.float32), orientations
+    positions = start + times[:, None] * (heading @ speed)
+    positions[:, 1] = np.minimum(positions[:, 1], -0.5)  # not through the ground in a long clip
+    return positions.astype(np.float32), orientations
 
 
 def _sizes(rng, kind):
@@ -169,22 +171,22 @@ def _half_heights(kind, axes, scale):
 def _places(rng, kind, axes, scale, velocity, flies, times, camera):
     """Centers (K, 3) at time 0 where shapes touch neither each other nor the camera, and which found one."""
     radius = np.sqrt((scale**2).sum(1))
-    height = _half_heights(kind, axes, scale)
-    height += flies * rng.uniform(0.3, 1.2, len(kind))
+    half = _half_heights(kind, axes, scale)
+    height = half + flies * rng.uniform(0.3, 1.2, len(kind))
     center, placed = np.zeros((len(kind), 3)), np.zeros(len(kind), bool)
     depths, across = (
         rng.uniform(1.8, 8, (len(kind), TRIES)),
         rng.uniform(-0.6, 0.6, (len(kind), TRIES)),
     )
     moved = velocity[:, None] * times[:, None]  # (K, T, 3)
-    for k in range(len(kind)):
+    for k in rng.permutation(len(kind)):  # or late kinds would find no place
         tries = np.stack([across[k] * depths[k], np.full(TRIES, -height[k]), depths[k]], axis=1)
         path = tries[:, None] + moved[k]  # (TRIES, T, 3)
         free = (np.linalg.norm(path - camera, axis=-1) > radius[k] + CLEARANCE).all(1)
         others = center[placed][:, None] + moved[placed]  # (n, T, 3)
         apart = np.linalg.norm(path[:, None] - others, axis=-1)
         free &= (apart > (radius[k] + radius[placed])[:, None]).all((1, 2))
-        free &= (path[..., 1] < 0).all(1)
+        free &= (path[..., 1] + half[k] < 1e-6).all(1)  # above the ground
         if free.any():
             center[k], placed[k] = tries[free.argmax()], True
     return center, placed
@@ -198,15 +200,17 @@ def _walls(rng, parts, times):
     )
     reach = reach + (np.sqrt((scale**2).sum(1))[:, None, None] if len(kind) else 0)
     side = rng.choice([-1, 1])
-    reaches = np.array([reach[..., 2].max(), np.abs(reach[..., 0]).max()])
-    behind, beside = reaches + rng.uniform(0.4, 3, 2)
-    height, width = rng.uniform(0.6, 2.5, 2), rng.uniform(3, 9, 2)
+    reaches = [max(reach[..., 2].max(), 4), max(np.abs(reach[..., 0]).max(), 2)]
+    behind, beside = reaches + rng.uniform([1.5, 0.5], [4.5, 3.5])
+    height, width = rng.uniform(0.6, 2.5, 2), rng.uniform(1.5, 9, 2)
     center = np.array(
-        [[rng.uniform(-3, 3), 0, behind + 1.5], [side * (beside + 0.5), 0, behind / 2]]
+        [
+            [rng.uniform(-3, 3), -height[0], behind],
+            [side * beside, -height[1], behind - 0.3 - width[1]],
+        ]
     )
-    center[:, 1] = -height
-    scale = np.array([[width[0], height[0], 0.1], [0.1, height[1], width[1] / 2]])
-    axes = rotation(rng.uniform(-0.1, 0.1, 2), 1)
+    scale = np.array([[width[0], height[0], 0.1], [0.1, height[1], width[1]]])
+    axes = np.stack([np.eye(3)] * 2)
     there = rng.random(2) < [0.6, 0.3]
     still = np.zeros((2, 3))
     walls = (np.full(2, BOX), center, axes, scale, still, still[:, 0])

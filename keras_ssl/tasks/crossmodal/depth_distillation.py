@@ -98,14 +98,15 @@ class DepthDistillation(PretextModel):
         return tf.stack([tf.cast(m, tf.float32) for m in (student, teacher)], axis=1)
 
     def preview(self, x, y, y_pred=None):
-        columns = [(x["image"], "image, for the teacher"), (x["depth"], "depth, for the student")]
+        columns = [(x["image"], "image"), (pairs.shades(x["depth"], x["depth"]), "depth")]
         if y_pred is not None:
+            # The mean of the channels, both networks on the same scale.
             strength = tf.reduce_mean(y_pred, axis=-1, keepdims=True)
             strength *= 255 / tf.maximum(
                 tf.reduce_max(strength, axis=[1, 2, 3], keepdims=True), 1e-6
             )
-            columns.append((strength[:, 1], "teacher, mean of channels"))
-            columns.append((strength[:, 0], "student, mean of channels"))
+            columns.append((strength[:, 1], "teacher's map"))
+            columns.append((strength[:, 0], "student's map"))
         return plotting.side_by_side(columns)
 
     def default_loss(self):

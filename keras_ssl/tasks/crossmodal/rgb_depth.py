@@ -114,10 +114,10 @@ class RGBDepth(PretextModel):
         return {"depth": tf.exp(self.log_depth(images))}
 
     def preview(self, x, y, y_pred=None):
-        columns = [(x["image"], "image"), (x["depth"], "depth")]
+        columns = [(x["image"], "image"), (pairs.shades(x["depth"], x["depth"]), "depth")]
         if y_pred is not None:
             predicted = depth.to_image(tf.exp(y_pred["depth"]), self.near, self.far)
-            columns.append((predicted, "predicted depth"))
+            columns.append((pairs.shades(predicted, x["depth"]), "predicted depth"))
             columns.append((127.5 * (y_pred["image"] + 1), "predicted image"))
         return plotting.side_by_side(columns)
 

@@ -239,3 +239,50 @@ def test_all_columns_survive_tfrecord(tmp_path):
 def test_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         kssl.data.scenes(**{"number": 2, "size": 16, **arguments})
+
+
+def test_every_normal_faces_the_camera_and_is_unknown_in_the_sky_only(clips):
+    for row in clips:
+        normal, points = row["normals"], project_back(row)
+        sky = row["classes"][..., 0] == 0
+        np.testing.assert_array_equal(np.isnan(normal).all(-1), sky)
+        np.testing.assert_array_equal(np.isnan(row["depth"][..., 0]), sky)
+        np.testing.assert_allclose(np.linalg.norm(normal[~sky], axis=-1), 1, atol=1e-4)
+        assert ((normal * points).sum(-1)[~sky] < 1e-3 * row["depth"][~sky][:, 0]).all()
+
+
+def test_a_scene_without_shapes_and_images_of_a_pixel():
+    empty = kssl.data.to_arrays(kssl.data.scenes(30, 8, frames=2, objects=(0, 0)))
+    assert set(np.unique(empty["classes"])) <= {0, 1, 2}
+    assert empty["instances"].max() == 0
+    tiny = kssl.data.to_arrays(kssl.data.scenes(5, 1, frames=2))
+    assert np.isfinite(tiny["flow"]).all()
+
+
+def test_all_kinds_are_placed_alike_and_stay_apart_for_a_whole_clip():
+    kinds = np.zeros(4)
+    for seed in range(150):
+        world = draw(np.random.default_rng(seed), 12, (12, 20), 0.5)
+        kinds += np.bincount(world.shapes.kind[~world.wall], minlength=4)
+        radius = np.linalg.norm(world.shapes.scale, axis=1)
+        for t, time in enumerate(world.times):
+            center = world.shapes_at(time).center
+            near = np.linalg.norm(center - world.positions[t], axis=1)
+            assert (near > radius)[~world.wall].all()
+            apart = np.linalg.norm(center[:, None] - center, axis=-1) - radius - radius[:, None]
+            shapes = np.ix_(~world.wall, ~world.wall)
+            assert (apart[shapes][~np.eye((~world.wall).sum(), dtype=bool)] > 0).all()
+            assert world.positions[t, 1] <= -0.5
+    assert (kinds / kinds.sum() > 0.2).all()
+
+
+def test_dense_columns_of_a_clip_belong_to_the_frame_in_the_middle():
+    clips = list(kssl.data.scenes(20, SIZE, frames=4, moving=0.0, seed=3).as_numpy_iterator())
+    for row in clips:
+        np.testing.assert_array_equal(row["image"], row["frames"][1])
+        rotation, _ = cv2.Rodrigues(row["motion"][1, 3:].astype(np.float64))
+        points = (project_back(row) - row["motion"][1, :3]) @ rotation
+        fx, _, cx, _ = row["intrinsics"]
+        x = fx * points[..., 0] / points[..., 2] + cx - grid()[0]
+        seen = np.isfinite(x) & (points[..., 2] > 0.5)
+        np.testing.assert_allclose(row["flow"][..., 0][seen], x[seen], atol=0.02)

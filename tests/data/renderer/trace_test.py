@@ -64,7 +64,7 @@ def test_normals_are_those_of_the_ellipsoid_and_point_outward():
     hits = trace.first_hits(shapes, origin, directions)
     seen = hits.surface == 0
     points = origin[:, None] + directions[:, seen] * hits.distance[seen]
-    normal, part, place = trace.describe(shapes, points, hits.surface[seen])
+    normal, part, place, _ = trace.describe(shapes, points, hits.surface[seen])
     matrix = shapes.axes[0] @ np.diag(shapes.scale[0] ** -2.0) @ shapes.axes[0].T
     gradient = matrix @ (points - shapes.center[0][:, None])
     np.testing.assert_allclose(normal, gradient / np.linalg.norm(gradient, axis=0), atol=1e-3)
@@ -81,7 +81,7 @@ def test_ends_of_a_cylinder_and_faces_of_a_box_are_parts_of_their_own():
             np.array([kind]), np.zeros((1, 3), np.float32), upright, np.float32([[1, 2, 3]])
         )
         points = np.float32([[-1, 0, 0], [1, 0, 0], [0, -2, 0], [0, 2, 0], [0, 0, -3], [0, 0, 3]]).T
-        normal, part, _ = trace.describe(shapes, points, np.zeros(6, int))
+        normal, part, *_ = trace.describe(shapes, points, np.zeros(6, int))
         np.testing.assert_allclose(normal, points / np.abs(points).max(0), atol=1e-6)
         assert sorted(set(part)) == expected
 

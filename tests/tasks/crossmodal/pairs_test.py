@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from keras_ssl.ops import depth
 from keras_ssl.tasks.crossmodal import pairs
 
 
@@ -24,3 +26,18 @@ def test_image_and_depth_stay_together():
         <= 70
     )
     assert len(np.unique(moved.reshape(200, -1), axis=0)) > 50
+
+
+def test_shades_of_each_image_have_its_own_range():
+    distance = tf.constant([[2.0, 4.0, 8.0, np.nan], [20.0, 20.0, 40.0, 40.0], [np.nan] * 4])
+    pixels = depth.to_image(distance[..., None, None], 1.0, 100.0)
+    found = pairs.shades(pixels, pixels)[..., 0, :]
+    assert found[0, :3, 0].tolist() == pytest.approx([255, 147, 40], abs=2)  # 8 bits
+    assert found[1, :, 0].tolist() == [255, 255, 40, 40]
+    assert (found[2] == [0, 0, 120]).all()
+    assert (found[0, 3] == [0, 0, 120]).all()
+    # Nearer and farther than the image that it is compared with.
+    other = depth.to_image(tf.constant([[1.0, 4.0, 16.0, 5.0]])[..., None, None], 1.0, 100.0)
+    assert pairs.shades(other, pixels[:1])[0, :3, 0, 0].tolist() == pytest.approx(
+        [255, 147, 40], abs=2
+    )
