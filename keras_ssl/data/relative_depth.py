@@ -1,14 +1,15 @@
-"""Relative depth as a column of clips from a moving camera."""
+"""Relative depth from the motion between two frames, as a column of clips from a moving camera."""
 
 import math
 
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl.data import parallax
+from keras_ssl.data import camera_motion, parallax
 from keras_ssl.data.columns import check_random_access, random_access
 
 FIELD_OF_VIEW = math.radians(60)  # of the longer side, if a camera's intrinsics are not known
+MIN_KNOWN = 0.2  # smallest fraction of an image's pixels with a depth
 EXACT, ESTIMATED = 0.01, 0.25  # pixels, standard deviations of the flow of a column and of DIS
 
 
@@ -16,7 +17,7 @@ def with_relative_depth(clips, noise=None):
     """Adds the column `relative_depth`, computed from the motion between two frames, to a dataset.
 
     It is the percentile of the depth of each pixel of `image`, 0 for the nearest and 1 for the farthest
-    pixels, NaN where it is unknown: see `parallax.relative_depth`. It is computed when a row is loaded, from
+    pixels, NaN where it is unknown: see `depth_percentile`. It is computed when a row is loaded, from
 
     - `flow`, pixels from `image` to the next frame, if there is such a column. Otherwise the flow is
       estimated from frame (T - 1) // 2 of `frames`, which is `image`, to the next one, by OpenCV's DIS.
@@ -76,12 +77,96 @@ def with_relative_depth(clips, noise=None):
     return made
 
 
+def depth_percentile(flow, intrinsics, motion=None, noise=0.01):
+    """Computes the percentile of the depth of each pixel from the flow to the next frame.
+
+    Unknown (NaN) are pixels
+
+    - that do not move as the camera's motion says: moving objects and wrong flow. One that moves along the
+      epipolar line, such as a car ahead, looks only nearer or farther, unless it is then behind the camera.
+    - around the focus of expansion, where not even a point at the mean inverse depth would have a parallax
+      of three times `noise`.
+
+    Anywhere else no parallax means far away: such pixels, the sky among them, are the farthest. If
+    less than a fifth of the pixels remains, as after a rotation without translation or without any motion,
+    all are NaN.
+
+    Args:
+        flow: (H, W, 2) float array, pixels (x, y) to the next frame; NaN where unknown.
+        intrinsics: (4,) floats fx, fy, cx, cy in pixels; the top left pixel's center is (0, 0).
+        motion: (6,) floats, pose of the next camera in the frame of this one, translation in any unit, then
+            rotation vector in radians; None, or NaN, if it is to be estimated.
+        noise: float, standard deviation of the flow in pixels.
+
+    Returns:
+        (H, W, 1) float32 array, 0 for the nearest pixel of the image and 1 for the farthest one.
+
+    Raises:
+        ValueError: an argument has another shape, `intrinsics` are not finite with positive focal lengths, or
+            `noise` is not positive.
+
+    Reference: Jiang et al., "Self-Supervised Relative Depth Learning for Urban Scene Understanding", ECCV
+    2018, section 3.
+
+    Example:
+        >>> flow = np.zeros((8, 8, 2)); flow[..., 0] = -1; flow[4:, :, 0] = -2    # the camera moves right
+        >>> depth = depth_percentile(flow, (8, 8, 3.5, 3.5), motion=(1, 0, 0, 0, 0, 0))[..., 0]
+        >>> round(float(depth[0, 0]), 2), round(float(depth[7, 0]), 2)
+        (0.75, 0.25)
+    """
+    flow, intrinsics = parallax.checked(flow, intrinsics)
+    if not 0 < noise < np.inf:
+        raise ValueError(f"noise must be a positive number of pixels, got {noise!r}")
+    unknown = np.full((*flow.shape[:2], 1), np.nan, np.float32)
+    if motion is None or not np.isfinite(motion).all():
+        motion = camera_motion.camera_motion(flow, intrinsics, noise)
+    if not np.isfinite(motion).all() or not np.any(motion[:3]):
+        return unknown
+    seen = parallax.parallax(flow, motion, intrinsics)
+    with np.errstate(invalid="ignore"):
+        inverse, measured = seen.inverse_depth, seen.reach * seen.inverse_depth
+        known = (seen.off_line <= camera_motion.OUTLIER * noise) & (
+            measured >= -camera_motion.OUTLIER * noise
+        )
+        typical = _mean_inverse_depth(seen, known)
+        known &= seen.reach * typical > camera_motion.OUTLIER * noise
+        inverse = np.where(measured < noise, 0, inverse)
+    if known.mean() < MIN_KNOWN:
+        return unknown
+    return percentile(np.where(known, -inverse, np.nan)).astype(np.float32)[..., None]
+
+
+def percentile(values):
+    """Computes the rank of each value, as a fraction of the known ones: 0 for the least, 1 for the largest.
+
+    Equal values have their mean rank, so only the order of the values counts.
+
+    Args:
+        values: float array, NaN where unknown.
+
+    Returns:
+        float64 array of the same shape, NaN where unknown; 0.5 for a single known value.
+
+    Example:
+        >>> percentile(np.array([3.0, np.nan, 7.0, 5.0, 7.0])).round(3).tolist()
+        [0.0, nan, 0.833, 0.333, 0.833]
+    """
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values)
+    found = np.full(values.shape, np.nan)
+    _, group, number = np.unique(values[known], return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(number) - (number + 1) / 2
+    if known.any():
+        found[known] = mean_rank[group] / (known.sum() - 1) if known.sum() > 1 else 0.5
+    return found
+
+
 def _from_flow(flow, intrinsics, motion, noise):
-    return parallax.relative_depth(flow, intrinsics, motion, float(noise))
+    return depth_percentile(flow, intrinsics, motion, float(noise))
 
 
 def _from_frames(first, second, intrinsics, motion, noise):
-    return _from_flow(parallax.estimated_flow(first, second), intrinsics, motion, noise)
+    return _from_flow(camera_motion.estimated_flow(first, second), intrinsics, motion, noise)
 
 
 def _pair(row):
@@ -104,3 +189,9 @@ def _motion(row):
         return tf.fill([6], tf.constant(np.nan, tf.float64))
     motion = row["motion"]  # (T - 1, 6): that of frame (T - 1) // 2
     return tf.cast(motion[motion.shape[0] // 2], tf.float64)
+
+
+def _mean_inverse_depth(seen, where):
+    """Returns the inverse depth of a plane that fits best, from which noise and the far are averaged out."""
+    weight = np.where(where, seen.reach, 0) ** 2
+    return (weight * np.nan_to_num(seen.inverse_depth)).sum() / max(weight.sum(), 1e-300)

@@ -4,9 +4,9 @@ import pytest
 import tensorflow as tf
 
 import keras_ssl as kssl
-from keras_ssl.data import parallax
+from keras_ssl.data.camera_motion import estimated_flow
 from keras_ssl.data.named import load_dataset
-from keras_ssl.data.relative_depth import with_relative_depth
+from keras_ssl.data.relative_depth import depth_percentile, with_relative_depth
 
 SIZE = 32
 
@@ -32,7 +32,7 @@ def test_column_is_the_percentile_of_the_flow_of_the_middle_frame(scenes, column
     assert labeled.class_names == scenes.class_names
     assert labeled.element_spec["relative_depth"] == tf.TensorSpec((SIZE, SIZE, 1), tf.float32)
     for k in range(6):
-        expected = parallax.relative_depth(
+        expected = depth_percentile(
             columns["flow"][k], columns["intrinsics"][k], columns["motion"][k, 1], 0.01
         )
         np.testing.assert_array_equal(found["relative_depth"][k], expected)
@@ -48,7 +48,7 @@ def test_motion_that_is_unknown_or_missing_is_estimated(columns):
     first, second = (kssl.data.to_arrays(part)["relative_depth"] for part in (first, second))
     np.testing.assert_array_equal(first, second)
     assert np.isfinite(first).any((1, 2, 3)).mean() > 0.5
-    expected = parallax.relative_depth(columns["flow"][0], columns["intrinsics"][0])
+    expected = depth_percentile(columns["flow"][0], columns["intrinsics"][0])
     np.testing.assert_array_equal(first[0], expected)
 
 
@@ -78,8 +78,8 @@ def test_flow_is_estimated_from_the_middle_frame_to_the_next_one(walking):
     clips = kssl.data.from_array(walking[:, 1], frames=walking, motion=motion)
     found = kssl.data.to_arrays(with_relative_depth(clips))["relative_depth"][0, ..., 0]
     camera = (32 / np.tan(np.pi / 6),) * 2 + (31.5, 31.5)
-    flow = parallax.estimated_flow(walking[0, 1], walking[0, 2])
-    expected = parallax.relative_depth(flow, camera, motion[0, 1], 0.25)[..., 0]
+    flow = estimated_flow(walking[0, 1], walking[0, 2])
+    expected = depth_percentile(flow, camera, motion[0, 1], 0.25)[..., 0]
     np.testing.assert_array_equal(found, expected)
     assert np.nanmax(found[42:]) < np.nanmedian(found[:36])
     coarse = kssl.data.to_arrays(with_relative_depth(clips, noise=5))["relative_depth"]
@@ -102,7 +102,7 @@ def test_what_has_no_motion_is_named(columns):
             with_relative_depth(moving, noise)
 
 
-def test_the_command_adds_the_column_to_what_has_none(tmp_path):
+def test_the_command_adds_the_column_to_what_has_none(columns, tmp_path):
     train, test = load_dataset("scenes", 16, split=True, needs=("image", "relative_depth"))
     assert {"image", "relative_depth", "flow"} <= set(train.element_spec)
     assert "relative_depth" in test.element_spec
@@ -110,6 +110,12 @@ def test_the_command_adds_the_column_to_what_has_none(tmp_path):
     assert (
         "relative_depth" not in load_dataset("scenes", 16, needs=("image", "flow"))[0].element_spec
     )
+    (tmp_path / "clips").mkdir()
+    clips = clips_of(columns, "flow", "motion")
+    read, _ = load_dataset(
+        str(tmp_path / "clips"), SIZE, reader=lambda *_: clips, needs=("image", "relative_depth")
+    )
+    assert {"flow", "motion", "relative_depth"} <= set(read.element_spec)
     few = kssl.data.subset(train, range(3))
     kssl.data.to_tfrecord(few, tmp_path)
     stored, _ = load_dataset(str(tmp_path), 16, needs=("image", "relative_depth"))
