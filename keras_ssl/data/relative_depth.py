@@ -122,14 +122,12 @@ def depth_percentile(flow, intrinsics, motion=None, noise=0.01):
         motion = camera_motion.camera_motion(flow, intrinsics, noise)
     if not np.isfinite(motion).all() or not np.any(motion[:3]):
         return unknown
-    seen = parallax.parallax(flow, motion, intrinsics)
+    seen, least = parallax.parallax(flow, motion, intrinsics), camera_motion.OUTLIER * noise
     with np.errstate(invalid="ignore"):
         inverse, measured = seen.inverse_depth, seen.reach * seen.inverse_depth
-        known = (seen.off_line <= camera_motion.OUTLIER * noise) & (
-            measured >= -camera_motion.OUTLIER * noise
-        )
+        known = (seen.off_line <= least) & (measured >= -least)
         typical = _mean_inverse_depth(seen, known)
-        known &= seen.reach * typical > camera_motion.OUTLIER * noise
+        known &= seen.reach * typical > least
         inverse = np.where(measured < noise, 0, inverse)
     if known.mean() < MIN_KNOWN:
         return unknown
