@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl.losses.contrastive import similarities
+from keras_ssl.losses.ranking import ordered_differences
 from keras_ssl.ops import depth
 from keras_ssl.training import distribute
 
@@ -111,6 +112,40 @@ class AbsRel(keras.metrics.Mean):
         if sample_weight is not None:
             weight *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         super().update_state(tf.where(counted, error, tf.zeros_like(error)), weight)
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class OrderedPairs(keras.metrics.Mean):
+    """Computes the fraction of pairs of pixels whose depths are predicted in the right order.
+
+    It is 1 - WKDR of the paper, over pairs that are known and not equal. Equal predictions are wrong: a map
+    without any depth gets 0, a random one 0.5.
+
+    Args:
+        name: str.
+        **kwargs: passed to keras.metrics.Mean.
+
+    Shapes:
+        y_true: (B, P, 3) and y_pred: (B, H, W, 1), as for `losses.DepthRanking`.
+
+    Reference: Chen et al., "Single-Image Depth Perception in the Wild", NIPS 2016, section 5.
+
+    Example:
+        >>> metric = OrderedPairs()
+        >>> metric.update_state([[[0.0, 1.0, -1.0], [2.0, 0.0, -1.0]]], [[[[0.0], [3.0], [7.0]]]])
+        >>> float(metric.result())
+        0.5
+    """
+
+    def __init__(self, name="ordered", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        order, difference = ordered_differences(y_true, y_pred)
+        weight = tf.cast(tf.abs(order) > 0, tf.float32)  # NaN is not
+        if sample_weight is not None:
+            weight *= tf.cast(tf.reshape(sample_weight, [-1, 1]), tf.float32)
+        super().update_state(tf.cast(order * difference > 0, tf.float32), weight)
 
 
 # Of the largest similarity with a positive and with a negative.

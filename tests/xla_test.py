@@ -28,6 +28,9 @@ LAYERS = {
         normal(5, 6, 7, 3),
     ),
 }
+# Pairs of pixels of 6x7: indices and order, which is unknown (NaN) for some.
+PAIRS = np.random.default_rng(0).integers(0, 42, (5, 8, 3)).astype(np.float32)
+PAIRS[..., 2] = np.array([-1, 0, 1, np.nan])[PAIRS[..., 2].astype(int) % 4]
 LOSSES = {
     "Alignment": (losses.Alignment(1.5), np.zeros(5), normal(5, 2, 3)),
     "AlignmentUniformity": (losses.AlignmentUniformity(), np.zeros(5), normal(5, 2, 3)),
@@ -38,6 +41,7 @@ LOSSES = {
         (normal(5, 6, 7, 1) > 1).astype(np.float32),
         normal(5, 6, 7, 1),
     ),
+    "DepthRanking": (losses.DepthRanking(), PAIRS, normal(5, 6, 7, 1)),
     "Distillation": (losses.Distillation(), np.zeros(5), normal(5, 2, 3, 4, 2)),
     "Hole": (
         losses.Hole(1),
@@ -71,6 +75,7 @@ LOSSES = {
 METRICS = {
     "AbsRel": (metrics.AbsRel(), np.maximum(normal(5, 6, 7, 1), 0), normal(5, 6, 7, 1)),
     "Contrast": (metrics.Contrast("negative"), np.zeros(5, np.float32), normal(5, 2, 3)),
+    "OrderedPairs": (metrics.OrderedPairs(), PAIRS, normal(5, 6, 7, 1)),
     "PSNR": (metrics.PSNR(), np.tanh(normal(2, 6, 7, 3)), np.tanh(normal(2, 6, 7, 3))),
 }
 

@@ -33,6 +33,12 @@ def make_motion(images):
     return np.linspace(0, 1, number, dtype=np.float32).reshape(-1, FRAMES - 1, 6)
 
 
+def make_relative_depth(images):
+    depth = images[..., 1:2].astype(np.float32) / 255
+    depth[:, :, -3:], depth[1] = np.nan, np.nan  # unknown; of one image, everywhere
+    return depth
+
+
 # The columns that readers return, derived from digits. A task lists in `needs` which it reads.
 COLUMNS = {
     "image": lambda images: images,
@@ -43,6 +49,7 @@ COLUMNS = {
     "real": lambda images: images[::-1, :, ::-1].copy(),
     "flow": lambda images: np.full((*images.shape[:3], 2), 2, np.float32),
     "motion": make_motion,
+    "relative_depth": make_relative_depth,
 }
 
 

@@ -16,6 +16,7 @@ from keras_ssl.data.folder import from_folder
 from keras_ssl.data.moving import moving_digits
 from keras_ssl.data.pages import from_pages, root_sift
 from keras_ssl.data.paired import paired
+from keras_ssl.data.relative_depth import with_relative_depth
 from keras_ssl.data.renderer import scenes
 from keras_ssl.data.rgbd import from_rgbd
 from keras_ssl.data.stereo import from_stereo
@@ -25,5 +26,5 @@ from keras_ssl.data.tfrecord import from_tfrecord, to_tfrecord
 __all__ = [
     "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_rgbd", "from_stereo",
     "from_tfds", "from_tfrecord", "moving_digits", "paired", "random_access", "root_sift", "scenes", "subset",
-    "to_arrays", "to_tfrecord",
+    "to_arrays", "to_tfrecord", "with_relative_depth",
 ]  # fmt: skip

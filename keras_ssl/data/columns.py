@@ -43,6 +43,15 @@ def random_access(columns, load=None):
     return dataset
 
 
+def check_random_access(name, dataset):
+    """Raises ValueError, which names the argument, unless a dataset has random access."""
+    if not hasattr(dataset, "columns"):
+        raise ValueError(
+            f"{name} must have random access, as the readers of keras_ssl.data make it; take, map and "
+            "the like lose it, keras_ssl.data.subset does not"
+        )
+
+
 def subset(dataset, rows):
     """Selects rows of a dataset, and keeps its random access if it has any.
 

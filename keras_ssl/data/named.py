@@ -9,6 +9,7 @@ from keras_ssl.data.columns import subset
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.paired import paired
 from keras_ssl.data.records import record_files
+from keras_ssl.data.relative_depth import with_relative_depth
 from keras_ssl.data.renderer import scenes
 from keras_ssl.data.tfrecord import from_tfrecord
 
@@ -30,8 +31,8 @@ def load_dataset(
             is a test image.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
-        needs: names of columns: scenes have several frames if one of these tells of motion, and `real` pairs
-            the images with rendered ones.
+        needs: names of columns: scenes have several frames if one of these tells of motion, `real` pairs the
+            images with rendered ones, and `relative_depth` is computed for clips that do not have it.
         synthetic: the rendered images of these pairs, "scenes" or a folder of TFRecord files.
 
     Returns:
@@ -50,6 +51,9 @@ def load_dataset(
     if "real" in needs:
         parts = load_dataset(name, size, split, reader, check)
         return tuple(part and _with_rendered(part, size, synthetic) for part in parts)
+    if "relative_depth" in needs:
+        parts = load_dataset(name, size, split, reader, check, needs={"flow"})
+        return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
     if name == "scenes" and not folder.is_dir():
         frames = 3 if CLIP & set(needs) else 1
@@ -85,6 +89,10 @@ def _with_rendered(images, size, synthetic):
     else:
         rendered = from_tfrecord(synthetic, size)
     return paired(rendered, real=images)
+
+
+def _with_relative_depth(clips):
+    return clips if "relative_depth" in clips.element_spec else with_relative_depth(clips)
 
 
 def _side(size):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_ssl.data.columns import random_access
+from keras_ssl.data.columns import check_random_access, random_access
 
 
 def paired(images, **others):
@@ -27,11 +27,7 @@ def paired(images, **others):
         ['depth', 'image', 'real']
     """
     for name, dataset in {"images": images, **others}.items():
-        if not hasattr(dataset, "columns"):
-            raise ValueError(
-                f"{name} must have random access, as the readers of keras_ssl.data make it; take, map and "
-                "the like lose it, keras_ssl.data.subset does not"
-            )
+        check_random_access(name, dataset)
     for name in others:
         if name in images.element_spec:
             raise ValueError(f"images has a column {name!r} already: give another name")

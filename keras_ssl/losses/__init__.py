@@ -10,6 +10,7 @@ from keras_ssl.losses.geometry import BalancedCrossEntropy, CosineDistance
 from keras_ssl.losses.hole import Hole
 from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
+from keras_ssl.losses.ranking import DepthRanking
 from keras_ssl.losses.squared_distance import SquaredDistance
 from keras_ssl.losses.triplet import Triplet
 
@@ -20,6 +21,7 @@ __all__ = [
     "BalancedCrossEntropy",
     "ColorBins",
     "CosineDistance",
+    "DepthRanking",
     "Distillation",
     "Hole",
     "InfoMax",

@@ -50,6 +50,8 @@ TASKS = [
         "the cluster of the patch's SIFT descriptor"),
     Row("synthetic_multitask", "SyntheticMultitask", "semantic", "Ren & Lee 2018",
         "depth, normals and contours of rendered images"),
+    Row("relative_depth", "RelativeDepth", "semantic", "Jiang et al. 2018",
+        "which pixels are farther, as the motion to the next frame tells"),
     Row("simclr", "SimCLR", "contrastive", "Chen et al. 2020",
         "which view in the batch is of the same image"),
     Row("moco", "MoCo", "contrastive", "He et al. 2020",

@@ -13,6 +13,7 @@ READERS = {
     "image": "the readers in keras_ssl.data",
     "frames": "from_rgbd(..., frames=2), or from_array(images, frames=frames)",
     "motion": "from_rgbd(..., frames=2), or from_array(images, frames=frames, motion=motion)",
+    "relative_depth": "keras_ssl.data.with_relative_depth(clips)",
     "depth": "keras_ssl.data.from_rgbd or from_stereo, or from_array(images, depth=depth)",
 }
 
@@ -93,8 +94,10 @@ def _check_columns(images, task):
             raise ValueError(
                 f"`{name}` has the shape {spec[name].shape}, but the encoder takes {expected}"
             )
-        if name == "depth" and not spec[name].shape.is_compatible_with([*expected[:2], 1]):
+        if name in ("depth", "relative_depth") and not spec[name].shape.is_compatible_with(
+            [*expected[:2], 1]
+        ):
             raise ValueError(
-                f"`depth` must have one channel and the size of the images, {(*expected[:2], 1)}, got "
+                f"`{name}` must have one channel and the size of the images, {(*expected[:2], 1)}, got "
                 f"{spec[name].shape}"
             )
