@@ -51,7 +51,7 @@ def reference(request):
     """A task in float32: a batch, its initial weights, and the metrics of its steps."""
     keras.utils.set_random_seed(0)
     task = make(request.param)
-    x, y = next(iter(task.dataset(sample(task.needs), BATCH)))
+    x, y = next(iter(task.dataset(sample(task.needs).take(21), BATCH)))
     task(x)  # builds the head
     if hasattr(task, "relabel"):
         task.relabel(np.random.default_rng(0).random((21, width(task)), np.float32))
@@ -104,9 +104,10 @@ def test_training_is_close_to_float32(reference, policy, monkeypatch):
     assert seen == ({"float32"} if task.default_loss() is not None else set())
     assert types([m.result() for m in task.metrics]) == {"float32"}
     # A loss is a mean over images of sums over channels and pixels, in which single rounding errors
-    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16; but 4, and 1.4 % for SupCon,
-    # where images are compared, whose features are nearly the same before training.
-    tolerance = max(16 * UNIT[policy], 0.03) if row.family == "contrastive" else 2 * UNIT[policy]
+    # average out. Measured: at most 0.3 units in bfloat16, 0.9 in float16 (3.2 for the depth of
+    # synthetic_multitask, whose decoders have 16 bits, too); but 4, and 1.4 % for SupCon, where images
+    # are compared, whose features are nearly the same before training.
+    tolerance = max(16 * UNIT[policy], 0.03) if row.family == "contrastive" else 4 * UNIT[policy]
     for a, b in zip(found, expected, strict=True):
         for name in [n for n in a if "loss" in n]:
             assert a[name] == pytest.approx(b[name], rel=tolerance), name
