@@ -104,11 +104,16 @@ def views_per_image(task, x):
     return views
 
 
+def number_of_images(name, images):
+    """Returns on how many of the images a task is trained."""
+    return TASKS[name][0].get("num_images", int(images.cardinality()))
+
+
 def train(name, images, options):
     """Trains a task for the budget; returns the task in float32 and a dict of what the card says of it."""
     keras.utils.clear_session()
     task, batch_size = new_task(name, options.precision), TASKS[name][1]
-    number = TASKS[name][0].get("num_images", int(images.cardinality()))
+    number = number_of_images(name, images)
     if number < int(images.cardinality()):
         images = random_subset(images, number)
     images = with_rendered(task, images)
@@ -211,7 +216,7 @@ def pretext_metrics(task, test):
 def build(name, images, test, options):
     task, found = train(name, images, options)
     labels = "with labels" if "label" in task.needs else "no labels"
-    number = TASKS[name][0].get("num_images", int(images.cardinality()))
+    number = number_of_images(name, images)
     source = "a JPEG copy of CIFAR-10 (accuracies differ slightly from the original pixels)"
     results = measure(task.encoder, images, test)
     kind = task.architecture

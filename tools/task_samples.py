@@ -3,6 +3,7 @@
 Tests and tools that go through all rows of `TASKS` use them.
 """
 
+import functools
 import inspect
 
 import numpy as np
@@ -53,9 +54,14 @@ COLUMNS = {
 }
 
 
+@functools.cache  # asked for once per task
+def _digits():
+    return kssl.data.to_arrays(kssl.data.digits("test"))
+
+
 def sample(needs=("image",), number=21):
     """Returns `number` digits with `image`, `label`, `id` and the columns that a task needs."""
-    digits = kssl.data.to_arrays(kssl.data.digits("test"))
+    digits = _digits()
     images, labels = (
         np.resize(digits[k], (number, *digits[k].shape[1:])) for k in ("image", "label")
     )
