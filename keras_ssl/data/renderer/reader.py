@@ -5,12 +5,13 @@ import tensorflow as tf
 
 from keras_ssl.arguments import check_fraction, check_integers, check_not_negative, is_integer
 from keras_ssl.data.columns import random_access
-from keras_ssl.data.renderer import render
-from keras_ssl.data.renderer.world import draw
+from keras_ssl.data.renderer.processes import Processes
+from keras_ssl.data.renderer.render import CLASSES
 
 STILL = {"image": 3, "depth": 1, "normals": 3, "contours": 1, "instances": 1, "classes": 1}
 MOVING = {"flow": 2, "visible": 1, "moving": 1}
 DTYPES = {"image": tf.uint8, "instances": tf.int32, "classes": tf.int32}  # the others: float32
+PROCESSES = Processes()
 
 
 def scenes(
@@ -77,16 +78,11 @@ def scenes(
         shapes |= {"frames": (frames, size, size, 3), "motion": (frames - 1, 6)}
     types = {name: DTYPES.get(name, tf.float32) for name in shapes} | {"frames": tf.uint8}
 
-    def compute(scene, seed):
-        found = _scene(
-            np.random.default_rng([seed, scene]),
-            size,
-            frames,
-            (least, most),
-            moving,
-            exposure,
-            noise,
-        )
+    def compute(number, seed):
+        found = PROCESSES.scene(
+            number=int(number), seed=int(seed), size=size, frames=frames, objects=(least, most),
+            moving=moving, exposure=exposure, noise=noise,
+        )  # fmt: skip
         return [found[name] for name in shapes]
 
     def load(row):
@@ -101,7 +97,7 @@ def scenes(
 
     rows = np.arange(number, dtype=np.int64)
     dataset = random_access({"id": rows, "seed": np.full_like(rows, seed)}, load)
-    dataset.class_names = list(render.CLASSES)
+    dataset.class_names = list(CLASSES)
     return dataset
 
 
@@ -114,33 +110,3 @@ def _pair(objects):
     ):
         raise ValueError(f"objects must be two numbers such as (4, 10), got {objects!r}")
     return objects
-
-
-def _scene(rng, size, frames, objects, moving, exposure, noise):
-    """Renders a scene: a dict of all columns of `scenes`, except the id."""
-    world = draw(rng, frames, objects, moving)
-    gain = 2.0 ** (exposure * rng.standard_normal())
-    middle = (frames - 1) // 2
-    rendered = [render.frame(world, t, size) for t in range(frames)]
-    clip = np.stack([_develop(rng, color, gain, noise) for color, *_ in rendered])
-    _, hits, normal, code = rendered[middle]
-    focal, center = render.focal_length(size), (size - 1) / 2
-    found = {
-        "image": clip[middle],
-        **render.geometry(world, middle, hits, normal, code),
-        "intrinsics": np.float32([focal, focal, center, center]),
-    }
-    if frames > 1:
-        found |= {"frames": clip, "motion": render.motion(world)}
-        found |= render.flow(world, middle, hits)
-    return found
-
-
-def _develop(rng, color, gain, noise):
-    """Converts linear light (3, H, W) to pixels (H, W, 3) uint8 with gamma 2."""
-    pixels = 255 * np.sqrt(np.clip(color * gain, 0, 1))
-    if noise:
-        pixels += noise * rng.standard_normal(pixels.shape, np.float32)
-    return np.ascontiguousarray(
-        np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    )
