@@ -61,7 +61,8 @@ def _value(name, text, default):
     if isinstance(default, str):
         return value if isinstance(value, str) else text
     if type(default) is int:
-        fits, kind = type(value) is int, "an integer"
+        # A task that has one number for each axis takes a list, too; the others refuse it.
+        fits, kind = type(value) in (int, tuple, list), "an integer"
     elif type(default) is float:
         fits, kind = type(value) in (int, float), "a number"
     else:  # None stands for a number of pixels or of classes that the task computes, or for a list
