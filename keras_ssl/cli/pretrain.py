@@ -193,7 +193,7 @@ def read(options):
     check_all = issubclass(task, Relabels)
     images, _ = load_dataset(
         options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs,
-        synthetic=options.synthetic,
+        synthetic=options.synthetic, frames=options.frames, stride=options.stride,
     )  # fmt: skip
     return images
 
