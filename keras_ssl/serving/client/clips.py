@@ -7,9 +7,9 @@ import os
 
 import click
 import numpy as np
+import tensorflow as tf
 
 from keras_ssl import files
-from keras_ssl.data import subset
 from keras_ssl.serving.client import extraction
 from keras_ssl.serving.client.partial_file import CHUNK, PartialFile
 from keras_ssl.serving.client.progress import progress_bar
@@ -76,7 +76,8 @@ def _fill(client, clips, frames, partial, number, progress):
 
 def _images(clips, start, frames):
     """Yields the frames of all clips, from frame `start` of all on."""
-    rest = subset(clips, np.arange(start // frames, int(clips.cardinality())))
+    rest = {name: column[start // frames :] for name, column in clips.columns.items()}
+    rest = tf.data.Dataset.from_tensor_slices(rest).map(clips.load_row, tf.data.AUTOTUNE)
     images = (
         image for clip in rest.as_numpy_iterator() for image in clip.get("frames", [clip["image"]])
     )
