@@ -56,6 +56,9 @@ clip_options = options(
     click.option(
         "--stride", type=click.IntRange(1), metavar="N", help="Use every Nth frame of these videos."
     ),
+    click.option(
+        "--cache", metavar="DIR", help="Keep the decoded frames of videos there for the next runs."
+    ),
 )
 
 

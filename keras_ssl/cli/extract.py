@@ -45,6 +45,7 @@ def extract(
     server,
     frames,
     stride,
+    cache,
     pool,
     batch_size,
     retries,
@@ -62,6 +63,8 @@ def extract(
     if not Path(folder).is_dir():
         raise ValueError(f"FOLDER: there is no folder {folder!r}")
     common.check_file("--out", out)
+    if cache:
+        common.check_folder("--cache", cache)
     if server and modules:
         raise ValueError(f"--import {modules[0]} has no effect with --server, which has the model")
     if not server:
@@ -72,11 +75,13 @@ def extract(
     common.import_tensorflow()
     from keras_ssl.data import video_files
 
-    if frames or stride or video_files.holds_videos(folder):
+    if frames or stride or cache or video_files.holds_videos(folder):
         frames, stride = frames or 1, stride or 1
 
         def clips_of(size):
-            return kssl.data.from_videos(folder, frames, stride, size, step=frames * stride)
+            return kssl.data.from_videos(
+                folder, frames, stride, size, step=frames * stride, cache=cache
+            )
 
     else:
         clips_of = None

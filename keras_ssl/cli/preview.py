@@ -23,7 +23,9 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's for
 )
 @common.task_options
 @common.import_option
-def preview(task, data, synthetic, out, number, frames, stride, size, settings, seed, modules):
+def preview(
+    task, data, synthetic, out, number, frames, stride, cache, size, settings, seed, modules
+):
     """Draws the inputs of the network and their labels.
 
     TASK is a name, or a .keras file of a trained task: then its predictions are drawn too. "scenes" draws
@@ -35,13 +37,21 @@ def preview(task, data, synthetic, out, number, frames, stride, size, settings, 
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out!r}")
     common.check_data(data)
     common.check_synthetic(synthetic)
+    if cache:
+        common.check_folder("--cache", cache)
     if trained:
         _check_trained(task, size, settings)
     elif task != SCENES:
         common.find_row(task)
 
     common.import_tensorflow()
-    source = {"name": data, "synthetic": synthetic, "frames": frames, "stride": stride}
+    source = {
+        "name": data,
+        "synthetic": synthetic,
+        "frames": frames,
+        "stride": stride,
+        "cache": cache,
+    }
     if trained:
         rows = _trained(task, source, number, seed, modules)
     elif task == SCENES:

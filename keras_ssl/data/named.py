@@ -23,9 +23,8 @@ FRAMES, STRIDE = 5, 3  # of a clip from videos
 
 
 def load_dataset(
-    name, size, split=False, reader=from_folder, check=True, needs=(), synthetic="scenes",
-    frames=None, stride=None,
-):  # fmt: skip
+    name, size, split=False, reader=from_folder, check=True, needs=(), synthetic="scenes", **clip
+):
     """Loads the data set of that name or folder.
 
     Args:
@@ -40,8 +39,8 @@ def load_dataset(
         needs: names of columns: scenes have several frames if one of these tells of motion, `real` pairs the
             images with rendered ones, and `relative_depth` is computed for clips that do not have it.
         synthetic: the rendered images of these pairs, "scenes" or a folder of TFRecord files.
-        frames, stride: int, of a clip from videos; by default 5 and 3, or 1 frame if no column of clips is
-            needed.
+        **clip: `frames`, `stride` and `cache` of `from_videos`, None for the defaults: 5 frames, or 1 if no
+            column of clips is needed, with stride 3.
 
     Returns:
         (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
@@ -49,7 +48,7 @@ def load_dataset(
 
     Raises:
         ValueError: a built-in data set does not have this size, the parts have different classes, there are
-            too few images, `frames` or `stride` are given without videos, or the reader raises it.
+            too few images, `clip` is given without videos, or the reader raises it.
 
     Example:
         >>> train, test = load_dataset("digits", 32, split=True)
@@ -57,20 +56,16 @@ def load_dataset(
         (1437, 360)
     """
     if "real" in needs:
-        parts = load_dataset(name, size, split, reader, check, frames=frames, stride=stride)
+        parts = load_dataset(name, size, split, reader, check, **clip)
         return tuple(part and _with_rendered(part, size, synthetic) for part in parts)
     if "relative_depth" in needs:
         # With the exact flow of scenes; that of other clips it estimates itself.
-        parts = load_dataset(
-            name, size, split, reader, check, needs={"frames"}, frames=frames, stride=stride
-        )
+        parts = load_dataset(name, size, split, reader, check, needs={"frames"}, **clip)
         return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
     videos = folder.is_dir() and not record_files(folder) and _reads_videos(folder, reader, needs)
-    if (frames or stride) and not videos:
-        raise ValueError(
-            f"--frames and --stride are for clips from a folder of videos, got {name!r}"
-        )
+    if any(clip.values()) and not videos:
+        raise ValueError(f"--frames, --stride and --cache are for a folder of videos, got {name!r}")
     if name == "scenes" and not folder.is_dir():
         frames = 3 if CLIP & set(needs) else 1
         parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
@@ -84,7 +79,7 @@ def load_dataset(
         if record_files(path):
             return from_tfrecord(path, size)
         if videos:
-            return _clips(path, size, needs, frames, stride)
+            return _clips(path, size, needs, **clip)
         return reader(path, size, check=check) if reader is from_folder else reader(path, size)
 
     if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -108,9 +103,10 @@ def _reads_videos(folder, reader, needs):
     return "frames" in needs or holds_videos(folder)
 
 
-def _clips(path, size, needs, frames, stride):
+def _clips(path, size, needs, frames=None, stride=None, cache=None):
     moving = bool(CLIP & set(needs))
-    clips = from_videos(path, frames or (FRAMES if moving else 1), stride or STRIDE, size)
+    frames = frames or (FRAMES if moving else 1)
+    clips = from_videos(path, frames, stride or STRIDE, size, cache=cache)
     return with_flow(clips) if "flow" in needs else clips
 
 

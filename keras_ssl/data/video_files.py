@@ -68,8 +68,14 @@ def find(folder):
 
 
 def holds_videos(folder):
-    """Returns whether there are video files in a folder; GIFs, which may be images, do not count."""
-    return bool(walk(Path(folder), tuple(set(SUFFIXES) - {".gif"}))[0])
+    """Returns whether a folder has at least as many video files as images; GIFs do not count.
+
+    A folder of photos may have some videos, and one of videos an image of each.
+    """
+    names, _ = walk(Path(folder), (*SUFFIXES, *FRAME_SUFFIXES))
+    images_found = sum(name.lower().endswith(FRAME_SUFFIXES) for name in names)
+    gifs = sum(name.lower().endswith(".gif") for name in names)
+    return len(names) - images_found - gifs >= max(images_found, 1)
 
 
 def number_of_frames(video):

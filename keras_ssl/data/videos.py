@@ -1,5 +1,6 @@
 """Reader for videos: clips of frames with random access."""
 
+import collections
 import itertools
 import os
 import warnings
@@ -45,8 +46,8 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
             successive frames of the video, as a fraction of the frame's shorter side; 0.01 is one percent per
             frame. The motion of the camera counts, too.
         cache: folder to keep the resized frames and the index in, created if it does not exist, for the
-            next runs. Frames of videos that have changed, or of another size, are added to it. None
-            keeps nothing.
+            next runs and for other processes and machines, such as the workers of a tf.data service. Frames
+            of videos that have changed, or of another size, are added to it. None keeps nothing.
 
     Returns:
         tf.data.Dataset of dicts, with random access and the attributes `paths` (list of str, indexed by id:
@@ -87,7 +88,9 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
             f"folder {str(folder)!r} has no videos: expected files ending in "
             f"{', '.join(video_files.SUFFIXES)}, or folders of numbered images"
         )
-    skipped = {"no regular file, or read already": irregular} if irregular else {}
+    skipped = collections.defaultdict(collections.Counter)  # reason: path: number
+    if irregular:
+        skipped["no regular file, or read already"].update(irregular)
     found = _index(videos, (height, width), clip, folder, cache, skipped)
     if not found:
         raise ValueError(
@@ -185,9 +188,9 @@ def _index(videos, size, clip, folder, cache, skipped):
         examined = list(pool.map(examine, videos, paths))
     for video, stored, starts in examined:
         if isinstance(starts, str):
-            skipped.setdefault(starts, []).append(video.path)
+            skipped[starts][video.path] += 1
         if stored is not None and stored.lost:
-            skipped.setdefault("damaged or missing frames", []).extend([video.path] * stored.lost)
+            skipped["damaged or missing frames"][video.path] += stored.lost
     return [row for row in examined if not isinstance(row[2], str)]
 
 
@@ -234,8 +237,8 @@ def _loader(paths, size, clip):
 
 def _reasons(skipped, folder):
     parts = []
-    for reason, names in skipped.items():
+    for reason, numbers in skipped.items():
         # The folder itself, if it is that of numbered images, is "." there.
-        inside = [os.path.relpath(name, folder) for name in dict.fromkeys(names)]
-        parts.append(f"{reason} ({len(names)}: {files.listed(inside)})")
+        inside = [os.path.relpath(name, folder) for name in numbers]
+        parts.append(f"{reason} ({numbers.total()}: {files.listed(inside)})")
     return ", ".join(parts)

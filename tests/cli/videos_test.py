@@ -24,16 +24,17 @@ def videos(tmp_path):
 
 def test_pretrain_and_preview(command, videos):
     small = ("--width", 2, "--blocks", 1, "--size", 16, "--epochs", 1, "--batch-size", 8)
-    code, out, _ = command("pretrain", "rotation", "--data", videos, *small)
+    code, out, _ = command("pretrain", "rotation", "--data", videos, "--cache", "kept", *small)
     assert code == 0
     assert "rotation on" in out
     assert "28 images, 4 steps per epoch" in out
+    assert len(list((videos.parent / "kept").glob("*.tfrecord"))) == 2
     code, out, _ = command("preview", "rotation_videos.keras", "--data", videos, "--frames", 3)
     assert code == 0
     assert Image.open("preview.png").size[0] > 300
     code, _, err = command("preview", "rotation", "--stride", 3)
     assert code == 2
-    assert "--frames and --stride are for clips from a folder of videos, got 'digits'" in err
+    assert "--frames, --stride and --cache are for a folder of videos, got 'digits'" in err
 
 
 @pytest.mark.parametrize(

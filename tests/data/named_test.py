@@ -81,8 +81,10 @@ def test_folders_of_videos(tmp_path):
     write_video(tmp_path / "a.mp4", 20)
     (tmp_path / "poster.gif").write_bytes(b"no image")
     name = str(tmp_path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "poster.jpg")
     with pytest.warns(UserWarning, match="poster.gif"):
-        images, _ = load_dataset(name, 16)
+        images, _ = load_dataset(name, 16, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.tfrecord"))) == 1
     assert "frames" not in images.element_spec
     assert int(images.cardinality()) == 20
     (tmp_path / "poster.gif").unlink()
@@ -99,6 +101,13 @@ def test_folders_of_videos(tmp_path):
     assert "flow" not in clips.element_spec  # estimated flow is not trusted as an exact one
 
 
+def test_a_folder_of_images_with_some_videos(tmp_path):
+    write_video(tmp_path / "a.mp4", 4)
+    for k in range(2):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"photo{k}.png")
+    assert int(load_dataset(str(tmp_path), 16)[0].cardinality()) == 2
+
+
 def test_numbered_images_are_a_video_if_a_task_needs_frames(tmp_path):
     for k in range(14):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{k}.png")
@@ -106,10 +115,10 @@ def test_numbered_images_are_a_video_if_a_task_needs_frames(tmp_path):
     clips, _ = load_dataset(str(tmp_path), 16, needs=("frames",))
     assert int(clips.cardinality()) == 2
     with pytest.raises(
-        ValueError, match="--frames and --stride are for clips from a folder of videos"
+        ValueError, match="--frames, --stride and --cache are for a folder of videos"
     ):
         load_dataset(str(tmp_path), 16, stride=2)
-    with pytest.raises(ValueError, match="--frames and --stride are for clips"):
+    with pytest.raises(ValueError, match="--frames, --stride and --cache are for"):
         load_dataset("digits", 32, frames=2)
 
 
