@@ -369,6 +369,9 @@ def test_kept_frames_are_not_decoded_again(tmp_path, monkeypatch):
     again = read(videos.rename(tmp_path / "moved"), 2, cache=cache)
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
+    os.utime(tmp_path / "moved/a.mp4", (1, 1))  # a file of the same size, which may be another one
+    with pytest.raises(KeyError):
+        read(tmp_path / "moved", 2, cache=cache)
     monkeypatch.setattr(video_files, "decode", decode)
     write(tmp_path / "moved/b.mp4", scenes=[0] * 4)
     write(tmp_path / "moved/a.mp4", scenes=[0] * 3)
@@ -395,6 +398,8 @@ def test_fingerprint(tmp_path):
     moved = (tmp_path / "videos").rename(tmp_path / "moved")
     assert columns.fingerprint(data.from_videos(moved, 2, 1, SIZE)) == before
     assert columns.fingerprint(data.from_videos(moved, 2, 1, SIZE, step=2)) != before
+    (moved / "a.mp4").rename(moved / "b.mp4")
+    assert columns.fingerprint(data.from_videos(moved, 2, 1, SIZE)) != before
 
 
 def test_temporary_frames_of_dead_processes_are_removed(tmp_path, monkeypatch):
