@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -164,6 +165,15 @@ def draw_images(folder):
                 pixels = rng.integers(0, 100, (36, 40, 3), np.uint8)
                 pixels[8:20, 4:30, 2 - 2 * label] += 150
                 Image.fromarray(pixels).save(folder / place / name / f"{i}.jpg")
+    (folder / "videos").mkdir()
+    code = cv2.VideoWriter_fourcc(*"mp4v")
+    for name in ("a.mp4", "b.mp4"):
+        writer = cv2.VideoWriter(str(folder / "videos" / name), cv2.CAP_FFMPEG, code, 25, (48, 40))
+        for k in range(14):
+            writer.write(
+                np.roll(pixels, 2 * k, axis=1)[:, [*range(40), *range(8)]].repeat(2, axis=0)[:40]
+            )
+        writer.release()
     for name in ("a.jpg", "b.jpg"):
         shutil.copy(folder / "photos" / "red" / "0.jpg", folder / name)
     for writer in ("anna", "bert"):

@@ -17,7 +17,7 @@ from keras_ssl.tasks import TASKS
 
 NAME_ROOM = 10  # bytes by which the name of a draft, partial or numbered file is longer than that of the file
 DATA_HELP = (
-    "A folder of images or TFRecords, digits, scenes (rendered), or cifar10 (Keras downloads it)."
+    "A folder of images, videos or TFRecords, digits, scenes (rendered), or cifar10 (downloaded)."
 )
 
 
@@ -45,8 +45,26 @@ def data_option(more_help=""):
     return click.option("--data", default="digits", show_default=True, help=DATA_HELP + more_help)
 
 
+# Options of preview, pretrain and extract.
+clip_options = options(
+    click.option(
+        "--frames",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Frames of a clip from a folder of videos.",
+    ),
+    click.option(
+        "--stride", type=click.IntRange(1), metavar="N", help="Use every Nth frame of these videos."
+    ),
+    click.option(
+        "--cache", metavar="DIR", help="Keep the decoded frames of videos there for the next runs."
+    ),
+)
+
+
 # Options of preview and pretrain.
 task_options = options(
+    clip_options,
     click.option("--size", type=click.IntRange(1), help="Height and width in pixels; default 32."),
     click.option(
         "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."

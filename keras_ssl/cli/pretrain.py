@@ -113,7 +113,7 @@ def check(options):
     common.check_file("--out", path)
     if options.log:
         common.check_file("--log", options.log)
-    for name in ("checkpoint", "tensorboard"):
+    for name in ("checkpoint", "tensorboard", "cache"):
         if folder := getattr(options, name):
             common.check_folder(f"--{name}", folder)
     common.check_data(options.data)
@@ -193,7 +193,8 @@ def read(options):
     check_all = issubclass(task, Relabels)
     images, _ = load_dataset(
         options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs,
-        synthetic=options.synthetic,
+        synthetic=options.synthetic, frames=options.frames, stride=options.stride,
+        cache=options.cache,
     )  # fmt: skip
     return images
 

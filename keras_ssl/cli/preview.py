@@ -23,7 +23,9 @@ SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's for
 )
 @common.task_options
 @common.import_option
-def preview(task, data, synthetic, out, number, size, settings, seed, modules):
+def preview(
+    task, data, synthetic, out, number, frames, stride, cache, size, settings, seed, modules
+):
     """Draws the inputs of the network and their labels.
 
     TASK is a name, or a .keras file of a trained task: then its predictions are drawn too. "scenes" draws
@@ -35,19 +37,28 @@ def preview(task, data, synthetic, out, number, size, settings, seed, modules):
         raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out!r}")
     common.check_data(data)
     common.check_synthetic(synthetic)
+    if cache:
+        common.check_folder("--cache", cache)
     if trained:
         _check_trained(task, size, settings)
     elif task != SCENES:
         common.find_row(task)
 
     common.import_tensorflow()
+    source = {
+        "name": data,
+        "synthetic": synthetic,
+        "frames": frames,
+        "stride": stride,
+        "cache": cache,
+    }
     if trained:
-        rows = _trained(task, (data, synthetic), number, seed, modules)
+        rows = _trained(task, source, number, seed, modules)
     elif task == SCENES:
         clips = kssl.data.scenes(number, size or 96, frames=2, seed=seed)
         rows = [plotting.columns(row) for row in clips.as_numpy_iterator()]
     else:
-        rows = _untrained(task, (data, synthetic), number, size or 32, settings, seed)
+        rows = _untrained(task, source, number, size or 32, settings, seed)
     with files.complete(out) as draft:
         plotting.grid(rows, title=None if task == SCENES else f"{task} on {data}").savefig(draft)
     click.echo(f"wrote {out}")
@@ -61,20 +72,20 @@ def _check_trained(path, size, settings):
     common.check_model(path)
 
 
-def _trained(path, names, number, seed, modules):
+def _trained(path, source, number, seed, modules):
     """Computes the rows to draw for a trained task, with its predictions."""
     task, encoder = common.load_model(path, modules)
     if not isinstance(task, kssl.PretextModel):
         raise ValueError(f"{path!r} holds no task: give a file that keras-ssl pretrain wrote")
-    images = _load(task, names, encoder.input_shape[1:3])
+    images = _load(task, source, encoder.input_shape[1:3])
     x, y = next(iter(task.dataset(images, number, seed=seed)))
     return kssl.callbacks.predicted(task, x, y)
 
 
-def _untrained(name, names, number, size, settings, seed):
+def _untrained(name, source, number, size, settings, seed):
     """Computes the rows to draw for a task that is given by name."""
     task = common.find_row(name).task
-    images = _load(task, names, size)
+    images = _load(task, source, size)
     encoder = task.architecture((size, size, 3), width=2, blocks=(1,))
     with named_in_errors(settings):
         task = make_task(name, encoder, settings, images)
@@ -82,9 +93,8 @@ def _untrained(name, names, number, size, settings, seed):
     return task.preview(x, y)
 
 
-def _load(task, names, size):
-    """Loads the images for a task; `names` are `--data` and `--synthetic`."""
+def _load(task, source, size):
+    """Loads the images for a task; `source` are arguments of `load_dataset`."""
     from keras_ssl.data.named import load_dataset
 
-    data, synthetic = names
-    return load_dataset(data, size, reader=task.reader, needs=task.needs, synthetic=synthetic)[0]
+    return load_dataset(size=size, reader=task.reader, needs=task.needs, **source)[0]

@@ -115,7 +115,7 @@ def image_files(path):
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"path must be a folder of images, there is no folder {str(path)!r}")
-    found, skipped = _walk(folder)
+    found, skipped = walk(folder, decode.SUFFIXES)
     if skipped:
         warnings.warn(
             f"skipped {len(skipped)} names in {str(path)!r}, which are no regular files (FIFOs, broken "
@@ -130,8 +130,8 @@ def image_files(path):
     return found
 
 
-def _walk(folder):
-    """Lists the image files in a folder, following links, and what was skipped; both sorted.
+def walk(folder, suffixes):
+    """Lists the files with these suffixes in a folder, following links, and what was skipped; both sorted.
 
     `os.walk` follows a link to a parent folder until the path is too long, and reading a FIFO waits
     forever.
@@ -153,7 +153,7 @@ def _walk(folder):
                     heapq.heappush(links, entry.path)
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                elif entry.name.lower().endswith(decode.SUFFIXES):
+                elif entry.name.lower().endswith(suffixes):
                     regular = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
                     (found if regular else skipped).append(entry.path)
     return sorted(found), sorted(skipped)

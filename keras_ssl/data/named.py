@@ -1,4 +1,4 @@
-"""Data sets of the command line: a built-in name or a folder."""
+"""Data sets of the command line: a built-in name or a folder of images, videos or TFRecords."""
 
 from pathlib import Path
 
@@ -6,34 +6,41 @@ import numpy as np
 
 from keras_ssl.data.arrays import cifar10, digits
 from keras_ssl.data.columns import subset
+from keras_ssl.data.flow import with_flow
 from keras_ssl.data.folder import from_folder
 from keras_ssl.data.paired import paired
 from keras_ssl.data.records import record_files
 from keras_ssl.data.relative_depth import with_relative_depth
 from keras_ssl.data.renderer import scenes
 from keras_ssl.data.tfrecord import from_tfrecord
+from keras_ssl.data.video_files import holds_videos
+from keras_ssl.data.videos import from_videos
 
 BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
 SCENES = (10_000, 2_000)  # for training and for testing
 CLIP = {"frames", "motion", "flow", "visible", "moving"}  # columns of scenes with several frames
+FRAMES, STRIDE = 5, 3  # of a clip from videos
 
 
 def load_dataset(
-    name, size, split=False, reader=from_folder, check=True, needs=(), synthetic="scenes"
+    name, size, split=False, reader=from_folder, check=True, needs=(), synthetic="scenes", **clip
 ):
     """Loads the data set of that name or folder.
 
     Args:
         name: str, "digits", "cifar10", "scenes" or a folder. A folder of TFRecord files is read by
-            `from_tfrecord`, any other by `reader`. Folders `train` and `test` in it are the two parts.
+            `from_tfrecord`, one of videos by `from_videos`, any other by `reader`. Folders `train` and `test`
+            in it are the two parts.
         size: int or (height, width).
         split: bool, return training and test images. If a folder has no such parts, every fifth image
-            is a test image.
+            is a test image; of videos every fifth video, or of fewer than five the last fifth of each.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
         needs: names of columns: scenes have several frames if one of these tells of motion, `real` pairs the
             images with rendered ones, and `relative_depth` is computed for clips that do not have it.
         synthetic: the rendered images of these pairs, "scenes" or a folder of TFRecord files.
+        **clip: `frames`, `stride` and `cache` of `from_videos`, None for the defaults: 5 frames, or 1 if no
+            column of clips is needed, with stride 3.
 
     Returns:
         (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
@@ -41,7 +48,7 @@ def load_dataset(
 
     Raises:
         ValueError: a built-in data set does not have this size, the parts have different classes, there are
-            too few images, or the reader raises it.
+            too few images, `clip` is given without videos, or the reader raises it.
 
     Example:
         >>> train, test = load_dataset("digits", 32, split=True)
@@ -49,12 +56,16 @@ def load_dataset(
         (1437, 360)
     """
     if "real" in needs:
-        parts = load_dataset(name, size, split, reader, check)
+        parts = load_dataset(name, size, split, reader, check, **clip)
         return tuple(part and _with_rendered(part, size, synthetic) for part in parts)
     if "relative_depth" in needs:
-        parts = load_dataset(name, size, split, reader, check, needs={"flow"})
+        # With the exact flow of scenes; that of other clips it estimates itself.
+        parts = load_dataset(name, size, split, reader, check, needs={"frames"}, **clip)
         return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
+    videos = folder.is_dir() and not record_files(folder) and _reads_videos(folder, reader, needs)
+    if any(clip.values()) and not videos:
+        raise ValueError(f"--frames, --stride and --cache are for a folder of videos, got {name!r}")
     if name == "scenes" and not folder.is_dir():
         frames = 3 if CLIP & set(needs) else 1
         parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
@@ -67,6 +78,8 @@ def load_dataset(
     def read(path):
         if record_files(path):
             return from_tfrecord(path, size)
+        if videos:
+            return _clips(path, size, needs, **clip)
         return reader(path, size, check=check) if reader is from_folder else reader(path, size)
 
     if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -81,6 +94,20 @@ def load_dataset(
         return train, test
     dataset = read(folder)
     return _split(dataset, name) if split else (dataset, None)
+
+
+def _reads_videos(folder, reader, needs):
+    """Returns whether `from_videos` reads a folder: if it has videos, or a task needs its images as one."""
+    if reader is not from_folder:
+        return bool(CLIP & set(needs)) and holds_videos(folder)
+    return "frames" in needs or holds_videos(folder)
+
+
+def _clips(path, size, needs, frames=None, stride=None, cache=None):
+    moving = bool(CLIP & set(needs))
+    frames = frames or (FRAMES if moving else 1)
+    clips = from_videos(path, frames, stride or STRIDE, size, cache=cache)
+    return with_flow(clips) if "flow" in needs else clips
 
 
 def _with_rendered(images, size, synthetic):
@@ -106,6 +133,29 @@ def _split(dataset, name):
     number = int(dataset.cardinality())
     if number < 2:
         raise ValueError(f"--data must hold at least two images to evaluate, {name!r} has {number}")
-    # Every fifth image: in a folder sorted by class that takes a fifth of each class.
-    is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
-    return tuple(subset(dataset, np.flatnonzero(part)) for part in (~is_test, is_test))
+    if "video" in getattr(dataset, "columns", {}):
+        parts = _split_videos(dataset)
+    else:
+        # Every fifth image: in a folder sorted by class that takes a fifth of each class.
+        is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
+        parts = ~is_test, is_test
+    if not all(part.any() for part in parts):
+        raise ValueError(
+            f"--data must hold clips for training and for testing, {name!r} has too few"
+        )
+    return tuple(subset(dataset, np.flatnonzero(part)) for part in parts)
+
+
+def _split_videos(dataset):
+    """Selects training and test clips, two (N,) bool arrays, which have no frame in common."""
+    video, first = (dataset.columns[name].numpy() for name in ("video", "first"))
+    if video[-1] >= 4:
+        is_test = video % 5 == 4
+        return ~is_test, is_test
+    is_train, is_test = np.ones(len(video), bool), np.zeros(len(video), bool)
+    for number in range(video[-1] + 1):
+        rows = np.flatnonzero(video == number)
+        start = first[rows[-max(len(rows) // 5, 1)]] if len(rows) > 1 else first[rows[0]] + 1
+        is_test[rows] = first[rows] >= start
+        is_train[rows] = first[rows] + dataset.span <= start
+    return is_train, is_test

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_ssl.data import camera_motion, parallax
 from keras_ssl.data.columns import check_random_access, random_access
+from keras_ssl.data.flow import middle_pair
 
 FIELD_OF_VIEW = math.radians(60)  # of the longer side, if a camera's intrinsics are not known
 MIN_KNOWN = 0.2  # smallest fraction of an image's pixels with a depth
@@ -66,7 +67,7 @@ def with_relative_depth(clips, noise=None):
     def load(row):
         row = row if clips.load_row is None else clips.load_row(row)
         compute = _from_flow if "flow" in row else _from_frames
-        inputs = _pair(row) if compute is _from_frames else [row["flow"]]
+        inputs = middle_pair(row["frames"]) if compute is _from_frames else [row["flow"]]
         camera = [_intrinsics(row), _motion(row), tf.constant(noise, tf.float64)]
         found = tf.numpy_function(compute, [*inputs, *camera], tf.float32, stateful=False)
         return {**row, "relative_depth": tf.ensure_shape(found, shape)}
@@ -165,12 +166,6 @@ def _from_flow(flow, intrinsics, motion, noise):
 
 def _from_frames(first, second, intrinsics, motion, noise):
     return _from_flow(camera_motion.estimated_flow(first, second), intrinsics, motion, noise)
-
-
-def _pair(row):
-    frames = row["frames"]
-    middle = (frames.shape[0] - 1) // 2
-    return [tf.cast(frames[middle + k], tf.uint8) for k in (0, 1)]
 
 
 def _intrinsics(row):

@@ -5,9 +5,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl import encoders
+from keras_ssl.ops.images import fold, unfold
 
 
-def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=None):
+def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=None, pool=None):
     """Extracts the features of a dataset at every stage of an encoder.
 
     Args:
@@ -19,14 +20,18 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
             many numbers (s = sqrt(dimensions / c), rounded) instead of one position; `features` stay as
             they are. 10,000 images of 9,000 numbers take 360 MB per stage.
         stages: list of str, the stages to extract; by default all.
+        pool: "mean" or "concat" (see `pool_frames`) extracts the features of all `frames` of a clip instead
+            of those of `image`, and averages or concatenates them.
 
     Returns:
         (features, others): `features` a dict `stage1`, ..., `features` of (N, c) float32 arrays, each
-        stage averaged over the image, or (N, s * s * c) with `dimensions`; `others` a dict of `id`, `label`
+        stage averaged over the image, or (N, s * s * c) with `dimensions`, T times as many numbers with
+        `pool="concat"`; `others` a dict of `id`, `label`
         and all other columns with at most one axis per image.
 
     Raises:
-        ValueError: the encoder names no stages, `dimensions` is below 1, or `stages` has an unknown name.
+        ValueError: the encoder names no stages, `dimensions` is below 1, `stages` has an unknown name, `pool`
+            is unknown, or there are no `frames`.
 
     Reference: Zhang, Isola & Efros, "Split-Brain Autoencoders", CVPR 2017, section 4, for the maps of about
     9,000 numbers.
@@ -45,17 +50,53 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
     # Columns of pixels, such as frames, could exceed the memory.
     kept = [k for k, spec in images.element_spec.items() if k != "image" and spec.shape.rank <= 1]
 
+    column = "image" if pool is None else "frames"
+    if pool is not None and column not in images.element_spec:
+        raise ValueError(
+            f"pool={pool!r} needs clips with `frames`, got {', '.join(images.element_spec)}"
+        )
     batches = images.batch(batch_size).prefetch(2)
+
     # One trace for batches of all sizes, where predict_on_batch would trace the last one again.
-    signature = [batches.element_spec["image"]]
-    features_of = tf.function(lambda x: model(x, training=False), input_signature=signature)
+    @tf.function(input_signature=[batches.element_spec[column]])
+    def features_of(x):
+        if pool is None:
+            return model(x, training=False)
+        features = model(fold(x), training=False)
+        return {key: pool_frames(unfold(f, x.shape[1]), pool) for key, f in features.items()}
 
     def run(batch):
-        features = features_of(batch["image"])
+        features = features_of(batch[column])
         features = {name: np.asarray(value, np.float32) for name, value in features.items()}
         return features, {name: batch[name] for name in kept}
 
     return map_batches(run, batches, verbose=verbose)
+
+
+def pool_frames(features, pool):
+    """Averages or concatenates the features of the frames of clips.
+
+    The mean does not depend on the order of the frames; the concatenation keeps it.
+
+    Args:
+        features: (N, T, D) tensor or array.
+        pool: "mean" or "concat".
+
+    Returns:
+        (N, D) or (N, T * D) tensor.
+
+    Raises:
+        ValueError: `pool` is unknown.
+
+    Example:
+        >>> pool_frames(tf.constant([[[1.0, 2.0], [3.0, 6.0]]]), "mean").numpy().tolist()
+        [[2.0, 4.0]]
+    """
+    if pool == "mean":
+        return tf.reduce_mean(features, axis=1)
+    if pool == "concat":
+        return tf.reshape(features, [-1, features.shape[1] * features.shape[2]])
+    raise ValueError(f"pool must be 'mean' or 'concat', got {pool!r}")
 
 
 def map_batches(function, batches, steps=None, verbose=0):

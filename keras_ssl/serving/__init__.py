@@ -2,7 +2,13 @@
 
 import importlib
 
-from keras_ssl.serving.client import AsyncFeatureClient, FeatureClient, credentials, extract
+from keras_ssl.serving.client import (
+    AsyncFeatureClient,
+    FeatureClient,
+    credentials,
+    extract,
+    extract_clips,
+)
 
 __all__ = [
     "AsyncFeatureClient",
@@ -10,6 +16,7 @@ __all__ = [
     "Server",
     "credentials",
     "extract",
+    "extract_clips",
     "models_in",
 ]
 

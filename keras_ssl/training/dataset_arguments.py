@@ -11,7 +11,8 @@ from keras_ssl.data import service
 READERS = {
     "label": "from_folder with one folder per class, or from_array(..., labels)",
     "image": "the readers in keras_ssl.data",
-    "frames": "from_rgbd(..., frames=2), or from_array(images, frames=frames)",
+    "frames": "from_videos(folder, frames=2, ...), or from_array(images, frames=frames)",
+    "flow": "keras_ssl.data.with_flow(clips), or scenes(..., frames=2)",
     "motion": "from_rgbd(..., frames=2), or from_array(images, frames=frames, motion=motion)",
     "relative_depth": "keras_ssl.data.with_relative_depth(clips)",
     "depth": "keras_ssl.data.from_rgbd or from_stereo, or from_array(images, depth=depth)",

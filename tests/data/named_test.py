@@ -1,8 +1,11 @@
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
 import keras_ssl as kssl
 from keras_ssl.data.named import load_dataset
+from keras_ssl.tasks import TASKS
 
 
 def test_train_and_test_folders_are_used_as_they_are(tmp_path):
@@ -59,3 +62,81 @@ def test_real_images_are_paired_with_rendered_ones(tmp_path):
     assert int(pairs.cardinality()) == 3
     expected = next(kssl.data.scenes(3, 32, seed=5).as_numpy_iterator())
     assert (next(pairs.as_numpy_iterator())["image"] == expected["image"]).all()
+
+
+def write_video(path, number):
+    """A texture that moves by a pixel per frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 64, 3), np.uint8)
+    wide = cv2.resize(noise, (256, 64), interpolation=cv2.INTER_CUBIC)
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 64)
+    )
+    for k in range(number):
+        writer.write(wide[:, k : k + 64].copy())
+    writer.release()
+
+
+def test_folders_of_videos(tmp_path):
+    write_video(tmp_path / "a.mp4", 20)
+    (tmp_path / "poster.gif").write_bytes(b"no image")
+    name = str(tmp_path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "poster.jpg")
+    with pytest.warns(UserWarning, match="poster.gif"):
+        images, _ = load_dataset(name, 16, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.tfrecord"))) == 1
+    assert "frames" not in images.element_spec
+    assert int(images.cardinality()) == 20
+    (tmp_path / "poster.gif").unlink()
+    clips, _ = load_dataset(name, 16, needs=("frames",))
+    assert clips.element_spec["frames"].shape == (5, 16, 16, 3)
+    assert clips.span == 13
+    clips, _ = load_dataset(name, 16, needs=("image", "flow"), frames=2, stride=1)
+    assert clips.element_spec["frames"].shape == (2, 16, 16, 3)
+    assert clips.element_spec["flow"].shape == (16, 16, 2)
+    reader = {row.name: row.task.reader for row in TASKS}["relative_depth"]
+    needs = ("image", "relative_depth")
+    clips, _ = load_dataset(name, 16, reader=reader, needs=needs)
+    assert clips.element_spec["relative_depth"].shape == (16, 16, 1)
+    assert "flow" not in clips.element_spec  # estimated flow is not trusted as an exact one
+
+
+def test_a_folder_of_images_with_some_videos(tmp_path):
+    write_video(tmp_path / "a.mp4", 4)
+    for k in range(2):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"photo{k}.png")
+    assert int(load_dataset(str(tmp_path), 16)[0].cardinality()) == 2
+
+
+def test_numbered_images_are_a_video_if_a_task_needs_frames(tmp_path):
+    for k in range(14):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{k}.png")
+    assert "time" not in load_dataset(str(tmp_path), 16)[0].element_spec
+    clips, _ = load_dataset(str(tmp_path), 16, needs=("frames",))
+    assert int(clips.cardinality()) == 2
+    with pytest.raises(
+        ValueError, match="--frames, --stride and --cache are for a folder of videos"
+    ):
+        load_dataset(str(tmp_path), 16, stride=2)
+    with pytest.raises(ValueError, match="--frames, --stride and --cache are for"):
+        load_dataset("digits", 32, frames=2)
+
+
+def test_training_and_test_clips_have_no_frame_in_common(tmp_path):
+    for name, number in (("a", 40), ("b", 30)):
+        write_video(tmp_path / f"{name}.mp4", number)
+    train, test = load_dataset(str(tmp_path), 16, split=True, needs=("frames",), frames=3, stride=2)
+    firsts = [
+        [
+            part.columns["first"].numpy()[part.columns["video"].numpy() == k]
+            for part in (train, test)
+        ]
+        for k in (0, 1)
+    ]
+    assert [part.tolist() for part in firsts[0]] == [list(range(25)), list(range(29, 36))]
+    assert [part.tolist() for part in firsts[1]] == [list(range(17)), list(range(21, 26))]
+    for name in "cdef":
+        write_video(tmp_path / f"{name}.mp4", 3)
+    train, test = load_dataset(str(tmp_path), 16, split=True)
+    assert set(train.columns["video"].numpy()) == {0, 1, 2, 3, 5}
+    assert set(test.columns["video"].numpy()) == {4}

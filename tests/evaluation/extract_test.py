@@ -94,3 +94,25 @@ def test_invalid_stages_and_dimensions(task, noise):
     free = kssl.encoders.resnet((None, None, 3), width=2, blocks=(1,))
     with pytest.raises(ValueError, match="dimensions needs maps of fixed size"):
         kssl.encoders.stages(free, 9000)
+
+
+@pytest.mark.parametrize("pool", ["mean", "concat"])
+def test_features_of_the_frames_of_clips(task, noise, pool):
+    frames = np.stack([noise[:6], noise[6:12], noise[12:18]], axis=1)
+    clips = kssl.data.from_array(noise[20:26], range(6), frames=frames)
+    columns, others = evaluation.extract(task.encoder, clips, 4, pool=pool)
+    single = np.stack([task.features(frames[:, t]) for t in range(3)], axis=1)
+    expected = (
+        single.mean(axis=1) if pool == "mean" else np.concatenate(list(single.swapaxes(0, 1)), 1)
+    )
+    np.testing.assert_allclose(columns["features"], expected, rtol=1e-4, atol=1e-5)
+    assert columns["stage1"].shape == (6, 4 if pool == "mean" else 12)
+    assert others["label"].tolist() == list(range(6))
+
+
+def test_pool_of_clips_is_checked(task, noise):
+    with pytest.raises(ValueError, match="pool='mean' needs clips with `frames`, got image, id"):
+        evaluation.extract(task.encoder, kssl.data.from_array(noise), pool="mean")
+    clips = kssl.data.from_array(noise, frames=noise[:, None])
+    with pytest.raises(ValueError, match="pool must be 'mean' or 'concat', got 'max'"):
+        evaluation.extract(task.encoder, clips, pool="max")

@@ -1,5 +1,6 @@
 """Extracts the features of many image files through a server into one .npz, and resumes."""
 
+import contextlib
 import copy
 import os
 import warnings
@@ -60,7 +61,7 @@ def extract(client, paths, out, progress=False):
 
 def _extract(client, paths, out, progress):
     partial = PartialFile(f"{out}.part", client, paths)
-    try:
+    with resumable(partial, len(paths)):
         if partial.version is None:
             _start(client, paths, partial)
         elif progress and partial.rows < len(paths):
@@ -68,13 +69,6 @@ def _extract(client, paths, out, progress):
         pinned = copy.copy(client)  # on the same connection
         pinned.version, pinned.label = partial.version, None
         _fill(pinned, paths, partial, progress)
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
-        if partial.rows:
-            error.args = (
-                f"{error}; {partial.rows} of {len(paths)} images are in {partial.path!r}, run the "
-                "same command again to resume",
-            )
-        raise
     readable = partial.readable()
     if not readable.any():  # all that it found before it resumed
         os.remove(partial.path)
@@ -91,18 +85,37 @@ def _extract(client, paths, out, progress):
     return len(paths) - len(unreadable), partial.dimensions
 
 
+@contextlib.contextmanager
+def resumable(partial, number):
+    """Adds to the error of an interruption how many of `number` images are in the partial file."""
+    try:
+        yield
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        if partial.rows:
+            error.args = (
+                f"{error}; {partial.rows} of {number} images are in {partial.path!r}, run the "
+                "same command again to resume",
+            )
+        raise
+
+
+def create(client, partial, response):
+    """Creates the partial file for the version and the dimensions of a response."""
+    if response.version is None:
+        raise RuntimeError(
+            f"server {client.address!r} does not report which version of {client.model!r} "
+            "computed a response, so the features of two versions could be mixed"
+        )
+    partial.create(response.version, response.outputs["features"].shape[1])
+
+
 def _start(client, paths, partial):
     """Creates the partial file with the first readable image, whose response has the version."""
     for count, path in enumerate(paths):
         response = _request_one(client, path)
         if response is None:
             continue
-        if response.version is None:
-            raise RuntimeError(
-                f"server {client.address!r} does not report which version of {client.model!r} "
-                "computed a response, so the features of two versions could be mixed"
-            )
-        partial.create(response.version, response.outputs["features"].shape[1])
+        create(client, partial, response)
         partial.append_unreadable(count)
         partial.append(response.outputs["features"])
         return
@@ -121,7 +134,7 @@ def _fill(client, paths, partial, progress):
         while partial.rows < len(paths):
             try:
                 for response in client._responses("encoded", paths[partial.rows :]):
-                    partial.append(_checked_features(response, partial))
+                    partial.append(checked_features(response, partial))
                     advance(response.count)
             except ValueError as error:
                 if _status(error) == "NOT_FOUND":
@@ -137,7 +150,7 @@ def _fill(client, paths, partial, progress):
                     if response is None:
                         partial.append_unreadable(1)
                     else:
-                        partial.append(_checked_features(response, partial))
+                        partial.append(checked_features(response, partial))
                     advance(1)
 
 
@@ -157,7 +170,7 @@ def _status(error):
     return getattr(error, "code", None)
 
 
-def _checked_features(response, partial):
+def checked_features(response, partial):
     """Returns a response's features if they have the version and dimensions of the partial file."""
     features = response.outputs["features"]
     if response.version != partial.version or features.shape[1:] != (partial.dimensions,):
@@ -177,6 +190,11 @@ def _write(partial, paths, out):
         "path": (f"<U{max(map(len, paths))}", (), (paths[i : i + CHUNK] for i in starts)),
         "features": ("<f4", (partial.dimensions,), partial.features()),
     }
+    write_arrays(out, number, arrays)
+
+
+def write_arrays(out, number, arrays):
+    """Writes an .npz of arrays of `number` rows: a dict of name: (dtype, shape of a row, chunks of rows)."""
     with files.complete(out) as draft, zipfile.ZipFile(draft, "w") as archive:
         for name, (dtype, shape, chunks) in arrays.items():
             header = {

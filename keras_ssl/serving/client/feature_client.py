@@ -5,6 +5,7 @@ import threading
 from concurrent import futures
 
 import grpc
+from tensorflow_serving.apis import get_model_metadata_pb2
 
 from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.serving.client.protocol import ClientBase, concatenate
@@ -152,6 +153,40 @@ class FeatureClient(ClientBase):
         """
         for response in self._responses(None, images):
             yield from response.outputs["features"]
+
+    def input_size(self):
+        """Requests the height and width of the images that the model takes as pixels.
+
+        Returns:
+            (height, width).
+
+        Raises:
+            ValueError: the server has no such model, or it takes no images of a fixed size.
+            ConnectionError, TimeoutError, RuntimeError: as `features`.
+
+        Example:
+            >>> client = FeatureClient("localhost:8500", "rotation_cifar10")
+            >>> clips = kssl.data.from_videos("videos/", 4, 1, client.input_size())    # doctest: +SKIP
+        """
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=self._model_spec(), metadata_field=["signature_def"]
+        )
+        try:
+            response = self._stub.GetModelMetadata(
+                request, timeout=self.timeout, wait_for_ready=self.retries > 0
+            )
+        except grpc.RpcError as error:
+            raise self._exception(error) from None
+        found = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(found)
+        images = found.signature_def["serving_default"].inputs["images"]
+        size = tuple(dim.size for dim in images.tensor_shape.dim)[1:3]
+        if len(size) < 2 or min(size) < 1:
+            raise ValueError(
+                f"server {self.address!r}, model {self.model!r} takes no `images` of a fixed size, which "
+                "clips need"
+            )
+        return size
 
     def _gather(self, signature, images, progress):
         parts = []

@@ -23,7 +23,8 @@ class PartialFile:
     Args:
         path: str. If there is such a file, it is continued.
         client: FeatureClient.
-        paths: list of str, the files to extract.
+        paths: list of str, the files to extract; the file of each row.
+        detail: list of what else identifies the extraction, in JSON.
 
     Raises:
         ValueError: the file at `path` belongs to another extraction.
@@ -34,12 +35,14 @@ class PartialFile:
         dimensions: int, features per row.
     """
 
-    def __init__(self, path, client, paths):
+    def __init__(self, path, client, paths, detail=()):
         self.path, self.rows, self.version = path, 0, None
         self._identity = {
             "draft of": "keras-ssl extract", "format": 2, "model": client.model, "label": client.label,
             "files": _digest(paths),
         }  # fmt: skip
+        if detail:
+            self._identity["clips"] = list(detail)
         if os.path.exists(path) and os.path.getsize(path):
             self._open(client, paths)
 

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from keras_ssl.serving.client.retry import RetryPolicy
 
@@ -68,15 +68,18 @@ class ClientBase:
     def _retry_policy(self):
         return RetryPolicy(self.timeout, self.retries)
 
-    def _build_request(self, signature, contents):
-        """Builds the PredictRequest for `contents`: bytes for "encoded", else uint8 arrays."""
-        request = predict_pb2.PredictRequest()
-        spec = request.model_spec
-        spec.name, spec.signature_name = self.model, signature
+    def _model_spec(self):
+        spec = model_pb2.ModelSpec(name=self.model)
         if self.version is not None:
             spec.version.value = self.version
         elif self.label is not None:
             spec.version_label = self.label
+        return spec
+
+    def _build_request(self, signature, contents):
+        """Builds the PredictRequest for `contents`: bytes for "encoded", else uint8 arrays."""
+        request = predict_pb2.PredictRequest(model_spec=self._model_spec())
+        request.model_spec.signature_name = signature
         if signature == "encoded":
             tensor, shape = request.inputs["encoded"], ()
             tensor.dtype = types_pb2.DT_STRING
