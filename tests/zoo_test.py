@@ -10,6 +10,7 @@ import pytest
 
 import keras_ssl as kssl
 from keras_ssl import zoo
+from keras_ssl.data.renderer.render import CLASSES
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,3 +146,18 @@ def test_page_agrees_with_the_cards(tool):
     draw = tool("draw_zoo.py")
     untrained = list(json.loads((folder / "untrained.json").read_text()).values())
     assert draw["page"](draw["cards"](folder), untrained) == (ROOT / "docs" / "zoo.md").read_text()
+
+
+def test_labels_of_a_scene(tool):
+    """Instance 2 is the largest, 3 the nearest, 4 has too few pixels to count."""
+    instances = np.repeat([0, 1, 2, 3, 4], [6, 4, 7, 5, 3])
+    kinds = np.repeat(["ground", "box", "cone", "sphere", "box"], [6, 4, 7, 5, 3])
+    row = {
+        "instances": instances.reshape(5, 5, 1),
+        "classes": np.array([CLASSES.index(kind) for kind in kinds]).reshape(5, 5, 1),
+        "depth": np.repeat([9, 5, 4, 3, 2], [6, 4, 7, 5, 3]).reshape(5, 5, 1),
+    }
+    label = tool("build_scenes.py")["label"]
+    assert label(row) == {"largest": "cone", "nearest": "sphere", "number": 3}
+    row["instances"][:] = 0
+    assert label(row) == {"largest": None, "nearest": None, "number": 0}
