@@ -3,6 +3,7 @@
 import random
 import shutil
 
+import power_disk
 import pytest
 import soak_power
 
@@ -25,7 +26,7 @@ def test_what_was_not_synced_may_be_lost(tmp_path, synced):
     draft, path, folder = (hexadecimal(f"{tmp_path}/kind{name}") for name in ("/.new-a", "/a", ""))
     seen = set()
     for seed in range(300):
-        disk = soak_power.Disk(tmp_path)
+        disk = power_disk.Disk(tmp_path)
         disk.call("openat", "AT_FDCWD, x, O_WRONLY|O_CREAT", [draft], f"3<{draft}>")
         disk.call("write", f"3<{draft}>, x, 9", [hexadecimal("long text")], "9")
         if "file" in synced:
@@ -47,7 +48,7 @@ def test_a_record_with_interrupted_calls(tmp_path):
         "7  <... write resumed>) = 1\n"
         "7  +++ exited with 0 +++\n"
     )
-    assert list(soak_power.recorded(tmp_path / "calls")) == [
+    assert list(power_disk.recorded(tmp_path / "calls")) == [
         ("fsync", "4<\\x63>", [], "0"),
         ("write", '3<\\x61>, "\\x62", 1 ', ["\\x62"], "1"),
     ]

@@ -74,6 +74,18 @@ def memory(n, k, lam, tolerance, dtype):
     print((after - before) * 1024 / (4 * n * k))
 
 
+def interleaved(runs, rounds):
+    """Runs every function once per round; returns by name the seconds of all rounds, and the last results."""
+    seconds, found = {name: [] for name in runs}, {}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            found[name] = run()
+            seconds[name].append(time.perf_counter() - start)
+            print(f"  {name}: {seconds[name][-1]:.2f} s", flush=True)
+    return seconds, found
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -112,15 +124,8 @@ def main():
     except ImportError:
         print("POT is not installed: skipped")
         del runs["POT float64"]
-    seconds, found = {name: [] for name in runs}, {}
     keras_ssl("float32"), keras_ssl("bfloat16")  # traces
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            found[name] = run()
-            seconds[name].append(time.perf_counter() - start)
-            print(f"  {name}: {seconds[name][-1]:.2f} s", flush=True)
-
+    seconds, found = interleaved(runs, options.rounds)
     ours = np.median(seconds["keras_ssl float32"])
     print(
         f"{'':20s}{'seconds':>9s}{'times':>7s}{'iterations':>12s}{'error':>10s}{'agreement':>11s}"

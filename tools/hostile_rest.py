@@ -68,9 +68,9 @@ def _lengths(number):
     yield "1_" + str(number)
 
 
-def cases():
-    """Returns a dict of name to (bytes, names that may be answered in this order)."""
-    found = {
+def _bodies():
+    """Returns cases of where a body ends, or whether there is one."""
+    return {
         "CL.TE": (post("one", HIDDEN, CHUNKED_HEADER), ["one"]),
         "TE.CL": (
             post("one", b"%x\r\n%s\r\n0\r\n\r\n" % (len(EVIL), EVIL), CHUNKED_HEADER, size=4),
@@ -97,6 +97,12 @@ def cases():
             post("one", HIDDEN, CHUNKED_HEADER, "Connection: Transfer-Encoding", size=""),
             ["one", "evil", "last"],  # here this is a request
         ),
+    }  # fmt: skip
+
+
+def _requests():
+    """Returns cases of requests on one connection, their targets, methods and versions."""
+    return {
         "pipelined": (get("one") + post("two", JSON) + get("three"), ["one", "two", "three", "last"]),
         "twenty pipelined": (
             b"".join(get(f"n{i}") for i in range(20)), [*(f"n{i}" for i in range(20)), "last"],
@@ -132,6 +138,12 @@ def cases():
         "HTTP/0.9": (b"GET /v1/models/tag-one\r\n", ["one"]),
         "HTTP/2.0": (get("one", version="2.0"), ["one"]),
         "HTTP/1.10": (get("one", version="1.10"), ["one"]),
+    }  # fmt: skip
+
+
+def _heads():
+    """Returns cases of headers that are folded, badly ended, or have odd names."""
+    return {
         "two hosts": (get("one", "Host: y"), ["one", "last"]),
         "lower case method": (get("one").replace(b"GET", b"get") + EVIL[:0], ["one"]),
         "space in front of a header": (get("one", " X: y"), ["one", "last"]),
@@ -146,10 +158,11 @@ def cases():
         "name with a NUL": (post("one", EVIL, f"Content-Length\0: {len(EVIL)}", size=""), ["one"]),
         "empty name": (post("one", EVIL, ": x"), ["one", "last"]),
     }  # fmt: skip
-    for header in _obfuscated():
-        found[f"TE.TE {header!r}"] = post("one", HIDDEN, header), ["one", "last"]
-    for value in _lengths(len(EVIL)):
-        found[f"length {value!r}"] = post("one", EVIL, size=value), ["one", "last"]
+
+
+def _chunks():
+    """Returns cases of chunked bodies."""
+    found = {}
     for chunk in (
         b"14;a=b\r\n%s\r\n0\r\n\r\n", b'14;a="\r\n\r\n"\r\n%s\r\n0\r\n\r\n', b"14;\n%s\r\n0\r\n\r\n",
         b"14\n%s\n0\n\n", b"14;a\rb\r\n%s\r\n0\r\n\r\n", b"0x14\r\n%s\r\n0\r\n\r\n",
@@ -162,6 +175,16 @@ def cases():
         body = chunk % JSON
         found[f"chunks {chunk!r}"] = post("one", body, CHUNKED_HEADER, size=""), ["one", "last"]
     return found
+
+
+def cases():
+    """Returns a dict of name to (bytes, names that may be answered in this order)."""
+    found = {**_bodies(), **_requests(), **_heads()}
+    for header in _obfuscated():
+        found[f"TE.TE {header!r}"] = post("one", HIDDEN, header), ["one", "last"]
+    for value in _lengths(len(EVIL)):
+        found[f"length {value!r}"] = post("one", EVIL, size=value), ["one", "last"]
+    return {**found, **_chunks()}
 
 
 def exchange(host, port, data, seconds=5.0):

@@ -19,10 +19,13 @@ import time
 from pathlib import Path
 
 import grpc
+import hostile_calls
 import hostile_grpc
+import hostile_http2
 import numpy as np
 import tensorflow as tf
-from soak_serving import Folders, Served, Swapper, request, run_clients
+from server_process import Folders, Served, request, run_clients
+from soak_serving import Swapper
 
 import keras_ssl as kssl
 
@@ -76,9 +79,9 @@ class Clients:
 
 def flood(address):
     """Sends large requests without end, until it is killed."""
-    message = hostile_grpc.request("serving_default", (64, 32, 32, 3))
+    message = hostile_calls.request("serving_default", (64, 32, 32, 3))
     with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(hostile_grpc.PREDICT)
+        call = channel.unary_unary(hostile_http2.PREDICT)
         while True:
             pending = [call.future(message, timeout=30) for _ in range(8)]
             for future in pending:

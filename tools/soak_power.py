@@ -2,11 +2,10 @@
 
     python tools/soak_power.py [--cuts 1000] [--kinds file export keras checkpoints log extraction tfrecord]
 
-A process writes files under `strace`, which records its system calls. At a random call the power fails: what
-was synced by fsync is kept; of all other data and names any part is lost. A file that was not synced may be
-empty, cut anywhere, or have pages of zeros; creations, renames and deletions in a folder that was not synced
-happened in part, in any order. Every remaining state is checked by the readers: what had been acknowledged
-(its call had returned) is complete, and nothing that is visible is half-written.
+A process (`power_writers.py`) writes files under `strace`, which records its system calls. At a random call
+the power fails: what was synced by fsync is kept; of all other data and names any part is lost
+(`power_disk.py`). Every remaining state is checked by the readers: what had been acknowledged (its call had
+returned) is complete, and nothing that is visible is half-written.
 """
 
 import argparse
@@ -18,318 +17,17 @@ import re
 import subprocess
 import sys
 import tempfile
-import types
 import warnings
 from pathlib import Path
 
 import numpy as np
+from power_disk import Disk, decoded, present, raw, recorded
+from power_writers import IMAGES, KINDS, MARK, Client, photos
 
-PAGE = 4096
 CALLS = (
     "openat,open,creat,write,pwrite64,writev,lseek,ftruncate,rename,renameat,renameat2,unlink,unlinkat,"
     "rmdir,mkdir,mkdirat,fsync,fdatasync"
 )
-KINDS = ("file", "export", "keras", "checkpoints", "log", "extraction", "tfrecord")
-IMAGES = 60  # of the extraction
-MARK = b"acknowledged "
-
-
-# The process that is recorded: every function writes into its own folder and acknowledges what is done.
-
-
-def acknowledge(path):
-    """Marks a file or folder as done in the record of system calls."""
-    os.write(1, MARK + os.fsencode(path) + b"\n")
-
-
-def write_file(folder):
-    from keras_ssl import files
-
-    for i in range(4):
-        with files.complete(folder / "a.txt") as draft:
-            Path(draft).write_text(f"{i}" * (3000 + 4000 * i))
-        acknowledge(folder / "a.txt")
-
-
-def tiny_task():
-    import keras_ssl as kssl
-
-    task = kssl.tasks.Rotation(kssl.encoders.resnet((32, 32, 3), width=2, blocks=(1,)))
-    task.compile("adam")
-    return task
-
-
-def write_export(folder):
-    import keras_ssl as kssl
-
-    task = tiny_task()
-    for _ in range(2):
-        acknowledge(kssl.export(task, folder / "models" / "m"))
-
-
-def write_keras(folder):
-    from keras_ssl import files
-
-    for _ in range(3):
-        task = tiny_task()
-        with files.complete(folder / "task.keras") as draft:  # as keras-ssl pretrain does
-            task.save(draft)
-        acknowledge(folder / "task.keras")
-
-
-def write_checkpoints(folder, log=None):
-    import keras_ssl as kssl
-
-    class Acknowledged(kssl.callbacks.Checkpoint):
-        def save(self, step):
-            super().save(step)
-            acknowledge(self.directory / f"step-{step:09d}.npz")
-
-    class AcknowledgedLog(kssl.callbacks.CSVLog):
-        def on_epoch_end(self, epoch, logs=None):
-            super().on_epoch_end(epoch, logs)
-            acknowledge(self.path)
-
-    task, images = tiny_task(), kssl.data.digits("test")
-    callbacks = [
-        AcknowledgedLog(log) if log else Acknowledged(folder / "runs" / "a", every_steps=1, keep=2)
-    ]
-    data = task.dataset(images, 120, epochs=4)
-    task.fit(data, epochs=4, callbacks=callbacks, verbose=0)
-
-
-def write_log(folder):
-    write_checkpoints(folder, folder / "log.csv")
-
-
-class Client:
-    """Responds to image i with i, as a server would; every seventh image is unreadable."""
-
-    model, label, version, batch_size, address = "m", None, None, 8, "nowhere"
-
-    def _responses(self, signature, paths):
-        for start in range(0, len(paths), self.batch_size):
-            numbers = [int(Path(path).stem) for path in paths[start : start + self.batch_size]]
-            if any(number % 7 == 0 for number in numbers):
-                error = ValueError("unreadable")
-                error.code = "INVALID_ARGUMENT"
-                raise error
-            rows = np.repeat(np.array(numbers, np.float32)[:, None], 300, axis=1)
-            yield types.SimpleNamespace(version=1, count=len(rows), outputs={"features": rows})
-
-
-def photos(folder):
-    """Returns the paths of the files to extract, which exist before."""
-    return [str(folder / f"{i:04d}.jpg") for i in range(IMAGES)]
-
-
-def write_extraction(folder):
-    from keras_ssl.serving.client import extraction
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        extraction.extract(Client(), photos(folder.parent / "photos"), folder / "features.npz")
-    acknowledge(folder / "features.npz")
-
-
-def write_tfrecord(folder):
-    import keras_ssl as kssl
-
-    images = kssl.data.subset(kssl.data.digits("test"), range(40))
-    kssl.data.to_tfrecord(images, folder / "data" / "digits", shards=3, verbose=0)
-    acknowledge(folder / "data" / "digits")
-
-
-# The disk: what the calls have done, and what a power failure may leave of it.
-
-
-class File:
-    def __init__(self):
-        self.content, self.synced = bytearray(), b""
-
-    def sync(self):
-        self.synced = bytes(self.content)
-
-    def left(self, rng):
-        """Returns what a power failure leaves of the content."""
-        if self.content == self.synced:
-            return self.synced
-        content = bytes(self.content)
-        kind = rng.randrange(5)
-        if kind == 0:
-            return self.synced
-        if kind == 1:
-            return content
-        if kind == 2:
-            return content[: rng.randrange(len(content) + 1)]
-        old = self.synced.ljust(len(content), b"\0")
-        lost = rng.choice([0.1, 0.5, 1.0])
-        pages = (
-            (old if rng.random() < lost else content)[start : start + PAGE]
-            for start in range(0, len(content), PAGE)
-        )
-        return b"".join(pages)
-
-
-class Folder:
-    def __init__(self):
-        self.names, self.synced, self.changes = {}, {}, []
-
-    def change(self, *changes):
-        """Sets or removes (name, File, Folder or None) together."""
-        self.changes.append(changes)
-        apply(self.names, changes)
-
-    def sync(self):
-        self.synced, self.changes = dict(self.names), []
-
-    def left(self, rng):
-        """Returns the names that a power failure leaves, with their files and folders."""
-        names = dict(self.synced)
-        if rng.random() < 0.5:  # a journal keeps the order
-            kept = self.changes[: rng.randrange(len(self.changes) + 1)]
-        else:
-            kept = [changes for changes in self.changes if rng.random() < 0.5]
-        for changes in kept:
-            apply(names, changes)
-        return names
-
-
-def apply(names, changes):
-    for name, inode in changes:
-        if inode is None:
-            names.pop(name, None)
-        else:
-            names[name] = inode
-
-
-def tree(inode, content, names):
-    """Returns the paths below a folder: {path: bytes, or None for a folder}."""
-    if isinstance(inode, File):
-        return {"": content(inode)}
-    found = {"": None}
-    for name, child in names(inode).items():
-        below = tree(child, content, names)
-        found.update({os.path.join(name, path).rstrip("/"): data for path, data in below.items()})
-    return found
-
-
-def present(inode):
-    """Returns what the process that writes sees, without hidden drafts and locks."""
-
-    def visible(folder):
-        return {name: inode for name, inode in folder.names.items() if not name.startswith(".")}
-
-    return tree(inode, lambda file: bytes(file.content), visible)
-
-
-class Disk:
-    """Carries out recorded system calls on files below a folder."""
-
-    def __init__(self, root):
-        self.root, self.top = os.fspath(root), Folder()
-        self.at, self.appends = {}, set()  # positions of descriptors, and those that append
-        for name in os.listdir(root):  # what is there before is on the disk
-            self.top.change((name, Folder()))
-        self.top.sync()
-
-    def inside(self, path):
-        return path.startswith(self.root + "/") and "(deleted)" not in path
-
-    def find(self, path):
-        inode = self.top
-        for name in os.path.relpath(path, self.root).split("/"):
-            inode = inode.names.get(name) if isinstance(inode, Folder) else None
-        return inode
-
-    def parent(self, path):
-        folder, name = os.path.split(path)
-        return (self.top if folder == self.root else self.find(folder)), name
-
-    def call(self, name, arguments, strings, result):
-        """Carries out a call; returns whether it has changed anything, or synced it."""
-        handle = re.match(r"(\d+)<([^>]*)>", arguments)
-        opened = re.match(r"(\d+)<([^>]*)>", result)
-        if name in ("open", "openat", "creat"):
-            path = decoded(opened[2]) if opened else ""
-            if not self.inside(path):
-                return False
-            before, flags = self.find(path), arguments
-            if before is None and "O_CREAT" in flags:
-                folder, last = self.parent(path)
-                folder.change((last, File()))
-            elif "O_TRUNC" in flags:
-                before.content.clear()
-            self.at[opened[1]] = 0
-            (self.appends.add if "O_APPEND" in flags else self.appends.discard)(opened[1])
-            return before is None or "O_TRUNC" in flags
-        if name.startswith(("rename", "unlink", "mkdir", "rmdir")):
-            paths = [decoded(string) for string in strings]
-            return all(map(self.inside, paths)) and self.rename(name, *paths)
-        if not handle or not self.inside(path := decoded(handle[2])):
-            return False
-        inode, number = self.find(path), handle[1]
-        if name in ("fsync", "fdatasync"):
-            inode.sync()
-        elif name == "lseek":
-            self.at[number] = int(result)
-            return False
-        elif name == "ftruncate":
-            size = int(arguments.rsplit(",", 1)[1])
-            inode.content[:] = bytes(inode.content[:size]).ljust(size, b"\0")
-        else:
-            data = b"".join(map(raw, strings))
-            end = len(inode.content) if number in self.appends else self.at[number]
-            start = int(arguments.rsplit(",", 1)[1]) if name == "pwrite64" else end
-            inode.content.extend(bytes(max(0, start - len(inode.content))))
-            inode.content[start : start + len(data)] = data
-            if name != "pwrite64":
-                self.at[number] = start + len(data)
-        return True
-
-    def left(self, rng):
-        """Returns the paths that a power failure leaves, as `tree` does."""
-        return tree(self.top, lambda file: file.left(rng), lambda folder: folder.left(rng))
-
-    def rename(self, name, path, new=None):
-        folder, last = self.parent(path)
-        if name.startswith("mkdir"):
-            folder.change((last, Folder()))
-        elif new is None:
-            folder.change((last, None))
-        else:
-            other, new_last = self.parent(new)
-            inode = folder.names[last]
-            if other is folder:
-                folder.change((last, None), (new_last, inode))
-            else:
-                other.change((new_last, inode))
-                folder.change((last, None))
-        return True
-
-
-def raw(string):
-    return bytes.fromhex(string.replace("\\x", ""))
-
-
-def decoded(string):
-    return os.fsdecode(raw(string)) if string.startswith("\\x") else string
-
-
-def recorded(log):
-    """Yields (name, arguments, strings, result) of the calls in strace's file that have succeeded."""
-    started = {}
-    for line in log.read_text().splitlines():
-        process, _, rest = line.partition(" ")
-        rest = rest.strip()
-        if rest.endswith("<unfinished ...>"):
-            started[process] = rest.removesuffix("<unfinished ...>")
-            continue
-        if resumed := re.match(r"<\.\.\. \w+ resumed>", rest):
-            rest = started.pop(process) + rest[resumed.end() :]
-        if match := re.fullmatch(r"(\w+)\((.*)\)\s+= (\d.*)", rest):
-            name, arguments, result = match.groups()
-            yield name, arguments, re.findall(r'"([^"]*)"', arguments), result
 
 
 def record(root, kinds, log):
@@ -341,15 +39,12 @@ def record(root, kinds, log):
         Path(path).touch()
     command = [
         "strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "100000000", "-e", f"trace={CALLS}", "-o", log,
-        sys.executable, __file__, "--child", root, "--kinds", *kinds,
+        sys.executable, Path(__file__).with_name("power_writers.py"), root, *kinds,
     ]  # fmt: skip
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-
-
-# What must be true of a state.
 
 
 def check(kind, folder, before, versions):
@@ -527,14 +222,9 @@ def kind_of(call, root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuts", type=int, default=1000)
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--kinds", nargs="+", default=tuple(KINDS), choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        for kind in options.kinds:
-            globals()[f"write_{kind}"](Path(options.child, kind))
-        return
     for kind, (cuts, acknowledged, states) in soak(
         options.cuts, options.kinds, options.seed
     ).items():

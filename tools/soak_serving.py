@@ -8,14 +8,9 @@ missing or wrong, if memory grows, or if a request gets a status that it must no
 
 import argparse
 import collections
-import contextlib
 import json
-import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,118 +18,18 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+import hostile_grpc
+import hostile_rest
 import numpy as np
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from malformed_requests import malformed
+from server_process import Folders, Served, request, run_clients
 
 import keras_ssl as kssl
 
-BATCHING = """max_batch_size { value: 32 }
-batch_timeout_micros { value: 1000 }
-max_enqueued_batches { value: 100 }
-num_batch_threads { value: 2 }
-"""
-MONITORING = "prometheus_config { enable: true }"
-COMMAND = Path(sys.executable).with_name("keras-ssl")  # as pip installs it
 SECONDS_PER_SWAP = 10.0  # at most, to poll, load and warm up a version
 OVERLOAD_STATUSES = {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
-FAULTS = {"UNKNOWN", "INTERNAL", "DEADLINE_EXCEEDED"}  # that a malformed request must not cause
-
-
-def free_port():
-    """Returns a port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Served:
-    """A server process for a folder of models, with batching, REST and metrics; a context manager.
-
-    Args:
-        folder: path of the folder.
-        *flags: further flags of `keras-ssl serve`.
-
-    Attributes:
-        lines: list of str, what the server printed before it listened.
-        port, rest_port: int.
-        process: subprocess.Popen.
-    """
-
-    def __init__(self, folder, *flags):
-        self.configs = tempfile.TemporaryDirectory()
-        batching, monitoring = (Path(self.configs.name) / n for n in ("batching", "monitoring"))
-        batching.write_text(BATCHING)
-        monitoring.write_text(MONITORING)
-        self.rest_port = free_port()
-        self.process = subprocess.Popen(
-            [COMMAND, "serve", str(folder), "--port=0", "--enable_batching",
-             f"--rest_api_port={self.rest_port}", f"--batching_parameters_file={batching}",
-             f"--monitoring_config_file={monitoring}", *flags],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        self.lines = []
-        for line in self.process.stdout:
-            if "listens on" in line:
-                self.port = int(line.split("127.0.0.1:")[1].split()[0])
-                return
-            self.lines.append(line.rstrip("\n"))
-        raise RuntimeError(f"the server of {folder} did not start")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-        self.configs.cleanup()
-
-    def memory(self):
-        """Returns the resident memory of the server in bytes."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-    def channel(self):
-        """Opens a connection that is not shared with other channels."""
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        return grpc.insecure_channel(f"localhost:{self.port}", options=options)
-
-    @contextlib.contextmanager
-    def stub(self):
-        """Opens a connection and yields a PredictionServiceStub."""
-        with self.channel() as channel:
-            yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
-
-
-def request(model, **arrays):
-    """Builds a PredictRequest with arrays as inputs."""
-    message = predict_pb2.PredictRequest()
-    message.model_spec.name = model
-    for name, array in arrays.items():
-        message.inputs[name].CopyFrom(tf.make_tensor_proto(array))
-    return message
-
-
-def run_clients(number, work, seconds):
-    """Runs `work(i, running)` in threads for some seconds, and raises the first of their errors."""
-    end = time.monotonic() + seconds
-    errors = []
-
-    def run(i):
-        try:
-            work(i, lambda: time.monotonic() < end and not errors)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def load(server, export, seconds=120, number=32):
@@ -322,122 +217,6 @@ def overload(server, name, seconds=60, number=320):
     return dict(statuses), slowest[0], recovery
 
 
-def mutated(message, rng):
-    """Serializes a PredictRequest with invalid fields, or with bytes changed or removed.
-
-    Args:
-        message: PredictRequest.
-        rng: np.random.Generator.
-
-    Returns:
-        bytes.
-    """
-    kind = rng.integers(6)
-    copy = predict_pb2.PredictRequest()
-    copy.CopyFrom(message)
-    tensor = copy.inputs[next(iter(copy.inputs))]
-    if kind == 0 and tensor.tensor_shape.dim:
-        dim = tensor.tensor_shape.dim[rng.integers(len(tensor.tensor_shape.dim))]
-        dim.size = int(rng.choice([-1, 0, 1, 2**31, 2**62, 7]))
-    elif kind == 1:
-        tensor.dtype = int(rng.integers(0, 130))
-    elif kind == 2:
-        copy.model_spec.signature_name = str(rng.choice(["", "encoded", "stages", "pretext", "\0"]))
-        copy.output_filter.append(str(rng.choice(["features", "stage1", "", "x"])))
-    elif kind == 3:
-        del tensor.tensor_shape.dim[rng.integers(4) :]
-        tensor.float_val.extend([1.0, float("nan")])
-        tensor.string_val.append(rng.bytes(5))
-    data = bytearray(copy.SerializeToString())
-    if kind >= 4:
-        _mutate_bytes(data, rng)
-    return bytes(data)
-
-
-def _mutate_bytes(data, rng):
-    for _ in range(rng.integers(1, 9)):
-        if not data:
-            break
-        # Mostly near the start, where names, types and sizes are.
-        place = int(rng.integers(len(data) if rng.random() < 0.3 else min(60, len(data))))
-        if rng.random() < 0.7:
-            data[place] = int(rng.integers(256))
-        else:
-            del data[place : place + int(rng.integers(1, 40))]
-
-
-def malformed(server, name, number=10_000, seed=0):
-    """Sends malformed requests: they are rejected, and the server continues to serve.
-
-    Args:
-        server: Served.
-        name: str, an exported model that it serves, for images of 32 x 32 pixels.
-        number: int, requests.
-        seed: int.
-
-    Returns:
-        dict of status to number.
-    """
-    rng = np.random.default_rng(seed)
-    good = request(name, images=rng.integers(0, 256, (2, 32, 32, 3), np.uint8))
-    encoded = request(name, encoded=[tf.io.encode_png(np.zeros((9, 7, 3), np.uint8)).numpy()])
-    encoded.model_spec.signature_name = "encoded"
-    statuses = collections.Counter()
-    with server.channel() as channel:
-        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-        for i in range(number):
-            try:
-                call(mutated(good if rng.random() < 0.7 else encoded, rng), timeout=30)
-                statuses["OK"] += 1
-            except grpc.RpcError as error:
-                statuses[error.code().name] += 1
-                if error.code().name in FAULTS:
-                    raise
-            if i % 100 == 0:
-                call(good.SerializeToString(), timeout=30)
-        assert server.process.poll() is None
-    print(f"malformed: {json.dumps(statuses)}")
-    return dict(statuses)
-
-
-def write_counters(folder, versions=(1, 2, 3)):
-    """Writes a model `counter` into a folder; version n computes x + n for x (N, 1) >= 0."""
-    for version in versions:
-        module = tf.Module()
-        module.version = tf.Variable(float(version))
-
-        def add(x, module=module):
-            positive = tf.debugging.assert_non_negative(x, "x must not be negative")
-            with tf.control_dependencies([positive]):
-                return {"y": x + module.version}
-
-        spec = tf.TensorSpec((None, 1), tf.float32, "x")
-        add = tf.function(add, input_signature=[spec])
-        tf.saved_model.save(module, str(Path(folder) / "counter" / str(version)), add)
-
-
-class Folders:
-    """The folders that the parts serve: copies, which they may change.
-
-    Args:
-        place: path of an empty folder.
-        model: path of an exported model for images of 32 x 32 pixels.
-
-    Attributes:
-        export: the model, alone in its parent folder.
-        counter: versions to copy, as `write_counters` writes them.
-        swapped: the model `counter` with its first version, alone in its parent folder.
-    """
-
-    def __init__(self, place, model):
-        self.export = Path(place) / "models" / Path(model).name
-        shutil.copytree(model, self.export)
-        write_counters(place)
-        self.counter = Path(place) / "counter"
-        self.swapped = Path(place) / "swapped" / "counter"
-        shutil.copytree(self.counter / "1", self.swapped / "1")
-
-
 def soak_load(folders, **seconds):
     with Served(folders.export.parent) as server:
         load(server, folders.export, **seconds)
@@ -462,9 +241,6 @@ def soak_malformed(folders, **_):
 
 
 def soak_hostile(folders, **seconds):
-    import hostile_grpc  # which starts its own server by this module, if it is run alone
-    import hostile_rest
-
     with Served(folders.export.parent) as server:
         broken = hostile_grpc.run(f"127.0.0.1:{server.port}", server.process.pid, **seconds)
         print(f"REST: no wrong response: {hostile_rest.run('127.0.0.1', server.rest_port)}")

@@ -3,7 +3,7 @@
     python tools/soak_steps.py [--steps 200] [--widths 2 4 8 16] [--tasks rotation gan] [--minutes 60]
 
 A kernel that damages the heap crashes its process some steps later, so every task is trained for many
-steps, at batch sizes that cannot be split evenly among threads, with a checked heap as in `soak_shapes.py`.
+steps, at batch sizes that cannot be split evenly among threads, with a checked heap (`checked_heap.py`).
 Exits with 1 if a process crashed or a loss was not finite.
 """
 
@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+
+from checked_heap import CHECKED_HEAP
 
 BATCHES = (5, 3)
 IMAGES = 30
@@ -53,9 +55,6 @@ def train(name, width, steps):
 
 def run(name, width, steps):
     """Trains in a child process; returns whether it succeeded, and the last line of its output."""
-    # Here, since it imports TensorFlow, which --help does not need.
-    from soak_shapes import CHECKED_HEAP
-
     environment = {**os.environ, **CHECKED_HEAP}
     command = [sys.executable, __file__, "--child", name, str(width), "--steps", str(steps)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

@@ -3,11 +3,11 @@
 import datetime
 import ipaddress
 import shutil
-import sys
-from pathlib import Path
+import time
 
 import grpc
 import pytest
+import server_process
 import tensorflow as tf
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,15 +19,25 @@ from keras_ssl import serving
 from keras_ssl.serving.server import configs
 from keras_ssl.serving.server.servable import WARMUP
 
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-import soak_serving
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """`wait_for(condition)`: waits until a condition is true."""
+
+    def wait(condition):
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
 def counter(tmp_path_factory):
     """Folder of a model `counter` with the versions 1, 2 and 3: y = x + version, and x must be >= 0."""
     folder = tmp_path_factory.mktemp("counters")
-    soak_serving.write_counters(folder)
+    server_process.write_counters(folder)
     return folder / "counter"
 
 
@@ -44,7 +54,7 @@ def predict_request():
     """`predict_request(model, signature="", **arrays)`: a PredictRequest."""
 
     def create(model, signature="", **arrays):
-        message = soak_serving.request(model, **arrays)
+        message = server_process.request(model, **arrays)
         message.model_spec.signature_name = signature
         return message
 

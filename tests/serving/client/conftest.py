@@ -180,19 +180,6 @@ def features_by():
 
 
 @pytest.fixture(scope="session")
-def wait_for():
-    """`wait_for(condition)`: waits until a condition is true."""
-
-    def wait(condition):
-        deadline = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    return wait
-
-
-@pytest.fixture(scope="session")
 def numbered_files():
     """`numbered_files(folder, n)`: writes n files whose contents are their numbers."""
 

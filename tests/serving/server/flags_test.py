@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import soak_serving
+import server_process
 from google.protobuf import text_format
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -54,7 +54,7 @@ def test_invalid_flags(counter, tmp_path, monkeypatch, flags, message):
 def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request):
     (tmp_path / "monitoring").write_text('prometheus_config { enable: true path: "/metrics" }')
     (tmp_path / "batching").write_text("max_batch_size { value: 8 }")
-    ports = [soak_serving.free_port() for _ in range(2)]
+    ports = [server_process.free_port() for _ in range(2)]
     flags = [
         "--model_name=half", f"--model_base_path={counter}", f"--port={ports[0]}",
         f"--rest_api_port={ports[1]}", "--rest_api_timeout_in_ms=5000", "--enable_batching=true",
@@ -66,7 +66,7 @@ def test_the_flags_of_tensorflow_model_server(counter, tmp_path, predict_request
         "--max_rows=2", "--enable_grpc_reflection=false",
     ]  # fmt: skip
     with subprocess.Popen(
-        [soak_serving.COMMAND, "serve", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [server_process.COMMAND, "serve", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     ) as process:  # fmt: skip
         assert process.stdout.readline() == "half version 3\n"
@@ -97,7 +97,7 @@ def test_a_socket_that_another_server_holds(counter, tmp_path, capsys):
         other.bind(path)
         other.listen()
         flags = [f"--model_base_path={counter}", f"--grpc_socket_path={path}"]
-        port = soak_serving.free_port()
+        port = server_process.free_port()
         server = serve._server(serve.parser().parse_args([*flags, f"--port={port}"]), "127.0.0.1")
         server.stop()
         assert server.port == port
@@ -114,7 +114,7 @@ def serve_with_stand_in(folder, *flags):
     stand_in.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     stand_in.chmod(0o755)
     return subprocess.run(
-        [soak_serving.COMMAND, "serve", *flags],
+        [server_process.COMMAND, "serve", *flags],
         capture_output=True, text=True, check=False, timeout=120,
         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
     )  # fmt: skip

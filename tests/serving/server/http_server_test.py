@@ -1,11 +1,10 @@
-"""HTTP from clients that are slow, rude, or leave; request smuggling, also behind nginx and HAProxy."""
+"""HTTP from clients that are slow, rude, or leave."""
 
 import asyncio
 import contextlib
 import errno
 import http.client
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,9 +13,8 @@ import time
 import types
 from pathlib import Path
 
-import hostile_rest
 import pytest
-import soak_serving
+import server_process
 
 from keras_ssl.serving.server import connections, http_server
 from keras_ssl.serving.server.connections import Phase
@@ -138,21 +136,14 @@ def test_idle_connections_are_closed_without_a_response(echo, monkeypatch):
     assert read(connect(echo, GET)).count(b"HTTP/1.1") == 1
 
 
-def test_a_client_that_does_not_read_is_closed_in_time(monkeypatch):
+def test_a_client_that_does_not_read_is_closed_in_time(monkeypatch, wait_for):
     async def respond(request):
         return http_server.response(200, bytes(2**26))
 
     monkeypatch.setitem(connections.SECONDS, Phase.SENDING, 1.0)
     with serving(respond) as server, connect(server, GET * 3):
-        until(lambda: [one.phase for one in server.connections] == [Phase.SENDING])
-        until(lambda: list(server.connections) == [])
-
-
-def until(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+        wait_for(lambda: [one.phase for one in server.connections] == [Phase.SENDING])
+        wait_for(lambda: list(server.connections) == [])
 
 
 def test_the_server_knows_that_a_client_has_left():
@@ -183,14 +174,14 @@ def test_hundreds_of_slow_clients_do_not_keep_others_out(echo):
         one.close()
 
 
-def test_an_address_has_a_maximum_number_of_connections():
+def test_an_address_has_a_maximum_number_of_connections(wait_for):
     async def respond(request):
         return http_server.response(200, b"")
 
     with serving(respond, per_client=3) as server:
         mine = [connect(server) for _ in range(5)]
         other = connect(server, source="127.0.0.2")
-        until(lambda: len(list(server.connections)) == 4)
+        wait_for(lambda: len(list(server.connections)) == 4)
         for one in mine[:2]:
             assert b" 503 " in read(one)
         for one in (*mine[2:], other):
@@ -198,116 +189,49 @@ def test_an_address_has_a_maximum_number_of_connections():
             assert read(one).startswith(b"HTTP/1.1 200 ")
 
 
-def test_connections_are_closed_when_no_descriptors_are_left(echo):
+def test_connections_are_closed_when_no_descriptors_are_left(echo, wait_for):
     """Other parts of the process may have taken them. asyncio reports what `accept` raises."""
     idle = [connect(echo) for _ in range(3)]
-    until(lambda: len(list(echo.connections)) == 3)
+    wait_for(lambda: len(list(echo.connections)) == 3)
     context = {"message": "out of system resource", "exception": OSError(errno.EMFILE, "")}
     echo._loop.call_soon_threadsafe(echo._loop.call_exception_handler, context)
-    until(lambda: not list(echo.connections))
+    wait_for(lambda: not list(echo.connections))
     for one in idle:
         assert b" 503 " in read(one)
     assert fetch(echo) == (200, "/x 0")
 
 
-def test_bodies_that_are_not_completed_do_not_take_all_memory(echo):
+def test_bodies_that_are_not_completed_do_not_take_all_memory(echo, wait_for):
     """Eight bodies are the maximum, four for an address; the oldest incomplete ones give way."""
     data = POST % MAX_BODY + b"x" * (MAX_BODY - 1)
     slow = [connect(echo, data, f"127.0.0.{2 + i % 3}") for i in range(12)]
-    until(lambda: sum(one.held for one in echo.connections) > 6 * MAX_BODY)
+    wait_for(lambda: sum(one.held for one in echo.connections) > 6 * MAX_BODY)
     assert sum(one.held for one in echo.connections) <= 8 * MAX_BODY
     for source in ("127.0.0.1", "127.0.0.2"):
         assert fetch(echo, "POST", b"x" * MAX_BODY, source) == (200, f"/x {MAX_BODY}")
     for one in slow:
         one.close()
-    until(lambda: not list(echo.connections))
+    wait_for(lambda: not list(echo.connections))
     assert echo.connections._held == 0
 
 
-def test_closing_waits_for_responses():
+def test_closing_waits_for_responses(wait_for):
     async def respond(request):
         await asyncio.sleep(0.3)
         return http_server.response(200, b"done")
 
     with serving(respond) as server:
         busy, idle = connect(server, GET), connect(server)
-        until(lambda: Phase.WORKING in [one.phase for one in server.connections])
+        wait_for(lambda: Phase.WORKING in [one.phase for one in server.connections])
     assert read(busy).endswith(b"done")
     assert b" 503 " in read(idle)
     with pytest.raises(ConnectionRefusedError):
         connect(server)
 
 
-def test_smuggled_requests_are_not_answered(server):
-    """The short form of `tools/hostile_rest.py`."""
-    outcomes = hostile_rest.run("127.0.0.1", server.rest_port)
-    assert outcomes["400"] > 80
-    assert outcomes["404"] >= 8  # the valid streams
-
-
-NGINX = """daemon off; master_process off; pid {folder}/pid; error_log {folder}/errors;
-events {{ worker_connections 100; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
-    uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-    upstream rest {{ server 127.0.0.1:{rest}; keepalive 1; }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://rest; proxy_http_version 1.1; proxy_set_header Connection "";
-            proxy_request_buffering off;
-        }}
-    }}
-}}
-"""
-HAPROXY = """defaults
-    mode http
-    timeout connect 5s
-    timeout client 20s
-    timeout server 20s
-    http-reuse always
-frontend clients
-    bind 127.0.0.1:{port}
-    option accept-invalid-http-request
-    default_backend rest
-backend rest
-    server one 127.0.0.1:{rest} pool-max-conn 1
-"""
-PROXIES = {
-    "nginx": (NGINX, ["-c", "{file}", "-p", "{folder}"]),
-    "haproxy": (HAPROXY, ["-db", "-f", "{file}"]),
-}
-
-
-@pytest.mark.parametrize("proxy", PROXIES)
-def test_clients_of_a_proxy_get_their_own_responses(server, tmp_path, proxy):
-    """All clients share one connection from the proxy to the server."""
-    program = shutil.which(proxy, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-    if program is None:
-        pytest.skip(f"{proxy} is not installed")
-    text, arguments = PROXIES[proxy]
-    names = {"folder": tmp_path, "file": tmp_path / "config", "port": soak_serving.free_port()}
-    names["file"].write_text(text.format(**names, rest=server.rest_port))
-    with subprocess.Popen(
-        [program, *(one.format(**names) for one in arguments)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        try:
-            until(lambda: _listens(names["port"]))
-            hostile_rest.run("127.0.0.1", names["port"], proxied=True)
-        finally:
-            process.kill()
-
-
-def _listens(port):
-    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-        return True
-
-
 def test_a_process_with_few_descriptors_serves_new_clients(counter, program):
     """600 idle connections with `ulimit -n 400`."""
-    rest_port = soak_serving.free_port()
+    rest_port = server_process.free_port()
     limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400));"
     flags = ["serve", counter, "--port=0", f"--rest_api_port={rest_port}"]
     with subprocess.Popen(

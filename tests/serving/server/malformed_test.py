@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import grpc
+import malformed_requests
 import numpy as np
 import pytest
-import soak_serving
+import server_process
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,7 +103,7 @@ NOT_IMAGES = {
 
 def encoded(*contents):
     """Builds a request for the features of encoded images."""
-    message = soak_serving.request("rotation_digits", encoded=np.array(contents, object))
+    message = server_process.request("rotation_digits", encoded=np.array(contents, object))
     message.model_spec.signature_name = "encoded"
     return message
 
@@ -138,7 +139,9 @@ def test_bytes_that_are_not_an_image_are_rejected_without_using_memory(stub):
 def test_tensors_that_declare_more_than_they_carry_are_rejected(stub):
     before = resident_bytes()
     for dims in ([2**28, 32, 32, 3], [2**62, 2**62, 3, 3], [2**31, 1, 1, 1], [1] * 300):
-        message = soak_serving.request("rotation_digits", images=np.zeros((1, 32, 32, 3), np.uint8))
+        message = server_process.request(
+            "rotation_digits", images=np.zeros((1, 32, 32, 3), np.uint8)
+        )
         tensor = message.inputs["images"]
         tensor.tensor_content = b""
         tensor.int_val.append(3)
@@ -153,7 +156,7 @@ def test_tensors_that_declare_more_than_they_carry_are_rejected(stub):
 
 @pytest.fixture(scope="module")
 def valid():
-    return soak_serving.request("rotation_digits", images=np.zeros((2, 32, 32, 3), np.uint8))
+    return server_process.request("rotation_digits", images=np.zeros((2, 32, 32, 3), np.uint8))
 
 
 @settings(
@@ -162,7 +165,7 @@ def valid():
 @given(seed=st.integers(0, 2**32), pixels=st.booleans())
 def test_mutated_requests_are_rejected_or_answered(channel, valid, seed, pixels):
     """The short form of `tools/soak_serving.py malformed`."""
-    data = soak_serving.mutated(
+    data = malformed_requests.mutated(
         valid if pixels else encoded(IMAGES["jpeg"]), np.random.default_rng(seed)
     )
     call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")

@@ -5,7 +5,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-import soak_serving
+import server_process
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
@@ -94,7 +94,7 @@ class Runs:
 @pytest.fixture
 def runs(server, monkeypatch):
     """Runs of `rotation_digits` in the shared server."""
-    with server.models.lease(soak_serving.request("rotation_digits").model_spec) as (_, servable):
+    with server.models.lease(server_process.request("rotation_digits").model_spec) as (_, servable):
         recorded = Runs(servable.run)
         monkeypatch.setattr(servable, "run", recorded)
         yield recorded
@@ -103,7 +103,7 @@ def runs(server, monkeypatch):
 def png_fill(rows):
     """A request that carries one image and declares `rows` of them."""
     content = tf.io.encode_png(np.zeros((1, 1, 3), np.uint8)).numpy()
-    message = soak_serving.request("rotation_digits", encoded=np.array([content], object))
+    message = server_process.request("rotation_digits", encoded=np.array([content], object))
     message.model_spec.signature_name = "encoded"
     message.inputs["encoded"].tensor_shape.dim[0].size = rows
     return message
@@ -119,7 +119,7 @@ def rejected(stub, message):
 
 def test_a_request_of_many_rows_runs_in_slices(stub, runs, noise, task):
     images = np.concatenate([noise] * 5)[:150]
-    response = stub.Predict(soak_serving.request("rotation_digits", images=images), timeout=60)
+    response = stub.Predict(server_process.request("rotation_digits", images=images), timeout=60)
     assert runs.rows == [MAX_RUN_ROWS, MAX_RUN_ROWS, 150 - 2 * MAX_RUN_ROWS]
     expected = task.features(images)
     rows = tf.make_ndarray(response.outputs["features"])

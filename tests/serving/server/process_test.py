@@ -9,6 +9,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+import server_process
 import soak_serving
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -65,14 +66,14 @@ def slow_version(sleeper, write_warmup, predict_request, tmp_path):
 
 def test_sigterm_while_a_model_is_loaded_at_the_start(slow_version, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    port = soak_serving.free_port()
+    port = server_process.free_port()
     path = tmp_path / "socket"
     flags = [
         f"--model_base_path={slow_version.parent}",
         f"--port={port}",
         f"--grpc_socket_path={path}",
     ]
-    with subprocess.Popen([soak_serving.COMMAND, "serve", *flags]) as process:
+    with subprocess.Popen([server_process.COMMAND, "serve", *flags]) as process:
         end = time.monotonic() + 100
         while not path.exists():  # the ports are bound before models are loaded
             assert time.monotonic() < end
@@ -92,7 +93,7 @@ def test_sigterm_while_a_new_version_is_loaded(
     monkeypatch.setenv("PATH", "")
     served = tmp_path / "counter"
     shutil.copytree(counter / "1", served / "1")
-    with soak_serving.Served(served, "--file_system_poll_wait_seconds=0.1") as server:
+    with server_process.Served(served, "--file_system_poll_wait_seconds=0.1") as server:
         shutil.copytree(slow_version, tmp_path / "draft")
         (tmp_path / "draft").rename(served / "2")
         time.sleep(5)
@@ -112,7 +113,7 @@ def test_a_server_process(exported, counter, noise, tmp_path, monkeypatch, predi
     shutil.copytree(counter / "1", tmp_path / "counter" / "1")
     write_slow_model(tmp_path)
     flags = ("--file_system_poll_wait_seconds=0.2", "--grpc_max_threads=10")
-    with soak_serving.Served(tmp_path, *flags) as server:
+    with server_process.Served(tmp_path, *flags) as server:
         assert server.lines == ["counter version 1", "rotation_digits version 1", "slow version 1"]
         address = f"localhost:{server.port}"
         with kssl.FeatureClient(address, "rotation_digits") as client:

@@ -3,7 +3,7 @@
 import grpc
 import numpy as np
 import pytest
-import soak_serving
+import server_process
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.framework.tensor_pb2 import TensorProto
@@ -18,7 +18,7 @@ ZEROS = np.zeros((1, 32, 32, 3), np.uint8)
 
 def request(images=None, model="rotation_digits", signature="", version=None):
     """Builds a PredictRequest."""
-    message = soak_serving.request(model, **({} if images is None else {"images": images}))
+    message = server_process.request(model, **({} if images is None else {"images": images}))
     message.model_spec.signature_name = signature
     if version is not None:
         message.model_spec.version.value = version

@@ -3,18 +3,13 @@
 import asyncio
 import contextlib
 import os
-import resource
 import socket
-import statistics
 import threading
 import time
 
 import grpc
-import hostile_grpc
 import hostile_http2
 import pytest
-import soak_serving
-from grpc_health.v1 import health_pb2
 
 from keras_ssl.serving.server import calls, memory, rpc
 from keras_ssl.serving.server.errors import invalid_argument
@@ -83,14 +78,7 @@ def received(client, what):
     return data
 
 
-def wait_until(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_calls_and_their_statuses(echo):
+def test_calls_and_their_statuses(echo, wait_for):
     server, address = echo()
     with connected(address) as call:
         assert call(b"abc") == b"abc"
@@ -98,7 +86,7 @@ def test_calls_and_their_statuses(echo):
         assert code(call, b"", "Missing")[0] == grpc.StatusCode.UNIMPLEMENTED
         assert code(call, b"", "Never", timeout=0.2)[0] == grpc.StatusCode.DEADLINE_EXCEEDED
         assert code(call, b"x" * 2**17)[0] == grpc.StatusCode.RESOURCE_EXHAUSTED  # of this method
-    wait_until(lambda: not server._calls)
+    wait_for(lambda: not server._calls)
 
 
 def test_details_are_small_whatever_the_client_sent(echo):
@@ -133,16 +121,16 @@ def test_the_limit_of_a_message_holds_after_decompression(echo):
             assert status == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_message_that_does_not_arrive_ends_its_call(echo, monkeypatch):
+def test_a_message_that_does_not_arrive_ends_its_call(echo, monkeypatch, wait_for):
     monkeypatch.setattr(calls, "MESSAGE_SECONDS", 0.5)
     server, address = echo()
 
     async def hold():
-        async with hostile_grpc.channel(address) as connection:
+        async with hostile_http2.channel(address) as connection:
             return await connection.stream_unary("/test.Service/Echo")().code()
 
     assert asyncio.run(asyncio.wait_for(hold(), 10)) == grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_until(lambda: not server._calls)
+    wait_for(lambda: not server._calls)
 
 
 def test_a_call_that_ends_within_its_message_is_the_fault_of_the_client(echo):
@@ -152,7 +140,7 @@ def test_a_call_that_ends_within_its_message_is_the_fault_of_the_client(echo):
         assert b"send exactly one message" in received(client, b"grpc-message")
 
 
-def test_responses_that_are_not_read_end(echo, monkeypatch):
+def test_responses_that_are_not_read_end(echo, monkeypatch, wait_for):
     monkeypatch.setattr(calls, "READ_SECONDS", 2.0)
     monkeypatch.setattr(calls, "MAX_UNREAD", 2**20)
     server, address = echo()
@@ -162,9 +150,9 @@ def test_responses_that_are_not_read_end(echo, monkeypatch):
     with raw(address, hostile_http2.NOTHING) as client:
         for i in range(5):
             client.sendall(hostile_http2.opened(2 * i + 1, "/test.Service/Large", b""))
-        wait_until(lambda: len(server._calls) == 5)
-        wait_until(lambda: len(server._calls) == 2)  # 1 MiB
-        wait_until(lambda: not server._calls)
+        wait_for(lambda: len(server._calls) == 5)
+        wait_for(lambda: len(server._calls) == 2)  # 1 MiB
+        wait_for(lambda: not server._calls)
 
 
 @pytest.fixture
@@ -179,7 +167,7 @@ def held(echo):
         server, address = echo()
 
         async def run():
-            async with hostile_grpc.channel(address) as connection:
+            async with hostile_http2.channel(address) as connection:
                 open_calls = [connection.stream_unary("/test.Service/Echo")() for _ in range(60)]
                 while len(server._calls) < 60:
                     await asyncio.sleep(0.01)
@@ -192,12 +180,12 @@ def held(echo):
     return hold
 
 
-def test_the_connection_with_the_most_calls_loses_its_oldest(held, monkeypatch):
+def test_the_connection_with_the_most_calls_loses_its_oldest(held, monkeypatch, wait_for):
     def slow(server, address):
         with raw(address) as client:
             message = hostile_http2.opened(1, "/test.Service/Echo", b"x")
             client.sendall(message[:-1])
-            wait_until(lambda: len(server._calls) == 61)
+            wait_for(lambda: len(server._calls) == 61)
             monkeypatch.setattr(calls, "MAX_CALLS", 61)
             with connected(address) as call:
                 assert [call(b"") for _ in range(10)] == [b""] * 10
@@ -209,12 +197,14 @@ def test_the_connection_with_the_most_calls_loses_its_oldest(held, monkeypatch):
     assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-def test_messages_that_arrive_slowly_end_when_they_take_too_much_memory(held, monkeypatch):
+def test_messages_that_arrive_slowly_end_when_they_take_too_much_memory(
+    held, monkeypatch, wait_for
+):
     def short(server, address):
         time.sleep(1.3)
         assert len(server._calls) == 60
         monkeypatch.setattr(memory, "MAX_GROWTH", -(2**40))
-        wait_until(lambda: not server._calls)
+        wait_for(lambda: not server._calls)
 
     assert held(short) == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 60
 
@@ -230,7 +220,7 @@ def test_a_connection_that_opens_calls_and_cancels_them_is_closed(echo):
             pass
 
 
-def test_connections_without_a_message_make_room(echo, monkeypatch):
+def test_connections_without_a_message_make_room(echo, monkeypatch, wait_for):
     monkeypatch.setattr(rpc, "available_connections", lambda: len(os.listdir("/dev/fd")) + 40)
     server, address = echo()
     with contextlib.ExitStack() as stack, connected(address) as call:
@@ -245,7 +235,7 @@ def test_connections_without_a_message_make_room(echo, monkeypatch):
         waits = threading.Thread(target=lambda: late(b"", "Late", timeout=10))
         time.sleep(1)
         waits.start()
-        wait_until(lambda: finished)
+        wait_for(lambda: finished)
         with connected(address) as new:
             assert new(b"b", wait_for_ready=True) == b"b"
         assert call(b"c") == b"c"
@@ -253,14 +243,14 @@ def test_connections_without_a_message_make_room(echo, monkeypatch):
         waits.join()
 
 
-def test_stop_waits_for_calls_and_frees_the_port(echo):
+def test_stop_waits_for_calls_and_frees_the_port(echo, wait_for):
     server, address = echo()
     late = []
     server.methods["/test.Service/Late"] = rpc.Method(lambda data, call: late.append(call))
     with grpc.insecure_channel(address) as channel:
         finished = channel.unary_unary("/test.Service/Late").future(b"")
         cancelled = channel.unary_unary("/test.Service/Never").future(b"")
-        wait_until(lambda: late and len(server._calls) == 2)
+        wait_for(lambda: late and len(server._calls) == 2)
         late[0].respond(b"done")
         server.stop(0.2)
         assert finished.result(timeout=5) == b"done"
@@ -268,56 +258,3 @@ def test_stop_waits_for_calls_and_frees_the_port(echo):
     late[0].respond(b"again")  # does nothing
     with socket.create_server(("127.0.0.1", int(address.split(":")[1]))):
         pass
-
-
-@pytest.mark.parametrize("path", [hostile_grpc.PREDICT, hostile_grpc.REFLECTION])
-def test_calls_that_send_nothing_hold_no_place(server, predict_request, path):
-    """The short form of `tools/hostile_grpc.py`."""
-    address = f"127.0.0.1:{server.port}"
-    message = predict_request("counter", x=[[1.0]]).SerializeToString()
-
-    async def hold():
-        seconds = []
-        async with contextlib.AsyncExitStack() as stack:
-            for i in range(200):
-                if i % 50 == 0:
-                    connection = await stack.enter_async_context(hostile_grpc.channel(address))
-                connection.stream_unary(path)()
-            other = await stack.enter_async_context(hostile_grpc.channel(address))
-            for _ in range(20):
-                start = time.monotonic()
-                await other.unary_unary(hostile_grpc.CHECK)(b"", timeout=5)
-                seconds.append(time.monotonic() - start)
-                await other.unary_unary(hostile_grpc.PREDICT)(message, timeout=5)
-        return statistics.median(seconds)
-
-    assert asyncio.run(hold()) < 0.1
-    wait_until(lambda: not server._server._calls)
-
-
-def test_idle_connections_make_room_for_new_clients(counter, monkeypatch):
-    """600 connections to a server that may open 400 files."""
-    monkeypatch.setenv("PATH", "")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 1000:
-        pytest.skip(f"needs 1000 file descriptors, and this process may open {soft}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
-    try:
-        served = soak_serving.Served(
-            counter, "--grpc_channel_arguments=grpc.max_connection_idle_ms=1000"
-        )
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    with served, contextlib.ExitStack() as stack:
-        for _ in range(600):
-            idle = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
-            with contextlib.suppress(OSError):
-                idle.send(hostile_http2.handshake())
-        for _ in range(2):
-            with served.channel() as channel:
-                check = channel.unary_unary(hostile_grpc.CHECK)
-                check(
-                    health_pb2.HealthCheckRequest().SerializeToString(),
-                    timeout=20,
-                    wait_for_ready=True,
-                )

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import soak_serving
-from hostile_grpc import field, padded
+import server_process
+from hostile_calls import field, padded
 
 from keras_ssl.serving.server import wire
 from keras_ssl.serving.server.errors import StatusError
@@ -36,7 +36,7 @@ def test_messages_that_would_take_many_times_their_bytes(data, message):
      {"encoded": np.array([b"x" * 3000] * 1024, object)}],
 )  # fmt: skip
 def test_requests_of_clients_pass(arrays):
-    message = soak_serving.request("m", **arrays)
+    message = server_process.request("m", **arrays)
     wire.check(message.SerializeToString())
     for name, array in arrays.items():  # the same values one by one
         if array.dtype == np.uint8:
