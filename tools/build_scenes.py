@@ -1,9 +1,9 @@
 """Trains tasks on rendered scenes, evaluates them on others, and exports saved_models/<task>_scenes.
 
-All tasks train the zoo's encoder, `resnet((32, 32, 3), width=16)`, in bfloat16 on clips of 20,000 scenes, with
-the same number of views. Other scenes, with more shapes in each, measure the task itself, and three linear
-probes of the frozen features: the kind of the largest shape, the kind of the nearest one, and the number of
-shapes. Prints the probes of the selected stages; all figures are in the cards of the exports.
+All tasks train the zoo's encoder, `resnet((32, 32, 3), width=16)`, in bfloat16 on clips of 20,000 scenes,
+with the same number of views. Other scenes, with more shapes in each, measure the task itself, and three
+linear probes of the frozen features: the kind of the largest shape, the kind of the nearest one, and the
+number of shapes. Prints the probes of the selected stages; all figures are in the cards of the exports.
 
     python tools/build_scenes.py untrained ego_motion rgb_depth --real cifar10/
 
