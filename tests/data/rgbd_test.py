@@ -1,52 +1,16 @@
-"""Recordings with depth and poses, in three layouts, also damaged ones."""
+"""Recordings with depth and poses in the layout of TUM, and pairs of images and depth, also damaged ones."""
 
-import itertools
 import os
-import re
 import warnings
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
+from recordings import HEIGHT, WIDTH, depth_of, motions, numbers, picture, save_depth, trajectory
 from scipy.spatial.transform import Rotation
 
 from keras_ssl import data
 from keras_ssl.data import columns, rgbd_layouts
-from keras_ssl.tasks import EgoMotion
-
-HEIGHT, WIDTH = 12, 20
-
-
-def picture(k):
-    """Image k is of one color, so that its number is known after resizing."""
-    return Image.fromarray(np.full((HEIGHT, WIDTH, 3), 10 * k, np.uint8))
-
-
-def depth_of(k):
-    """Depth k: k meters and a column number of millimeters, unknown (0) in the first two columns."""
-    values = 1000 * k + np.arange(WIDTH)[None].repeat(HEIGHT, axis=0)
-    values[:, :2] = 0
-    return values
-
-
-def save_depth(values, path):
-    Image.fromarray(values.astype(np.uint16)).save(path)
-
-
-def trajectory(number):
-    """Random poses, (number, 4, 4): camera to world."""
-    rng = np.random.default_rng(0)
-    poses = np.tile(np.eye(4), (number, 1, 1))
-    poses[:, :3, :3] = Rotation.random(number, rng=rng).as_matrix()
-    poses[:, :3, 3] = rng.normal(size=(number, 3))
-    return poses
-
-
-def motions(poses):
-    """The slow definition: X_t = R X_(t+1) + translation."""
-    steps = [np.linalg.inv(a) @ b for a, b in itertools.pairwise(poses)]
-    return np.array([[*s[:3, 3], *Rotation.from_matrix(s[:3, :3]).as_rotvec()] for s in steps])
 
 
 @pytest.fixture
@@ -74,20 +38,6 @@ def tum(tmp_path):
 
 
 @pytest.fixture
-def kitti(tmp_path):
-    """Five frames of a sequence without depth."""
-    folder = tmp_path / "dataset/sequences/00"
-    (folder / "image_2").mkdir(parents=True)
-    for k, pose in enumerate(trajectory(5)):
-        picture(k + 1).save(folder / f"image_2/{k:06d}.png")
-        with open(folder / "poses.txt", "a") as file:
-            file.write(" ".join(f"{v:.9e}" for v in pose[:3].ravel()) + "\n")
-    matrix = "20 0 9.5 0 0 30 5.5 0 0 0 1 0"
-    (folder / "calib.txt").write_text(f"P0: {matrix}\nP2: {matrix}\nTr: 1 0\n")
-    return folder
-
-
-@pytest.fixture
 def pairs(tmp_path):
     for name in ("image", "depth"):
         (tmp_path / name).mkdir()
@@ -101,11 +51,6 @@ def meters(k):
     """The depth of image k at the original size."""
     values = depth_of(k)[..., None] / 1000
     return np.where(values == 0, np.nan, values)
-
-
-def numbers(images):
-    """The numbers of images (..., H, W, 3)."""
-    return np.round(images[..., 3, 3, 0] / 10).astype(int).tolist()
 
 
 def test_tum(tum):
@@ -180,52 +125,6 @@ def test_pairs(pairs):
         data.from_rgbd(pairs, size=8, frames=2)
 
 
-def test_kitti(kitti):
-    arrays = data.to_arrays(data.from_rgbd(kitti, size=(HEIGHT // 2, WIDTH // 2), frames=2))
-    assert set(arrays) == {"image", "id", "frames", "motion", "intrinsics"}
-    assert numbers(arrays["frames"]) == [[1, 2], [2, 3], [3, 4], [4, 5]]
-    assert numbers(arrays["image"]) == [1, 2, 3, 4]
-    np.testing.assert_allclose(arrays["motion"][:, 0], motions(trajectory(5)), atol=2e-6)
-    np.testing.assert_allclose(arrays["intrinsics"][0], [10, 15, 4.5, 2.5], rtol=1e-6)
-    # Where the data set has them.
-    (kitti.parents[1] / "poses").mkdir()
-    (kitti / "poses.txt").rename(kitti.parents[1] / "poses/00.txt")
-    again = data.to_arrays(data.from_rgbd(kitti, size=8, frames=2))
-    np.testing.assert_array_equal(again["motion"], arrays["motion"])
-
-
-def test_poses_of_kitti_are_those_of_another_camera(kitti):
-    """Camera 2 is 6 cm to the left of camera 0: X_2 = X_0 + (0.06, 0, 0)."""
-    (kitti / "calib.txt").write_text("P2: 20 0 9.5 1.2 0 30 5.5 0 0 0 1 0\n")
-    to_camera_2 = np.eye(4)
-    to_camera_2[0, 3] = 1.2 / 20
-    expected = motions(trajectory(5) @ np.linalg.inv(to_camera_2))
-    arrays = data.to_arrays(data.from_rgbd(kitti, size=8, frames=2))
-    np.testing.assert_allclose(arrays["motion"][:, 0], expected, atol=2e-6)
-
-
-def test_kitti_with_depth(kitti):
-    (kitti / "depth").mkdir()
-    for k in range(1, 5):  # the first frame has none
-        save_depth(np.full((HEIGHT, WIDTH), 256 * (k + 1)), kitti / f"depth/{k:06d}.png")
-    with pytest.warns(UserWarning, match="skipped 1 of 5 .*no depth of that name .*000000.png"):
-        arrays = data.to_arrays(data.from_rgbd(kitti, size=8, frames=2))
-    assert numbers(arrays["frames"]) == [[2, 3], [3, 4], [4, 5]]
-    assert arrays["depth"][:, 0, 0, 0].tolist() == [2, 3, 4]
-    np.testing.assert_allclose(arrays["motion"][:, 0], motions(trajectory(5))[1:], atol=2e-6)
-
-
-def test_clips_do_not_span_a_gap(kitti):
-    (kitti / "image_2/000002.png").unlink()
-    arrays = data.to_arrays(data.from_rgbd(kitti, size=8, frames=2))
-    assert numbers(arrays["frames"]) == [[1, 2], [4, 5]]
-    np.testing.assert_allclose(arrays["motion"][:, 0], motions(trajectory(5))[[0, 3]], atol=2e-6)
-    with pytest.raises(
-        ValueError, match="frames must be at most the number of consecutive .* got 3"
-    ):
-        data.from_rgbd(kitti, size=8, frames=3)
-
-
 def test_damaged_missing_and_unmatched_files_are_counted(tum):
     rgb, depth = (sorted((tum / name).iterdir()) for name in ("rgb", "depth"))
     rgb[0].write_bytes(rgb[0].read_bytes()[:60])
@@ -277,16 +176,6 @@ def test_unknown_poses(tum):
         data.from_rgbd(tum, size=8)
 
 
-def test_poses_of_kitti_that_are_no_rotations(kitti):
-    rows = (kitti / "poses.txt").read_text().splitlines()
-    rows[1] = rows[1].replace(" ", " 7", 1)  # no longer orthogonal
-    rows[2] = "1 2"
-    (kitti / "poses.txt").write_text("\n".join(rows[:4]))  # the last frame has none
-    with pytest.warns(UserWarning, match="the pose of 3 frames is unknown"):
-        arrays = data.to_arrays(data.from_rgbd(kitti, size=8, frames=2))
-    assert np.isnan(arrays["motion"]).all()
-
-
 @pytest.mark.parametrize(
     ("others", "expected"),
     [([], [-1, -1]), ([1.015], [0, -1]), ([5.019, 0.99, 1.005], [2, 0]), ([1.03, 4.9], [-1, -1])],
@@ -305,51 +194,7 @@ def test_nearest_in_time_is_the_nearest():
     assert 0 < (expected < 0).sum() < 50
 
 
-def test_other_folders(tmp_path, kitti):
-    with pytest.raises(ValueError, match="there is no folder '.*nowhere'"):
-        data.from_rgbd(tmp_path / "nowhere", size=8)
-    (tmp_path / "video.mp4").write_bytes(b"0000ftyp")
-    with pytest.raises(ValueError, match=r"'.*video.mp4' is a file: extract the frames of a video"):
-        data.from_rgbd(tmp_path / "video.mp4", size=8)
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(ValueError, match=r"has none of the layouts of from_rgbd: rgb.txt"):
-        data.from_rgbd(tmp_path / "photos", size=8)
-    for file in (kitti / "image_2").iterdir():
-        file.write_text("text")
-    with pytest.raises(ValueError, match=r"has no complete frame: unreadable image or depth \(5: "):
-        data.from_rgbd(kitti, size=8)
-    for file in (kitti / "image_2").iterdir():
-        file.rename(file.with_name(f"frame{file.name}"))
-    with pytest.raises(ValueError, match=r"has no complete frame: name is no number \(5: "):
-        data.from_rgbd(kitti, size=8)
-
-
 def test_an_empty_list_has_no_frame(tum):
     (tum / "rgb.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match="has no complete frame"):
         data.from_rgbd(tum, size=8, frames=2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [({"size": 0}, "size must be at least 1"), ({"frames": 0}, "frames must be an integer"),
-     ({"frames": 1.5}, "frames must be"), ({"intrinsics": 500.0}, "intrinsics must be fx, fy, cx, cy"),
-     ({"intrinsics": (1, 2, 3)}, "intrinsics must be"), ({"intrinsics": (0, 1, 2, 3)}, "intrinsics"),
-     ({"intrinsics": "abcd"}, "intrinsics"), ({"intrinsics": (1, 1, np.nan, 0)}, "intrinsics")],
-)  # fmt: skip
-def test_invalid_arguments(kitti, arguments, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
-        data.from_rgbd(kitti, **{"size": 8, **arguments})
-
-
-def test_the_command_reads_clips_of_eight_frames(tmp_path):
-    (tmp_path / "image_2").mkdir()
-    for k, pose in enumerate(trajectory(9)):
-        picture(k).save(tmp_path / f"image_2/{k}.png")
-        with open(tmp_path / "poses.txt", "a") as file:
-            file.write(" ".join(map(str, pose[:3].ravel())) + "\n")
-    clips = EgoMotion.reader(tmp_path, 8)
-    assert clips.element_spec["frames"].shape == (8, 8, 8, 3)
-    assert clips.element_spec["motion"].shape == (7, 6)
-    assert int(clips.cardinality()) == 2
-    assert clips.element_spec["image"].dtype == tf.uint8

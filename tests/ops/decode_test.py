@@ -1,27 +1,14 @@
 """Decoding matches Pillow, and damaged files and those that cost too much are refused."""
 
-import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import PIXELS, RGB, chunk, encode, patched, png, progressive
 from PIL import Image
 
-from keras_ssl.ops import decode, gif, headers
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
-
-
-def encode(image, kind, **arguments):
-    file = io.BytesIO()
-    image.save(file, kind, **arguments)
-    return file.getvalue()
-
-
-RGB = Image.fromarray(PIXELS)
-
+from keras_ssl.ops import decode, headers
 
 CASES = {
     "png": (encode(RGB, "PNG"), RGB),
@@ -74,10 +61,6 @@ def test_decode_refuses_invalid_images(encoded):
         decode.decode(encoded)
 
 
-def patched(encoded, offset, data):
-    return encoded[:offset] + data + encoded[offset + len(data) :]
-
-
 JPEG = encode(Image.new("RGB", (64, 64)), "JPEG")
 
 
@@ -99,112 +82,6 @@ def test_top_down_bmp_is_not_refused():
     rows = np.pad(PIXELS[..., ::-1].reshape(6, 15), ((0, 0), (0, 1)))
     encoded = patched(encode(RGB, "BMP")[:54], 22, struct.pack("<i", -6)) + rows.tobytes()
     np.testing.assert_array_equal(decode.decode(encoded), PIXELS)
-
-
-def chunk(kind, content):
-    """A chunk of a PNG."""
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
-
-
-def png(width, height, text_chunks=0, depth=8):
-    """A black PNG, with chunks of compressed text of 8 MB each."""
-    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(7_900_000), 9))
-    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    rows = zlib.compress(bytes((width * depth // 8 + 1) * height), 9)
-    parts = chunk(b"IHDR", header), text * text_chunks, chunk(b"IDAT", rows), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def segment(code, content):
-    """A segment of a JPEG."""
-    return b"\xff" + bytes([code]) + struct.pack(">H", len(content) + 2) + content
-
-
-def progressive(width, height, scans, frame=0xC2):
-    """A gray JPEG whose further scans all refine nothing, in 15 bits for 32,767 blocks."""
-    blocks = -(-width // 8) * -(-height // 8)
-    bits = "0" + 14 * "1"  # a run of blocks without a coefficient
-    bits = bits * -(-blocks // 32767)
-    bits += "1" * (-len(bits) % 8)
-    run = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
-    first, refine = (segment(0xDA, bytes([1, 1, 0]) + s) for s in (b"\0\0\0", b"\1\x3f\x10"))
-    return b"".join([
-        b"\xff\xd8",
-        segment(0xDB, b"\0" + bytes([1] * 64)),
-        segment(frame, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
-        segment(0xC4, b"\x00" + bytes([1] + [0] * 15) + b"\x00"),
-        segment(0xC4, b"\x10" + bytes([1] + [0] * 15) + b"\xe0"),
-        first + bytes(8),
-        (refine + run) * (scans - 1),
-        b"\xff\xd9",
-    ])  # fmt: skip
-
-
-def gif_parts(**options):
-    """The header, first frame and trailer of a GIF."""
-    encoded = encode(RGB.convert("P"), "GIF", **options)
-    frame = encoded.index(b"\x2c\0\0\0\0")
-    return encoded[:frame], encoded[frame:-1], encoded[-1:]
-
-
-def extension(*blocks):
-    """An application extension of a GIF."""
-    return b"\x21\xff" + b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
-
-
-HEADER, FRAME, TRAILER = gif_parts()
-EXTENSIONS = {
-    "none": b"",
-    "comment": b"\x21\xfe\5hello\0",
-    "empty": b"\x21\xfe\0" * 5000,
-    "image in a block": extension(b"\x21\xf9\x2c\0\0\0\0\0", b"\0" * 255),
-    "one-byte blocks": extension(*[b"\x2c"] * 9000),
-    "ends at a window": extension(
-        *[b"x" * 255] * 15, b"x" * (gif.WINDOW - 15 * 256 - len(HEADER) - 4)
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", EXTENSIONS)
-@pytest.mark.parametrize("options", [{}, {"interlace": True}, {"interlace": False}])
-def test_a_gif_is_reduced_to_its_first_frame(kind, options):
-    header, frame, trailer = gif_parts(**options)
-    whole = header + EXTENSIONS[kind] + frame + trailer
-    for rest in (b"", EXTENSIONS[kind], frame * 3, b"no record"):
-        cut, pixels = gif.first_frame(header + EXTENSIONS[kind] + frame + rest + trailer)
-        assert (cut.numpy(), int(pixels)) == (header + frame + trailer, PIXELS[..., 0].size)
-    expected = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB"))
-    np.testing.assert_array_equal(decode.decode(whole), expected)
-
-
-def test_a_gif_of_many_full_blocks_is_cut_at_the_second_frame():
-    noise = np.random.default_rng(0).integers(0, 256, (99, 250), np.uint8)
-    encoded = encode(Image.fromarray(noise), "GIF")
-    assert gif.first_frame(encoded[:-1] + FRAME + TRAILER)[0].numpy() == encoded
-
-
-def test_a_gif_with_a_table_of_local_colors():
-    table = HEADER[10:11] + HEADER[13:]
-    local = HEADER[:10] + b"\0" + HEADER[11:13] + FRAME[:9] + table + FRAME[10:]
-    cut, pixels = gif.first_frame(local + FRAME + TRAILER)
-    assert (cut.numpy(), int(pixels)) == (local + TRAILER, 30)
-    np.testing.assert_array_equal(decode.decode(local + TRAILER), decode.decode(CASES["gif"][0]))
-
-
-@pytest.mark.parametrize("length", [*range(13, 30), len(HEADER), len(HEADER) + 11])
-def test_a_gif_that_ends_before_its_frame_is_refused(length):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file format"):
-        decode.decode((HEADER + FRAME)[:length])
-
-
-def test_the_further_frames_of_a_gif_cost_nothing(peak_bytes):
-    frames = [Image.new("P", (2000, 2000)) for _ in range(30)]
-    encoded = tf.constant(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    frame = tf.constant(encode(frames[0], "GIF"))
-    decoded = tf.function(decode.decode, autograph=False)
-    decoded(frame)
-    assert peak_bytes(lambda: decoded(encoded)) < 2**26  # 30 frames: 2**27
 
 
 COSTLY = {
@@ -316,68 +193,3 @@ class TestBatch:
     def test_one_bad_file_is_named_by_its_problem(self):
         with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
             self.batch([JPEG, BOMBS["gif"]])
-
-
-DEPTH = np.array([[0, 1, 300], [5000, 40000, 65535]], np.uint16)
-
-
-def test_depth_of_16_bits_is_exact():
-    found = decode.decode_16_bits(encode(Image.fromarray(DEPTH), "PNG"))
-    assert found.dtype == tf.uint16
-    np.testing.assert_array_equal(found[..., 0], DEPTH)
-
-
-@pytest.mark.parametrize(
-    "image",
-    [Image.fromarray((DEPTH // 256).astype(np.uint8)), RGB, RGB.convert("LA")],
-    ids=["8 bits", "RGB", "gray and alpha"],
-)
-def test_other_png_files_are_no_depth(image):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="depth must be a grayscale PNG of 16"):
-        decode.decode_16_bits(encode(image, "PNG"))
-
-
-def test_damaged_depth_is_refused():
-    file = encode(Image.fromarray(DEPTH), "PNG")
-    for damaged in (b"", file[:20], file[:-20], b"hello" * 10):
-        with pytest.raises(tf.errors.InvalidArgumentError):
-            decode.decode_16_bits(damaged)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="depth must be"):
-        decode.decode_16_bits(encode(RGB, "JPEG"))
-    header = file[:16] + struct.pack(">II", 50_000, 50_000) + file[24:]  # declares 5 GB
-    with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
-        decode.decode_16_bits(header)
-
-
-FLOATS = np.float32([[1.5, -2, np.inf], [np.nan, 0, 1e30]])
-
-
-@pytest.mark.parametrize(("kind", "scale"), [("<f4", b"-0.003922"), (">f4", b"1")])
-def test_pfm(kind, scale):
-    encoded = b"Pf\n3 2\n" + scale + b"\n" + FLOATS[::-1].astype(kind).tobytes()
-    np.testing.assert_array_equal(decode.decode_pfm(encoded)[..., 0], FLOATS)
-    # Line feeds among the values, and more than the first 100 bytes.
-    long = np.frombuffer(b"\n" * 400, "<f4").reshape(4, 25)
-    encoded = b"Pf\n25 4\n-1\n" + long.tobytes()
-    np.testing.assert_array_equal(decode.decode_pfm(encoded)[..., 0], long)
-
-
-@pytest.mark.parametrize(
-    "encoded",
-    [
-        b"",
-        b"Pf",
-        b"Pf\n3 2\n-1\n",
-        b"Pf\n3 2\n-1\n" + bytes(23),
-        b"Pf\n3 2\n-1\n" + bytes(25),
-        b"PF\n3 2\n-1\n" + bytes(72),
-        b"Pf\n6\n-1\n" + bytes(24),
-        b"Pf\n-3 -2\n-1\n" + bytes(24),
-        b"Pf\na b\n-1\n" + bytes(24),
-        b"Pf\n3 2\nlittle\n" + bytes(24),
-        b"Pf\n4611686018427387904 4\n-1\n",  # whose product overflows to 0
-    ],
-)
-def test_pfm_is_refused(encoded):
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        decode.decode_pfm(encoded)
