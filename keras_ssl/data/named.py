@@ -56,7 +56,7 @@ def load_dataset(
         return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
     if name == "scenes" and not folder.is_dir():
-        frames = 3 if CLIP & set(needs) else 1
+        frames = 5 if "frames" in needs else 3 if CLIP & set(needs) else 1
         parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
         return parts[0], parts[1] if split else None
     if name in BUILT_IN and not folder.is_dir():

@@ -160,21 +160,23 @@ def embedding(shape, hidden):
 
 
 def differences(embedded):
-    """Computes the absolute differences of the embeddings of all pairs of frames.
+    """Computes the differences of the embeddings of all pairs of frames, as sqrt(1 + difference^2) - 1.
 
     That a frame was recorded between two others shows in the differences: the network need not learn to
-    subtract first.
+    subtract first. Small differences are squared, since the gradient of absolute ones jumps where frames are
+    alike; large ones are absolute, since with their squares training diverged.
 
     Args:
         embedded: (B, T, D) tensor.
 
     Returns:
-        (B, T (T - 1) / 2, D) tensor of the pairs (0, 1), (0, 2), ..., (T - 2, T - 1).
+        (B, T (T - 1) / 2, D) float32 tensor of the pairs (0, 1), (0, 2), ..., (T - 2, T - 1).
 
     Example:
-        >>> differences(tf.constant([[[0.0], [3.0], [2.0]]]))[0, :, 0].numpy().tolist()
-        [3.0, 2.0, 1.0]
+        >>> differences(tf.constant([[[0.0], [1.0], [5.0]]]))[0, :, 0].numpy().round(3).tolist()
+        [0.414, 4.099, 3.123]
     """
     pairs = itertools.combinations(range(embedded.shape[1]), 2)
     first, second = (tf.gather(embedded, index, axis=1) for index in zip(*pairs, strict=True))
-    return tf.abs(first - second)
+    square = tf.math.squared_difference(tf.cast(first, tf.float32), tf.cast(second, tf.float32))
+    return tf.sqrt(1 + square) - 1

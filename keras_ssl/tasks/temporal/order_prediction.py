@@ -21,7 +21,7 @@ class OrderPrediction(PretextModel):
     """Predicts in which of 12 orders four frames of a clip are shown.
 
     Sorting takes more than verifying an order: the network has to compare all frames. Each frame passes
-    the same encoder and embedding; the absolute difference of each of the six pairs of embeddings passes the
+    the same encoder and embedding; the difference of each of the six pairs of embeddings passes the
     same pair layer, and what it finds is concatenated and classified (section 4).
 
     The four frames are consecutive, and drawn where there is much motion. An order and its reverse

@@ -21,7 +21,7 @@ class TemporalOrder(PretextModel):
 
     To know whether something can be on its way from here to there in between, the network has to find the
     same things in all frames, and to know how they move and what poses they can take. Each frame passes the
-    same encoder and embedding; the absolute differences of the three pairs of embeddings are classified.
+    same encoder and embedding; the differences of the three pairs of embeddings are classified.
 
     The three frames are taken from five consecutive ones a, b, c, d, e: (b, c, d) is in order, (b, a, d) and
     (b, e, d) are not (section 3.1). Half of the tuples are in order, and half of all tuples are reversed. The
