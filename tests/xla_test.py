@@ -43,6 +43,11 @@ LOSSES = {
     ),
     "DepthRanking": (losses.DepthRanking(), PAIRS, normal(5, 6, 7, 1)),
     "Distillation": (losses.Distillation(), np.zeros(5), normal(5, 2, 3, 4, 2)),
+    "GradientDifference": (
+        losses.GradientDifference(2, outside=0.5),
+        np.concatenate([normal(2, 6, 7, 3), np.float32(normal(2, 6, 7, 1) > 0.5)], axis=-1),
+        normal(2, 6, 7, 3)[::-1].copy(),
+    ),
     "Hole": (
         losses.Hole(1),
         np.concatenate([normal(2, 6, 7, 3), np.float32(normal(2, 6, 7, 1) > 0.5)], axis=-1),

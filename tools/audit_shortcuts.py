@@ -1,9 +1,13 @@
-"""Ablation of the protections against shortcuts: patch tasks trained without one of them at a time.
+"""Ablation of the protections against shortcuts: tasks trained without one of them at a time.
 
 A network that has found a shortcut solves the pretext task better and learns worse features. The table
 shows both, versus the protected run: pretext accuracy on held-out images, and the linear probe of the
 best stage. Two rows have puzzles with more similar permutations instead. In another row the first patch
 of each pair is blank: what is still predicted from the second one alone is the prior of its place.
+
+The clips of the temporal tasks are still photographs, in which nothing happens. What they predict better than
+by chance is from a shortcut: a camera that drifts by a pixel per frame ("drifting"), or compression that
+becomes stronger with time ("compressed").
 
     python tools/audit_shortcuts.py --data cifar10/ [--only jigsaw]
 """
@@ -23,6 +27,8 @@ from keras_ssl import encoders
 from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
+CLIPS, FRAMES = 10_000, 5  # of the temporal tasks, and their frames
+QUALITY = (90, 75, 60, 45, 30)  # of JPEG, of each frame of a compressed clip
 FRINGE = 0.04  # red is this much larger than green, blue this much smaller
 CLOSE = {d: kssl.permutations.permutations(100, distance=d) for d in ("middle", "low")}
 
@@ -44,22 +50,38 @@ class SecondPatch(kssl.tasks.RelativePatch):
         return self.head(self.pair_layer(tf.concat([tf.zeros_like(second), second], axis=-1)))
 
 
-# (task, what is removed, images with color fringes, function that makes the task)
+def temporal_order(**arguments):
+    return lambda encoder: kssl.tasks.TemporalOrder(encoder, **arguments)
+
+
+def order_prediction(**arguments):
+    return lambda encoder: kssl.tasks.OrderPrediction(encoder, **arguments)
+
+
+# (task, what is removed, kind of images, function that makes the task)
 ROWS = [
-    ("relative_patch", "", False, relative_patch()),
-    ("relative_patch", "first patch", False, lambda e: SecondPatch(e, color="projection")),
-    ("relative_patch", "room to move", False, relative_patch(patch=7)),
-    ("relative_patch", "gap", False, relative_patch(patch=6, gap=0)),
-    ("relative_patch", "jitter", False, relative_patch(jitter=0)),
-    ("relative_patch", "crop", False, relative_patch(crop=1)),
-    ("relative_patch", "", True, relative_patch(color="dropping")),
-    ("relative_patch", "dropping", True, relative_patch(color=None)),
-    ("jigsaw", "", False, jigsaw()),
-    ("jigsaw", "gaps", False, jigsaw(tile=10)),
-    ("jigsaw", "normalization", False, jigsaw(normalize=False)),
-    ("jigsaw", "crop", False, jigsaw(crop=1)),
-    ("jigsaw", "far permutations (middle)", False, jigsaw(permutations=CLOSE["middle"])),
-    ("jigsaw", "far permutations (low)", False, jigsaw(permutations=CLOSE["low"])),
+    ("relative_patch", "", "original", relative_patch()),
+    ("relative_patch", "first patch", "original", lambda e: SecondPatch(e, color="projection")),
+    ("relative_patch", "room to move", "original", relative_patch(patch=7)),
+    ("relative_patch", "gap", "original", relative_patch(patch=6, gap=0)),
+    ("relative_patch", "jitter", "original", relative_patch(jitter=0)),
+    ("relative_patch", "crop", "original", relative_patch(crop=1)),
+    ("relative_patch", "", "with fringes", relative_patch(color="dropping")),
+    ("relative_patch", "dropping", "with fringes", relative_patch(color=None)),
+    ("jigsaw", "", "original", jigsaw()),
+    ("jigsaw", "gaps", "original", jigsaw(tile=10)),
+    ("jigsaw", "normalization", "original", jigsaw(normalize=False)),
+    ("jigsaw", "crop", "original", jigsaw(crop=1)),
+    ("jigsaw", "far permutations (middle)", "original", jigsaw(permutations=CLOSE["middle"])),
+    ("jigsaw", "far permutations (low)", "original", jigsaw(permutations=CLOSE["low"])),
+    ("temporal_order", "", "drifting", temporal_order()),
+    ("temporal_order", "jitter", "drifting", temporal_order(jitter=0)),
+    ("temporal_order", "", "compressed", temporal_order()),
+    ("temporal_order", "all colors", "compressed", temporal_order(split_channels=True)),
+    ("order_prediction", "", "drifting", order_prediction()),
+    ("order_prediction", "jitter", "drifting", order_prediction(jitter=0)),
+    ("order_prediction", "", "compressed", order_prediction()),
+    ("order_prediction", "one channel", "compressed", order_prediction(split_channels=False)),
 ]
 
 
@@ -79,6 +101,33 @@ def aberrated(images):
             )
         )  # fmt: skip
     return tf.cast(tf.round(tf.concat(channels, -1)), tf.uint8).numpy()
+
+
+def drifting(images):
+    """Makes clips of photographs, enlarged by an eighth or more, over which the image moves by a pixel."""
+    rng, size = np.random.default_rng(0), images.shape[1]
+    room = FRAMES - 1
+    large = tf.image.resize(images[:CLIPS].astype(np.float32), (size + 2 * room, size + 2 * room))
+    large = tf.cast(tf.round(large), tf.uint8).numpy()
+    steps = rng.integers(-1, 2, (len(large), 2))
+    steps[(steps == 0).all(axis=1)] = 1
+    clips = np.empty((len(large), FRAMES, size, size, 3), np.uint8)
+    for clip, image, step in zip(clips, large, steps, strict=True):
+        for t in range(FRAMES):
+            y, x = room + t * step
+            clip[t] = image[y : y + size, x : x + size]
+    return clips
+
+
+def compressed(images):
+    """Makes clips of photographs, stored as JPEG whose quality decreases from frame to frame."""
+
+    def store(image):
+        files = [tf.io.encode_jpeg(image, quality=q) for q in QUALITY]
+        return tf.stack([tf.io.decode_jpeg(file, channels=3) for file in files])
+
+    files = tf.data.Dataset.from_tensor_slices(images[:CLIPS]).map(store, tf.data.AUTOTUNE)
+    return np.array(list(files.as_numpy_iterator()))
 
 
 def run(make, train, held_out, options):
@@ -125,29 +174,38 @@ def main():
         kssl.data.to_arrays(kssl.data.cifar10(options.data, s)) for s in ("train", "test")
     )
     few = np.random.default_rng(0).permutation(len(train["image"]))[:5000]
+    probed = {
+        change: (
+            kssl.data.from_array(change(train["image"][few]), train["label"][few]),
+            kssl.data.from_array(change(test["image"][:5000]), test["label"][:5000]),
+        )
+        for change in (np.asarray, aberrated)
+    }
     data = {}
-    for fringes in (False, True):
-        change = aberrated if fringes else np.asarray
+    for kind, change in (("original", np.asarray), ("with fringes", aberrated)):
         whole, part = change(train["image"]), change(test["image"][:5000])
-        data[fringes] = (
-            kssl.data.from_array(whole), kssl.data.from_array(part),
-            kssl.data.from_array(whole[few], train["label"][few]),
-            kssl.data.from_array(part, test["label"][:5000]),
-        )  # fmt: skip
+        data[kind] = kssl.data.from_array(whole), kssl.data.from_array(part), *probed[change]
+    for kind, make in (("drifting", drifting), ("compressed", compressed)):
+        clips = [make(images["image"]) for images in (train, test)]
+        data[kind] = (
+            *(kssl.data.from_array(frames[:, 0], frames=frames) for frames in clips),
+            *probed[np.asarray],
+        )
     rows = [("task", "images", "removed", "pretext", "linear probe", "seconds")]
-    for name, removed, fringes, make in ROWS:
+    for name, removed, kind, make in ROWS:
         if options.only and name not in options.only:
             continue
         start = time.time()
-        pretext, held_out, labeled, test_part = data[fringes]
+        pretext, held_out, labeled, test_part = data[kind]
         accuracy, encoder = run(make, pretext, held_out, options)
         scores = f"{100 * accuracy:.1f}", f"{100 * probe(encoder, labeled, test_part):.1f}"
-        kind = "with fringes" if fringes else "original"
         rows.append((name, kind, removed or "nothing", *scores, f"{time.time() - start:.0f}"))
         print(*rows[-1], sep=" | ", flush=True)
     keras.utils.set_random_seed(0)
     untrained = kssl.encoders.resnet((32, 32, 3), width=options.width, blocks=(1, 1, 1))
-    rows.append(("untrained", "", "", "", f"{100 * probe(untrained, *data[False][2:]):.1f}", ""))
+    rows.append(
+        ("untrained", "", "", "", f"{100 * probe(untrained, *data['original'][2:]):.1f}", "")
+    )
     print_table(rows)
 
 

@@ -67,7 +67,7 @@ def load_dataset(
     if any(clip.values()) and not videos:
         raise ValueError(f"--frames, --stride and --cache are for a folder of videos, got {name!r}")
     if name == "scenes" and not folder.is_dir():
-        frames = 3 if CLIP & set(needs) else 1
+        frames = 5 if "frames" in needs else 3 if CLIP & set(needs) else 1
         parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
         return parts[0], parts[1] if split else None
     if name in BUILT_IN and not folder.is_dir():

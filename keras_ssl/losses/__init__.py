@@ -7,6 +7,7 @@ from keras_ssl.losses.contrastive import NCE, InfoNCE, NTXent, SupervisedContras
 from keras_ssl.losses.depth import ScaleInvariantDepth
 from keras_ssl.losses.distillation import Distillation
 from keras_ssl.losses.geometry import BalancedCrossEntropy, CosineDistance
+from keras_ssl.losses.gradient_difference import GradientDifference
 from keras_ssl.losses.hole import Hole
 from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
@@ -23,6 +24,7 @@ __all__ = [
     "CosineDistance",
     "DepthRanking",
     "Distillation",
+    "GradientDifference",
     "Hole",
     "InfoMax",
     "InfoNCE",

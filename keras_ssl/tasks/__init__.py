@@ -80,6 +80,12 @@ TASKS = [
         "the depth of an image, and the image of a depth map"),
     Row("depth_distillation", "DepthDistillation", "crossmodal", "Gupta et al. 2016",
         "from depth the features that a teacher has for the image"),
+    Row("temporal_order", "TemporalOrder", "temporal", "Misra et al. 2016",
+        "whether three frames are in order"),
+    Row("order_prediction", "OrderPrediction", "temporal", "Lee et al. 2017",
+        "which of 12 orders four frames are in"),
+    Row("frame_prediction", "FramePrediction", "temporal", "Mathieu et al. 2016",
+        "the next frame, the one before, or what is hidden in one"),
 ]
 # fmt: on
 

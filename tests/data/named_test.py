@@ -46,6 +46,8 @@ def test_scenes_are_rendered_in_the_size_and_with_the_frames_that_are_needed():
     clips, none = load_dataset("scenes", (16, 16), needs=("image", "flow"))
     assert none is None
     assert clips.element_spec["frames"].shape == (3, 16, 16, 3)
+    clips, _ = load_dataset("scenes", 16, needs=("frames",))  # TemporalOrder needs five
+    assert clips.element_spec["frames"].shape == (5, 16, 16, 3)
     with pytest.raises(ValueError, match="scenes has square images"):
         load_dataset("scenes", (16, 20))
 
