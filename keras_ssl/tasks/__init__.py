@@ -80,6 +80,8 @@ TASKS = [
         "the depth of an image, and the image of a depth map"),
     Row("depth_distillation", "DepthDistillation", "crossmodal", "Gupta et al. 2016",
         "from depth the features that a teacher has for the image"),
+    Row("moving_objects", "MovingObjects", "temporal", "Pathak et al. 2017",
+        "which pixels of a single frame move"),
 ]
 # fmt: on
 
