@@ -148,6 +148,44 @@ class OrderedPairs(keras.metrics.Mean):
         super().update_state(tf.cast(order * difference > 0, tf.float32), weight)
 
 
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class MaskIoU(keras.metrics.Mean):
+    """Computes the mean intersection over union of predicted and true masks.
+
+    It is computed for each image over its certain pixels, and averaged over the images in whose mask a pixel
+    is 1.
+
+    Args:
+        name: str.
+        **kwargs: passed to keras.metrics.Mean.
+
+    Shapes:
+        y_true: (B, H, W, 1), 0 or 1, NaN where it is uncertain. y_pred: (B, H, W, 1) logits; positive ones
+        are in the mask.
+
+    Example:
+        >>> metric = MaskIoU()
+        >>> metric.update_state([[[[1.0], [1.0], [0.0], [float("nan")]]]], [[[[2.0], [-1.0], [1.0], [9.0]]]])
+        >>> round(float(metric.result()), 3)
+        0.333
+    """
+
+    def __init__(self, name="iou", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_true, predicted = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32) > 0
+        mask, certain = y_true > 0.5, tf.math.is_finite(y_true)  # NaN is not larger
+        both, either = (
+            tf.reduce_sum(tf.cast(pixels, tf.float32), axis=[1, 2, 3])
+            for pixels in (mask & predicted, (mask | predicted) & certain)
+        )
+        weight = tf.cast(tf.reduce_any(mask, axis=[1, 2, 3]), tf.float32)
+        if sample_weight is not None:
+            weight *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
+        super().update_state(tf.math.divide_no_nan(both, either), weight)
+
+
 # Of the largest similarity with a positive and with a negative.
 CONTRAST = {
     "accuracy": lambda positive, negative: tf.cast(positive > negative, tf.float32),

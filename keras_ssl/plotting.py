@@ -111,7 +111,8 @@ def columns(row):
     """Colors the columns of a row of data with depth, motion or segments, so that they can be looked at.
 
     Near depths are red and far ones blue, by their rank. In normals, red faces right, green up and blue the
-    camera. In flow, the hue is the direction and the saturation the length. Unknown values are black.
+    camera. In flow, the hue is the direction and the saturation the length. Unknown values are black,
+    in masks gray.
 
     Args:
         row: dict of arrays (H, W, channels), with some of the columns of `data.scenes`; others are left out.
@@ -164,7 +165,9 @@ def _flow(flow):
 
 
 def _mask(mask):
-    return 255 * mask.repeat(3, axis=-1)
+    import numpy as np
+
+    return 255 * np.nan_to_num(mask, nan=0.5).repeat(3, axis=-1)
 
 
 COLORS = {

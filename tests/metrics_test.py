@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from keras_ssl.metrics import PSNR, AbsRel, abs_rel, psnr
+from keras_ssl.metrics import PSNR, AbsRel, MaskIoU, abs_rel, psnr
 
 
 def test_matches_scikit_image():
@@ -77,3 +77,27 @@ def test_relative_error_has_no_unit():
     copy = keras.metrics.deserialize(keras.metrics.serialize(AbsRel(name="relative")))
     assert isinstance(copy, AbsRel)
     assert copy.name == "relative"
+
+
+def test_iou_is_the_mean_over_the_images_in_which_something_moves():
+    rng = np.random.default_rng(0)
+    mask = rng.choice(np.float32([0, 0, 1, np.nan]), (5, 4, 6, 1))
+    mask[1], mask[3] = np.nan, 0
+    logits = rng.normal(size=mask.shape).astype(np.float32)
+    expected = []
+    for y, z in zip(mask, logits, strict=True):
+        wanted, found = ({i for i, a in enumerate(p.flat) if a} for p in (y == 1, z > 0))
+        certain = set(np.flatnonzero(np.isfinite(y)))
+        if wanted:
+            expected.append(len(wanted & found) / len((wanted | found) & certain))
+    metric = MaskIoU()
+    metric.update_state(mask[:2], logits[:2])
+    metric.update_state(mask[2:], logits[2:])
+    assert len(expected) == 3
+    assert float(metric.result()) == pytest.approx(np.mean(expected))
+    metric.reset_state()
+    metric.update_state(mask, logits, sample_weight=[1, 1, 0, 1, 0])
+    assert float(metric.result()) == pytest.approx(expected[0])
+    metric.reset_state()
+    metric.update_state(mask[1:2], logits[1:2])
+    assert float(metric.result()) == 0

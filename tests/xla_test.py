@@ -31,6 +31,9 @@ LAYERS = {
 # Pairs of pixels of 6x7: indices and order, which is unknown (NaN) for some.
 PAIRS = np.random.default_rng(0).integers(0, 42, (5, 8, 3)).astype(np.float32)
 PAIRS[..., 2] = np.array([-1, 0, 1, np.nan])[PAIRS[..., 2].astype(int) % 4]
+# Masks of 6x7: 0, 1, and uncertain (NaN); one without a 1.
+TRIMAP = np.random.default_rng(1).choice(np.float32([0, 1, np.nan]), (5, 6, 7, 1))
+TRIMAP[3] = 0
 LOSSES = {
     "Alignment": (losses.Alignment(1.5), np.zeros(5), normal(5, 2, 3)),
     "AlignmentUniformity": (losses.AlignmentUniformity(), np.zeros(5), normal(5, 2, 3)),
@@ -74,12 +77,14 @@ LOSSES = {
         np.array([1, 0, 1, 2, 0]),
         normal(5, 2, 3),
     ),
+    "TrimapCrossEntropy": (losses.TrimapCrossEntropy(), TRIMAP, normal(5, 6, 7, 1)),
     "Triplet": (losses.Triplet(0.5), np.array([0, 2, 1]), np.tanh(normal(3, 3))),
     "Uniformity": (losses.Uniformity(), np.zeros(5), normal(5, 2, 3)),
 }
 METRICS = {
     "AbsRel": (metrics.AbsRel(), np.maximum(normal(5, 6, 7, 1), 0), normal(5, 6, 7, 1)),
     "Contrast": (metrics.Contrast("negative"), np.zeros(5, np.float32), normal(5, 2, 3)),
+    "MaskIoU": (metrics.MaskIoU(), TRIMAP, normal(5, 6, 7, 1)),
     "OrderedPairs": (metrics.OrderedPairs(), PAIRS, normal(5, 6, 7, 1)),
     "PSNR": (metrics.PSNR(), np.tanh(normal(2, 6, 7, 3)), np.tanh(normal(2, 6, 7, 3))),
 }

@@ -88,7 +88,7 @@ def tool(monkeypatch):
 
 def test_every_task_has_arguments_for_the_zoo(tool):
     # CIFAR-10 has images, labels and, beside rendered ones, real images.
-    others = {"depth", "frames", "relative_depth"}
+    others = {"depth", "frames", "moving", "relative_depth"}
     possible = {row.name for row in kssl.tasks.TASKS if others.isdisjoint(row.task.needs)}
     assert set(tool("build_zoo.py")["TASKS"]) == possible | {"synthetic_multitask"}
 

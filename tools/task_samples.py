@@ -40,6 +40,12 @@ def make_relative_depth(images):
     return depth
 
 
+def make_moving(images):
+    moving = (images[..., :1] > 128).astype(np.float32)
+    moving[:, :2], moving[1], moving[2] = np.nan, np.nan, 0  # uncertain, or nothing moves
+    return moving
+
+
 # The columns that readers return, derived from digits. A task lists in `needs` which it reads.
 COLUMNS = {
     "image": lambda images: images,
@@ -50,6 +56,7 @@ COLUMNS = {
     "real": lambda images: images[::-1, :, ::-1].copy(),
     "flow": lambda images: np.full((*images.shape[:3], 2), 2, np.float32),
     "motion": make_motion,
+    "moving": make_moving,
     "relative_depth": make_relative_depth,
 }
 

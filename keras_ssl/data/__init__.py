@@ -14,6 +14,7 @@ from keras_ssl.data.arrays import cifar10, digits, from_array, to_arrays
 from keras_ssl.data.columns import random_access, subset
 from keras_ssl.data.flow import with_flow
 from keras_ssl.data.folder import from_folder
+from keras_ssl.data.motion_masks import with_motion_masks
 from keras_ssl.data.moving import moving_digits
 from keras_ssl.data.pages import from_pages, root_sift
 from keras_ssl.data.paired import paired
@@ -28,5 +29,6 @@ from keras_ssl.data.videos import from_videos
 __all__ = [
     "cifar10", "digits", "from_array", "from_folder", "from_pages", "from_rgbd", "from_stereo",
     "from_tfds", "from_tfrecord", "from_videos", "moving_digits", "paired", "random_access", "root_sift",
-    "scenes", "subset", "to_arrays", "to_tfrecord", "with_flow", "with_relative_depth",
+    "scenes", "subset", "to_arrays", "to_tfrecord", "with_flow", "with_motion_masks",
+    "with_relative_depth",
 ]  # fmt: skip

@@ -31,10 +31,35 @@ def with_flow(clips):
         >>> clips.element_spec["flow"].shape
         TensorShape([32, 32, 2])
     """
+    return with_computed(clips, "flow", 2, _middle_flow)
+
+
+def with_computed(clips, name, channels, compute):
+    """Adds a column that is computed from `frames` when a row is loaded to a dataset of clips.
+
+    Args:
+        clips: as of `with_flow`.
+        name: str, of the column.
+        channels: int C, of the column.
+        compute: function, in NumPy, from (T, H, W, 3) uint8 to (H, W, C) float32.
+
+    Returns:
+        tf.data.Dataset with random access.
+
+    Raises:
+        ValueError: as of `with_flow`.
+
+    Example:
+        >>> import keras_ssl as kssl
+        >>> clips = kssl.data.moving_digits("test", pairs=1)
+        >>> first = with_computed(clips, "first", 3, lambda frames: frames[0].astype("float32"))
+        >>> first.element_spec["first"].shape
+        TensorShape([32, 32, 3])
+    """
     check_random_access("clips", clips)
     spec = clips.element_spec
-    if "flow" in spec:
-        raise ValueError("clips have a column 'flow' already")
+    if name in spec:
+        raise ValueError(f"clips have a column {name!r} already")
     shape = spec["frames"].shape if "frames" in spec else tf.TensorShape(None)
     if shape.rank != 4 or (shape[0] or 0) < 2 or min(side or 0 for side in shape[1:3]) < 12:
         raise ValueError(
@@ -44,14 +69,14 @@ def with_flow(clips):
 
     def load(row):
         row = row if clips.load_row is None else clips.load_row(row)
-        pair = middle_pair(row["frames"])
-        flow = tf.numpy_function(camera_motion.estimated_flow, pair, tf.float32, stateful=False)
-        return {**row, "flow": tf.ensure_shape(flow, (*shape[1:3], 2))}
+        frames = tf.cast(row["frames"], tf.uint8)
+        found = tf.numpy_function(compute, [frames], tf.float32, stateful=False)
+        return {**row, name: tf.ensure_shape(found, (*shape[1:3], channels))}
 
     made = random_access(clips.columns, load)
-    for name in ("paths", "class_names"):
-        if hasattr(clips, name):
-            setattr(made, name, getattr(clips, name))
+    for attribute in ("paths", "class_names"):
+        if hasattr(clips, attribute):
+            setattr(made, attribute, getattr(clips, attribute))
     return made
 
 
@@ -59,3 +84,8 @@ def middle_pair(frames):
     """Returns the frame of a clip (T, H, W, 3) that is `image`, and the next one, as uint8."""
     middle = (frames.shape[0] - 1) // 2
     return [tf.cast(frames[middle + k], tf.uint8) for k in (0, 1)]
+
+
+def _middle_flow(frames):
+    middle = (len(frames) - 1) // 2
+    return camera_motion.estimated_flow(frames[middle], frames[middle + 1])

@@ -8,6 +8,7 @@ from keras_ssl.data.arrays import cifar10, digits
 from keras_ssl.data.columns import subset
 from keras_ssl.data.flow import with_flow
 from keras_ssl.data.folder import from_folder
+from keras_ssl.data.motion_masks import with_motion_masks
 from keras_ssl.data.paired import paired
 from keras_ssl.data.records import record_files
 from keras_ssl.data.relative_depth import with_relative_depth
@@ -107,6 +108,8 @@ def _clips(path, size, needs, frames=None, stride=None, cache=None):
     moving = bool(CLIP & set(needs))
     frames = frames or (FRAMES if moving else 1)
     clips = from_videos(path, frames, stride or STRIDE, size, cache=cache)
+    if "moving" in needs:
+        clips = with_motion_masks(clips)
     return with_flow(clips) if "flow" in needs else clips
 
 

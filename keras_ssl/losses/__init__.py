@@ -13,6 +13,7 @@ from keras_ssl.losses.infomax import InfoMax
 from keras_ssl.losses.local import MultiscaleInfoNCE, PredictiveCoding
 from keras_ssl.losses.ranking import DepthRanking
 from keras_ssl.losses.squared_distance import SquaredDistance
+from keras_ssl.losses.trimap import TrimapCrossEntropy
 from keras_ssl.losses.triplet import Triplet
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ScaleInvariantDepth",
     "SquaredDistance",
     "SupervisedContrastive",
+    "TrimapCrossEntropy",
     "Triplet",
     "Uniformity",
     "mutual_information",

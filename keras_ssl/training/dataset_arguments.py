@@ -14,6 +14,7 @@ READERS = {
     "frames": "from_videos(folder, frames=2, ...), or from_array(images, frames=frames)",
     "flow": "keras_ssl.data.with_flow(clips), or scenes(..., frames=2)",
     "motion": "from_rgbd(..., frames=2), or from_array(images, frames=frames, motion=motion)",
+    "moving": "keras_ssl.data.with_motion_masks(clips), or scenes(..., frames=3)",
     "relative_depth": "keras_ssl.data.with_relative_depth(clips)",
     "depth": "keras_ssl.data.from_rgbd or from_stereo, or from_array(images, depth=depth)",
 }
@@ -95,9 +96,9 @@ def _check_columns(images, task):
             raise ValueError(
                 f"`{name}` has the shape {spec[name].shape}, but the encoder takes {expected}"
             )
-        if name in ("depth", "relative_depth") and not spec[name].shape.is_compatible_with(
-            [*expected[:2], 1]
-        ):
+        if name in ("depth", "moving", "relative_depth") and not spec[
+            name
+        ].shape.is_compatible_with([*expected[:2], 1]):
             raise ValueError(
                 f"`{name}` must have one channel and the size of the images, {(*expected[:2], 1)}, got "
                 f"{spec[name].shape}"
