@@ -54,7 +54,9 @@ def test_the_inside_of_a_uniform_object_is_filled():
     truth[16:40, 20:44] = 1
     mask = motion_mask(street(3))[..., 0]
     assert overlap(mask, truth) > 0.7
-    assert (mask[20:36, 24:40] == 1).all()
+    inside = mask[20:36, 24:40]
+    assert (inside == 1).mean() > 0.97
+    assert not (inside == 0).any()
 
 
 def test_small_blobs_are_uncertain():

@@ -96,6 +96,10 @@ def test_folders_of_videos(tmp_path):
     clips, _ = load_dataset(name, 16, needs=("image", "flow"), frames=2, stride=1)
     assert clips.element_spec["frames"].shape == (2, 16, 16, 3)
     assert clips.element_spec["flow"].shape == (16, 16, 2)
+    clips, _ = load_dataset(name, 16, needs=("image", "moving"))
+    assert clips.element_spec["moving"].shape == (16, 16, 1)
+    scenes, _ = load_dataset("scenes", 16, needs=("image", "moving"))
+    assert scenes.element_spec["moving"].shape == (16, 16, 1)
     reader = {row.name: row.task.reader for row in TASKS}["relative_depth"]
     needs = ("image", "relative_depth")
     clips, _ = load_dataset(name, 16, reader=reader, needs=needs)
