@@ -32,8 +32,8 @@ def check_labels(name, masks, truth):
     found = iou(masks[labeled], truth[labeled])
     known = np.isfinite(masks[labeled])
     print(f"{name}: {labeled.mean():.0%} of {len(masks)} clips have a label; IoU {found.mean():.3f}, median "
-          f"{np.median(found):.3f}; {known.mean():.0%} of their pixels and {known[truth[labeled] == 1].mean():.0%}"
-          " of the moving ones are certain", flush=True)  # fmt: skip
+          f"{np.median(found):.3f}; {known.mean():.0%} of their pixels and "
+          f"{known[truth[labeled] == 1].mean():.0%} of the moving ones are certain", flush=True)  # fmt: skip
 
 
 def trained(images, epochs):

@@ -21,9 +21,9 @@ class RelativeDepth(PretextModel):
     """Predicts the order of the depths of an image's pixels, which the motion to the next frame reveals.
 
     What is near moves faster across the image of a moving camera than what is far. The labels are computed
-    from that motion, by `data.with_relative_depth` (its file, with `parallax.py` and `camera_motion.py` beside
-    it, has that half of the method), and the network sees one frame only: it has to recognize the ground and
-    its texture, what things are and how large, and what stands in front of what.
+    from that motion, by `data.with_relative_depth` (its file, with `parallax.py` and `camera_motion.py`, has
+    that half of the method), and the network sees one frame only: it has to recognize the ground and its
+    texture, what things are and how large, and what stands in front of what.
 
     Motion tells depth up to its scale only, which differs from frame to frame with the speed of the camera.
     So the label of a pixel is the percentile of its depth in the image (section 3), and the network predicts
