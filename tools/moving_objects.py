@@ -31,9 +31,13 @@ def check_labels(name, masks, truth):
     labeled = (masks == 1).any((1, 2, 3))
     found = iou(masks[labeled], truth[labeled])
     known = np.isfinite(masks[labeled])
-    print(f"{name}: {labeled.mean():.0%} of {len(masks)} clips have a label; IoU {found.mean():.3f}, median "
-          f"{np.median(found):.3f}; {known.mean():.0%} of their pixels and "
-          f"{known[truth[labeled] == 1].mean():.0%} of the moving ones are certain", flush=True)  # fmt: skip
+    moves = known[truth[labeled] == 1]
+    print(f"{name}: {labeled.mean():.0%} of {len(masks)} clips have a label")
+    print(f"    IoU {found.mean():.3f}, median {np.median(found):.3f}")
+    print(
+        f"    certain: {known.mean():.0%} of the pixels, {moves.mean():.0%} of the moving ones",
+        flush=True,
+    )
 
 
 def trained(images, epochs):

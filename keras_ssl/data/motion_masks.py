@@ -9,7 +9,6 @@ MIN_SIDE = 128  # pixels to which frames are enlarged for DIS, whose patches hav
 MIN_VECTORS, MAX_VECTORS = 50, 1_000  # known flow vectors for the homography
 OUTLIER = 1.0  # pixels, of RANSAC
 CONFIDENCE, MAX_ITERATIONS = 0.999, 500
-MIN_INLIERS = 0.5  # smallest fraction of the vectors that a homography must explain
 MOVED, DEVIATIONS = 1.0, 4.0  # pixels, standard deviations of the flow: what moves farther moves
 SURE, UNSURE = 0.7, 0.4  # mean votes: moving from the first on, still below the second
 MIN_BLOB, MIN_AREA = 0.25, 0.005  # of the largest blob, and of the image
@@ -51,7 +50,7 @@ def motion_mask(frames):
 
     - The flow from the middle frame to each other one is estimated by OpenCV's DIS, and the homography that
       most of it agrees with, by RANSAC: the motion of the camera, if it turns or if the background is far or
-      a plane. A frame of which a homography explains less than half has no vote.
+      a plane.
     - Each other frame votes: for motion where the flow misses the homography by more than a pixel and four
       standard deviations of the flow, against it below half of that. Since all flow starts in the middle
       frame, what is hidden in frames before is seen in those after it.
@@ -101,7 +100,7 @@ def motion_mask(frames):
     number = np.isfinite(votes).sum(0)
     mean = np.where(number > 0, np.nansum(votes, 0) / np.maximum(number, 1), np.nan)
     moving, still = mean >= SURE, mean < UNSURE
-    objects = _objects(moving, np.nansum(errors, 0), np.isfinite(errors[:, 0]).sum(0))
+    objects = objects_in(moving, np.nansum(errors, 0), np.isfinite(errors[:, 0]).sum(0))
     still &= ~objects
     if not objects.any() or still.mean() < MIN_STILL:
         return blank
@@ -158,7 +157,7 @@ def _moved_by_camera(start, flow):
     if len(first) < MIN_VECTORS:
         return None
     step = -(-len(first) // MAX_VECTORS)
-    matrix, inliers = cv2.findHomography(
+    matrix, _ = cv2.findHomography(
         first[::step],
         second[::step],
         cv2.RANSAC,
@@ -166,18 +165,26 @@ def _moved_by_camera(start, flow):
         maxIters=MAX_ITERATIONS,
         confidence=CONFIDENCE,
     )
-    if matrix is None or inliers.mean() < MIN_INLIERS:
+    if matrix is None:
         return None
     return cv2.perspectiveTransform(start.reshape(1, -1, 2), matrix).reshape(start.shape)
 
 
-def _objects(moving, errors, number):
-    """Returns which pixels are on blobs that count as objects, (H, W) bool, without their holes.
+def objects_in(moving, errors, number):
+    """Selects the blobs of moving pixels that count as objects, and fills their holes.
 
     Args:
         moving: (H, W) bool array.
         errors: (2, H, W) array, of the camera's motion and of the flow, summed over the frames.
         number: (H, W) int array, of these frames.
+
+    Returns:
+        (H, W) bool array.
+
+    Example:
+        >>> ring = np.zeros((9, 9)); ring[2:7, 2:7] = 1; ring[4, 4] = 0
+        >>> int(objects_in(ring, np.stack([9 * ring, ring]), np.ones((9, 9))).sum())
+        25
     """
     import cv2
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_ssl as kssl
-from keras_ssl.data.motion_masks import motion_mask, with_motion_masks
+from keras_ssl.data.motion_masks import motion_mask, objects_in, with_motion_masks
 
 
 def overlap(mask, truth):
@@ -101,7 +101,34 @@ def test_what_is_no_clip_is_named():
             motion_mask(wrong)
 
 
-def test_flow_that_no_homography_explains_has_no_vote():
-    """Successive frames have nothing in common."""
-    noise = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
-    assert np.isnan(motion_mask(noise)).all()
+def test_blobs_count_if_they_are_large_and_the_camera_does_not_explain_their_colors():
+    moving = np.zeros((30, 40), bool)
+    moving[2:12, 2:12] = True
+    moving[5:9, 5:9] = False  # a hole of the first blob
+    moving[2:12, 20:30] = True  # no better matched by the flow than by the camera
+    moving[16:19, 2:12] = True  # 30 pixels of the 84
+    moving[16:18, 20:30] = True  # 20
+    expected = np.zeros_like(moving)
+    expected[2:12, 2:12] = expected[16:19, 2:12] = True
+    number = np.full(moving.shape, 3)
+    errors = np.stack([np.full(moving.shape, 90.0), np.full(moving.shape, 30.0)])
+    errors[0, 2:12, 20:30] = 45
+    np.testing.assert_array_equal(objects_in(moving, errors, number), expected)
+    errors = np.stack(
+        [np.full(moving.shape, 10.0), np.zeros(moving.shape)]
+    )  # noise of 3.3 gray levels
+    assert not objects_in(moving, errors, number).any()
+
+
+@pytest.mark.parametrize(("top", "known"), [(0, True), (12, False)])
+def test_an_image_of_which_most_is_unknown_has_no_label(top, known):
+    frames = street(3)  # the square is in rows 16 to 39
+    noise = np.random.default_rng(0).integers(0, 256, frames.shape, np.uint8)
+    frames[:, :top], frames[:, 46:] = noise[:, :top], noise[:, 46:]
+    assert np.isfinite(motion_mask(frames)).any() == known
+
+
+def test_the_middle_of_four_frames_is_the_second():
+    clips, truth = moving_sprites.clips(3, frames=4, seed=4)
+    found = [overlap(motion_mask(clip), mask) for clip, mask in zip(clips, truth, strict=True)]
+    assert np.mean(found) > 0.8  # 0.68 with the mask of the third frame
