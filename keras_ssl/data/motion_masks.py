@@ -82,8 +82,8 @@ def motion_mask(frames):
         >>> first = still.copy(); first[20:36, 10:26] = still[4:20, :16]
         >>> second = still.copy(); second[20:36, 13:29] = still[4:20, :16]                 # 3 pixels right
         >>> mask = motion_mask(np.stack([first, second]))[..., 0]
-        >>> mask[28, 18], mask[5, 40]
-        (1.0, 0.0)
+        >>> mask[[28, 5], [18, 40]].tolist()
+        [1.0, 0.0]
     """
     frames = np.asarray(frames)
     shape = frames.shape
