@@ -43,6 +43,34 @@ def random_access(columns, load=None):
     return dataset
 
 
+def extended(dataset, compute):
+    """Adds columns that are computed when a row is loaded to a dataset with random access.
+
+    Args:
+        dataset: tf.data.Dataset with random access.
+        compute: function, in TensorFlow, from an element of `dataset` to a dict of the new columns.
+
+    Returns:
+        tf.data.Dataset with random access, and with the attributes of its reader that `dataset` has.
+
+    Example:
+        >>> rows = random_access({"id": tf.range(3, dtype=tf.int64)})
+        >>> double = extended(rows, lambda row: {"double": 2 * row["id"]})
+        >>> [int(row["double"]) for row in double]
+        [0, 2, 4]
+    """
+
+    def load(row):
+        row = row if dataset.load_row is None else dataset.load_row(row)
+        return {**row, **compute(row)}
+
+    made = random_access(dataset.columns, load)
+    for attribute in ("class_names", "paths", "span"):
+        if hasattr(dataset, attribute):
+            setattr(made, attribute, getattr(dataset, attribute))
+    return made
+
+
 def check_random_access(name, dataset):
     """Raises ValueError, which names the argument, unless a dataset has random access."""
     if not hasattr(dataset, "columns"):

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_ssl.data import camera_motion
-from keras_ssl.data.columns import check_random_access, random_access
+from keras_ssl.data.columns import check_random_access, extended
 
 
 def with_flow(clips):
@@ -31,7 +31,7 @@ def with_flow(clips):
         >>> clips.element_spec["flow"].shape
         TensorShape([32, 32, 2])
     """
-    return with_computed(clips, "flow", 2, _middle_flow)
+    return with_computed(clips, "flow", 2, middle_flow)
 
 
 def with_computed(clips, name, channels, compute):
@@ -67,25 +67,15 @@ def with_computed(clips, name, channels, compute):
             f"{shape if 'frames' in spec else ', '.join(spec)}: use from_videos(folder, frames=2, ...)"
         )
 
-    def load(row):
-        row = row if clips.load_row is None else clips.load_row(row)
+    def column(row):
         frames = tf.cast(row["frames"], tf.uint8)
         found = tf.numpy_function(compute, [frames], tf.float32, stateful=False)
-        return {**row, name: tf.ensure_shape(found, (*shape[1:3], channels))}
+        return {name: tf.ensure_shape(found, (*shape[1:3], channels))}
 
-    made = random_access(clips.columns, load)
-    for attribute in ("paths", "class_names"):
-        if hasattr(clips, attribute):
-            setattr(made, attribute, getattr(clips, attribute))
-    return made
+    return extended(clips, column)
 
 
-def middle_pair(frames):
-    """Returns the frame of a clip (T, H, W, 3) that is `image`, and the next one, as uint8."""
-    middle = (frames.shape[0] - 1) // 2
-    return [tf.cast(frames[middle + k], tf.uint8) for k in (0, 1)]
-
-
-def _middle_flow(frames):
+def middle_flow(frames):
+    """Estimates the flow (H, W, 2) from frame (T - 1) // 2 of a clip (T, H, W, 3) uint8 to the next one."""
     middle = (len(frames) - 1) // 2
     return camera_motion.estimated_flow(frames[middle], frames[middle + 1])

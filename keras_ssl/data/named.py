@@ -20,7 +20,7 @@ from keras_ssl.data.videos import from_videos
 BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
 SCENES = (10_000, 2_000)  # for training and for testing
 CLIP = {"frames", "motion", "flow", "visible", "moving"}  # columns of scenes with several frames
-FRAMES, STRIDE = 5, 3  # of a clip from videos
+FRAMES, STRIDE = 5, 3  # of a clip; the stride is that of clips from videos
 
 
 def load_dataset(
@@ -68,7 +68,7 @@ def load_dataset(
     if any(clip.values()) and not videos:
         raise ValueError(f"--frames, --stride and --cache are for a folder of videos, got {name!r}")
     if name == "scenes" and not folder.is_dir():
-        frames = 5 if "frames" in needs else 3 if CLIP & set(needs) else 1
+        frames = FRAMES if "frames" in needs else 3 if CLIP & set(needs) else 1
         parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
         return parts[0], parts[1] if split else None
     if name in BUILT_IN and not folder.is_dir():

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl.data import camera_motion, parallax
-from keras_ssl.data.columns import check_random_access, random_access
-from keras_ssl.data.flow import middle_pair
+from keras_ssl.data.columns import check_random_access, extended
+from keras_ssl.data.flow import middle_flow
 
 FIELD_OF_VIEW = math.radians(60)  # of the longer side, if a camera's intrinsics are not known
 MIN_KNOWN = 0.2  # smallest fraction of an image's pixels with a depth
@@ -64,18 +64,14 @@ def with_relative_depth(clips, noise=None):
         raise ValueError(f"noise must be a positive number of pixels, got {noise!r}")
     shape = (*spec["image"].shape[:2], 1)
 
-    def load(row):
-        row = row if clips.load_row is None else clips.load_row(row)
+    def column(row):
         compute = _from_flow if "flow" in row else _from_frames
-        inputs = middle_pair(row["frames"]) if compute is _from_frames else [row["flow"]]
+        seen = row["flow"] if "flow" in row else tf.cast(row["frames"], tf.uint8)
         camera = [_intrinsics(row), _motion(row), tf.constant(noise, tf.float64)]
-        found = tf.numpy_function(compute, [*inputs, *camera], tf.float32, stateful=False)
-        return {**row, "relative_depth": tf.ensure_shape(found, shape)}
+        found = tf.numpy_function(compute, [seen, *camera], tf.float32, stateful=False)
+        return {"relative_depth": tf.ensure_shape(found, shape)}
 
-    made = random_access(clips.columns, load)
-    if hasattr(clips, "class_names"):
-        made.class_names = clips.class_names
-    return made
+    return extended(clips, column)
 
 
 def depth_percentile(flow, intrinsics, motion=None, noise=0.01):
@@ -164,8 +160,8 @@ def _from_flow(flow, intrinsics, motion, noise):
     return depth_percentile(flow, intrinsics, motion, float(noise))
 
 
-def _from_frames(first, second, intrinsics, motion, noise):
-    return _from_flow(camera_motion.estimated_flow(first, second), intrinsics, motion, noise)
+def _from_frames(frames, intrinsics, motion, noise):
+    return _from_flow(middle_flow(frames), intrinsics, motion, noise)
 
 
 def _intrinsics(row):

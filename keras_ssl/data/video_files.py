@@ -17,11 +17,9 @@ COUNTED = (
     ".mp4",
     ".mov",
     ".avi",
-)  # whose header has the number of frames; in others it is an estimate
+)  # the header has the number of frames; in others it is an estimate
 FRAME_SUFFIXES = tuple(suffix for suffix in images.SUFFIXES if suffix not in SUFFIXES)
-MAX_FAILURES = (
-    1000  # packets that cannot be decoded, one after the other, before the file counts as ended
-)
+MAX_FAILURES = 1000  # packets in a row that cannot be decoded before the file counts as ended
 
 
 class Video(NamedTuple):
