@@ -47,10 +47,10 @@ def check_not_negative(name, value):
     return float(value)
 
 
-def check_fraction(name, value):
-    """Returns a number in 0..1 as a float; raises ValueError for other values."""
-    if not is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in 0..1, got {value!r}")
+def check_fraction(name, value, most=1):
+    """Returns a number in 0..`most` as a float; raises ValueError for other values."""
+    if not is_number(value) or not 0 <= value <= most:
+        raise ValueError(f"{name} must be in 0..{most}, got {value!r}")
     return float(value)
 
 

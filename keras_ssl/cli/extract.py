@@ -106,25 +106,15 @@ def extract(
 def _extract_here(folder, clips_of, pool, out, model, modules, batch_size):
     """Computes the features in this process, writes them, and returns their shape."""
     import numpy as np
-    import tensorflow as tf
 
-    from keras_ssl.evaluation.extract import map_batches, pool_frames
-    from keras_ssl.ops.images import fold, unfold
+    from keras_ssl.evaluation.extract import map_batches, traced
 
     _, encoder = common.load_model(model, modules)
     size = encoder.input_shape[1:3]
     dataset = clips_of(size) if clips_of else kssl.data.from_folder(folder, size)
     paths, batches = dataset.paths, dataset.batch(batch_size).prefetch(2)
-    column = "frames" if "frames" in batches.element_spec else "image"
-
-    # One trace for batches of all sizes.
-    @tf.function(input_signature=[batches.element_spec[column]])
-    def features_of(images):
-        if column == "image":
-            return encoder(images, training=False)
-        features = encoder(fold(images), training=False)
-        return pool_frames(unfold(features, images.shape[1]), pool)
-
+    column, pool = ("frames", pool) if "frames" in batches.element_spec else ("image", None)
+    features_of = traced(encoder, batches.element_spec[column], pool)
     features = map_batches(
         lambda batch: features_of(batch[column]), batches, verbose=int(sys.stdout.isatty())
     )

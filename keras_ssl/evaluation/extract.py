@@ -26,8 +26,8 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
     Returns:
         (features, others): `features` a dict `stage1`, ..., `features` of (N, c) float32 arrays, each
         stage averaged over the image, or (N, s * s * c) with `dimensions`, T times as many numbers with
-        `pool="concat"`; `others` a dict of `id`, `label`
-        and all other columns with at most one axis per image.
+        `pool="concat"`; `others` a dict of `id`, `label` and all other columns with at most one axis
+        per image.
 
     Raises:
         ValueError: the encoder names no stages, `dimensions` is below 1, `stages` has an unknown name, `pool`
@@ -56,14 +56,7 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
             f"pool={pool!r} needs clips with `frames`, got {', '.join(images.element_spec)}"
         )
     batches = images.batch(batch_size).prefetch(2)
-
-    # One trace for batches of all sizes, where predict_on_batch would trace the last one again.
-    @tf.function(input_signature=[batches.element_spec[column]])
-    def features_of(x):
-        if pool is None:
-            return model(x, training=False)
-        features = model(fold(x), training=False)
-        return {key: pool_frames(unfold(f, x.shape[1]), pool) for key, f in features.items()}
+    features_of = traced(model, batches.element_spec[column], pool)
 
     def run(batch):
         features = features_of(batch[column])
@@ -71,6 +64,33 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
         return features, {name: batch[name] for name in kept}
 
     return map_batches(run, batches, verbose=verbose)
+
+
+def traced(model, spec, pool=None):
+    """Traces a model once for batches of all sizes, where predict_on_batch would trace the last one again.
+
+    Args:
+        model: keras.Model from (B, H, W, 3) to (B, D), or to a dict of such features.
+        spec: tf.TensorSpec of the (B, H, W, 3) images, or of the (B, T, H, W, 3) frames of clips.
+        pool: None for images; "mean" or "concat" for clips, as of `pool_frames`.
+
+    Returns:
+        tf.function from such a batch to the features.
+
+    Example:
+        >>> encoder = encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        >>> traced(encoder, tf.TensorSpec((None, 5, 32, 32, 3)), "mean")(tf.zeros((2, 5, 32, 32, 3))).shape
+        TensorShape([2, 4])
+    """
+
+    @tf.function(input_signature=[spec])
+    def features_of(x):
+        if pool is None:
+            return model(x, training=False)
+        found = model(fold(x), training=False)
+        return tf.nest.map_structure(lambda f: pool_frames(unfold(f, x.shape[1]), pool), found)
+
+    return features_of
 
 
 def pool_frames(features, pool):

@@ -112,3 +112,22 @@ class Decoder(keras.layers.Layer):
     def get_config(self):
         names = ("shape", "size", "skips", "least")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def half_size_decoder(shape, size, dtype=None):
+    """Creates a decoder to half the size of an image, from which the task enlarges its prediction.
+
+    Args:
+        shape: (h, w, c) of the feature map.
+        size: (H, W) of the image.
+        dtype: policy of the layer, as in Keras.
+
+    Returns:
+        Decoder.
+
+    Example:
+        >>> half_size_decoder((4, 4, 64), (32, 31)).size
+        (16, 16)
+    """
+    half = [max(-(-side // 2), least) for side, least in zip(size, shape, strict=False)]
+    return Decoder(shape, half, dtype=dtype)

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import encoders
+from keras_ssl.arguments import check_fraction
 from keras_ssl.ops import augment, images
 from keras_ssl.pretext import PretextModel
 
@@ -72,8 +73,7 @@ class Rotation(PretextModel):
             raise ValueError(
                 f"angles {angles} need square images, but the encoder takes {height}x{width}"
             )
-        if not 0 <= shift <= 0.5:
-            raise ValueError(f"shift must be in 0..0.5, got {shift!r}")
+        check_fraction("shift", shift, most=0.5)
         self.num_rotations, self.angles = len(angles), angles
         self.shift, self.flip = shift, flip
         self.head = keras.layers.Dense(len(angles), dtype="float32", name="head")

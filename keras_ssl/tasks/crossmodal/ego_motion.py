@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import data, encoders
-from keras_ssl.arguments import check_integer, check_integers, is_number
+from keras_ssl import data, encoders, layers
+from keras_ssl.arguments import check_fraction, check_integer, check_integers, is_number
 from keras_ssl.ops import augment, images, poses
 from keras_ssl.ops.random import integer, split
 from keras_ssl.pretext import PretextModel
@@ -16,7 +16,6 @@ from keras_ssl.training import pipeline
 AXES = ("x", "y", "z", "pitch", "yaw", "roll")  # the order of `motion`
 MEASURED_CLIPS = 5_000  # maximum number of clips for the limits
 INSIDE = 0.95  # fraction of the motions that the measured limits include
-POSITIONS = 8  # rows and columns of the feature maps that the top network keeps, at most
 IMPOSSIBLE = -1e9  # logit of what fills the rows of axes with fewer bins
 
 
@@ -101,22 +100,11 @@ class EgoMotion(PretextModel):
         self.axes, self.bins = axes, _checked_bins(bins, axes)
         self.limits = None if limits is None else _checked_limits(limits, axes)
         check_integers(1, max_distance=max_distance, hidden=hidden)
-        if not 0 <= shift <= 0.5:
-            raise ValueError(f"shift must be in 0..0.5, got {shift!r}")
+        check_fraction("shift", shift, most=0.5)
         self.max_distance, self.shift, self.hidden = max_distance, shift, hidden
         self.maps = encoders.maps(encoder)
-        height, width, channels = list(self.maps.output.values())[-1].shape[1:]
-        # Not the mean over all positions, which does not show where something was.
-        pool = tuple(-(-(side or 1) // POSITIONS) for side in (height, width))
-        self.top = keras.Sequential(
-            [
-                keras.layers.Conv2D(channels, 3, padding="same", activation="relu"),
-                keras.layers.AveragePooling2D(pool, padding="same"),
-                keras.layers.Flatten(),
-                keras.layers.Dense(hidden, activation="relu"),
-            ],
-            name="top",
-        )
+        shape = list(self.maps.output.values())[-1].shape[1:]
+        self.top = layers.spatial_embedding(shape, hidden, name="top")
         self.head = keras.layers.Dense(sum(self.bins), dtype="float32", name="head")
         # 0 until the limits are measured.
         self.scale = self.add_weight(

@@ -83,13 +83,12 @@ class RGBDepth(PretextModel):
     def _decoder(self, maps, size, channels, name):
         """Creates a decoder to half the resolution, and its head."""
         shape = list(maps.output.values())[-1].shape[1:]
-        half = [max(-(-side // 2), least) for side, least in zip(size, shape, strict=False)]
         # Near zero: the first prediction is gray, or the geometric mean of near and far.
         small = keras.initializers.RandomNormal(stddev=0.01)
         head = keras.layers.Conv2D(
             channels, 1, kernel_initializer=small, dtype="float32", name=name
         )
-        return layers.Decoder(shape, half, dtype=self.dtype_policy), head
+        return layers.half_size_decoder(shape, size, self.dtype_policy), head
 
     def pretext(self, batch, seed):
         image, distance = pairs.shifted(batch, seed)

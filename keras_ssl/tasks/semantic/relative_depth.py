@@ -66,15 +66,12 @@ class RelativeDepth(PretextModel):
 
     def __init__(self, encoder, pairs=512, equal=0.02, **kwargs):
         super().__init__(encoder, **kwargs)
-        height, width = encoders.check_image_shape(encoder)
+        size = encoders.check_image_shape(encoder)
         check_integer("pairs", pairs, minimum=1)
         self.pairs, self.equal = pairs, check_fraction("equal", equal)
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
-        half = [
-            max(-(-side // 2), least) for side, least in zip((height, width), shape, strict=False)
-        ]
-        self.decoder = layers.Decoder(shape, half, dtype=self.dtype_policy)
+        self.decoder = layers.half_size_decoder(shape, size, self.dtype_policy)
         # Near zero: at first all pixels are equally far. Without a bias, which differences do not depend on.
         small = keras.initializers.RandomNormal(stddev=0.01)
         self.head = keras.layers.Conv2D(

@@ -1,15 +1,13 @@
-"""Clips: windows with motion, frames augmented alike, areas that move, embeddings and their differences."""
+"""Clips: windows with motion, frames in other orders and augmented alike, areas that move, differences."""
 
 import itertools
 
-import keras
 import tensorflow as tf
 
-from keras_ssl.arguments import check_bool, is_number
+from keras_ssl.arguments import check_bool, check_fraction
 from keras_ssl.ops import augment, images
 from keras_ssl.ops.random import integer, split, uniform
 
-POSITIONS = 8  # rows and columns of the feature maps that an embedding keeps, at most
 CHANGED = 8  # of 255: by how much more than that a color has to change for its pixel to move
 
 
@@ -61,6 +59,28 @@ def draw_window(frames, seed, length):
     return tf.gather(frames, start[:, None] + tf.range(length), axis=1, batch_dims=1)
 
 
+def reordered(frames, orders, which, reverse):
+    """Puts the frames of each clip in one of several orders, or in its reverse.
+
+    Args:
+        frames: (B, T, H, W, C) tensor.
+        orders: sequence of tuples of n indices of frames.
+        which: (B,) int tensor, the index of the order.
+        reverse: (B,) int tensor, 1 to reverse it.
+
+    Returns:
+        (B, n, H, W, C) tensor.
+
+    Example:
+        >>> clip = tf.reshape([10, 20, 30], [1, 3, 1, 1, 1])
+        >>> reordered(clip, [(0, 1, 2), (1, 0, 2)], [1], [1]).numpy().ravel().tolist()
+        [30, 10, 20]
+    """
+    order = tf.gather(orders, which)
+    order = tf.where(tf.equal(reverse, 1)[:, None], order[:, ::-1], order)
+    return tf.gather(frames, order, axis=1, batch_dims=1)
+
+
 def augment_frames(frames, seed, shift, jitter=0.0, split_channels=False):
     """Shifts and mirrors all frames of a clip alike, and then changes each frame by itself.
 
@@ -98,9 +118,8 @@ def augment_frames(frames, seed, shift, jitter=0.0, split_channels=False):
 
 def check_augmentation(shift, jitter=0.0, split_channels=False):
     """Raises ValueError unless these are arguments of `augment_frames`."""
-    for name, value in (("shift", shift), ("jitter", jitter)):
-        if not is_number(value) or not 0 <= value <= 0.5:
-            raise ValueError(f"{name} must be in 0..0.5, got {value!r}")
+    check_fraction("shift", shift, most=0.5)
+    check_fraction("jitter", jitter, most=0.5)
     check_bool("split_channels", split_channels)
 
 
@@ -130,33 +149,6 @@ def moving_area(frames):
     change = tf.reduce_max(tf.abs(frames[:, 1:] - frames[:, :-1]), axis=[1, 4])
     moved = tf.cast(change > CHANGED, tf.float32)[..., None]
     return tf.nn.max_pool2d(moved, 3, 1, "SAME")
-
-
-def embedding(shape, hidden):
-    """Builds the layers that embed the last feature map of a frame, with where things are in it.
-
-    Args:
-        shape: (h, w, c) of the map.
-        hidden: int, units.
-
-    Returns:
-        keras.Sequential from (B, h, w, c) to (B, hidden).
-
-    Example:
-        >>> embedding((16, 16, 8), 32)(tf.zeros((2, 16, 16, 8))).shape
-        TensorShape([2, 32])
-    """
-    # Not the mean over all positions, which does not show where something was.
-    pool = tuple(-(-(side or 1) // POSITIONS) for side in shape[:2])
-    return keras.Sequential(
-        [
-            keras.layers.Conv2D(shape[-1], 3, padding="same", activation="relu"),
-            keras.layers.AveragePooling2D(pool, padding="same"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(hidden, activation="relu"),
-        ],
-        name="embedding",
-    )
 
 
 def differences(embedded):

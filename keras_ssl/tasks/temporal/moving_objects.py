@@ -49,8 +49,7 @@ class MovingObjects(PretextModel):
         size = encoders.check_image_shape(encoder)
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
-        half = [max(-(-side // 2), least) for side, least in zip(size, shape, strict=False)]
-        self.decoder = layers.Decoder(shape, half, dtype=self.dtype_policy)
+        self.decoder = layers.half_size_decoder(shape, size, self.dtype_policy)
         self.head = keras.layers.Conv2D(1, 1, dtype="float32", name="head")
 
     def pretext(self, batch, seed):

@@ -5,7 +5,7 @@ import itertools
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders
+from keras_ssl import encoders, layers
 from keras_ssl.arguments import check_integer
 from keras_ssl.ops import images
 from keras_ssl.ops.random import integer, split
@@ -74,7 +74,8 @@ class OrderPrediction(PretextModel):
         self.shift, self.jitter = shift, jitter
         self.split_channels, self.hidden = split_channels, hidden
         self.maps = encoders.maps(encoder)
-        self.embedding = clips.embedding(list(self.maps.output.values())[-1].shape[1:], hidden)
+        shape = list(self.maps.output.values())[-1].shape[1:]
+        self.embedding = layers.spatial_embedding(shape, hidden, name="embedding")
         self.pair_layer = keras.layers.Dense(hidden, activation="relu", name="pair_layer")
         self.head = keras.layers.Dense(len(ORDERS), dtype="float32", name="head")
 
@@ -82,9 +83,7 @@ class OrderPrediction(PretextModel):
         window, which, reverse, change = split(seed, 4)
         four = clips.draw_window(batch["frames"], window, 4)
         label = integer(which, len(ORDERS))
-        order = tf.gather(ORDERS, label)
-        order = tf.where(integer(reverse, 2)[:, None] == 1, order[:, ::-1], order)
-        four = tf.gather(four, order, axis=1, batch_dims=1)
+        four = clips.reordered(four, ORDERS, label, integer(reverse, 2))
         return clips.augment_frames(
             four, change, self.shift, self.jitter, self.split_channels
         ), label

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_ssl import encoders
+from keras_ssl import encoders, layers
 from keras_ssl.arguments import check_integer
 from keras_ssl.ops import images
 from keras_ssl.ops.random import integer, split
@@ -77,7 +77,8 @@ class TemporalOrder(PretextModel):
         self.shift, self.jitter = shift, jitter
         self.split_channels, self.hidden = split_channels, hidden
         self.maps = encoders.maps(encoder)
-        self.embedding = clips.embedding(list(self.maps.output.values())[-1].shape[1:], hidden)
+        shape = list(self.maps.output.values())[-1].shape[1:]
+        self.embedding = layers.spatial_embedding(shape, hidden, name="embedding")
         # Not a single layer: that c is between b and d depends on all three differences together.
         self.classifier = keras.Sequential(
             [
@@ -91,9 +92,7 @@ class TemporalOrder(PretextModel):
         window, kind, reverse, change = split(seed, 4)
         five = clips.draw_window(batch["frames"], window, 5)
         drawn = integer(kind, len(TRIPLETS))
-        order = tf.gather(TRIPLETS, drawn)
-        order = tf.where(integer(reverse, 2)[:, None] == 1, order[:, ::-1], order)
-        three = tf.gather(five, order, axis=1, batch_dims=1)
+        three = clips.reordered(five, TRIPLETS, drawn, integer(reverse, 2))
         x = clips.augment_frames(three, change, self.shift, self.jitter, self.split_channels)
         return x, tf.gather(LABELS, drawn)
 
