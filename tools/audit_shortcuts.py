@@ -13,6 +13,7 @@ becomes stronger with time ("compressed").
 """
 
 import argparse
+import functools
 import os
 import time
 
@@ -130,6 +131,9 @@ def compressed(images):
     return np.array(list(files.as_numpy_iterator()))
 
 
+CLIPS_OF = {"drifting": drifting, "compressed": compressed}
+
+
 def run(make, train, held_out, options):
     """Trains for `--steps` steps; returns the pretext accuracy on held-out images and the encoder."""
     keras.utils.set_random_seed(0)
@@ -174,38 +178,37 @@ def main():
         kssl.data.to_arrays(kssl.data.cifar10(options.data, s)) for s in ("train", "test")
     )
     few = np.random.default_rng(0).permutation(len(train["image"]))[:5000]
-    probed = {
-        change: (
+
+    @functools.cache  # of the rows of --only
+    def probed(change):
+        return (
             kssl.data.from_array(change(train["image"][few]), train["label"][few]),
             kssl.data.from_array(change(test["image"][:5000]), test["label"][:5000]),
         )
-        for change in (np.asarray, aberrated)
-    }
-    data = {}
-    for kind, change in (("original", np.asarray), ("with fringes", aberrated)):
-        whole, part = change(train["image"]), change(test["image"][:5000])
-        data[kind] = kssl.data.from_array(whole), kssl.data.from_array(part), *probed[change]
-    for kind, make in (("drifting", drifting), ("compressed", compressed)):
-        clips = [make(images["image"]) for images in (train, test)]
-        data[kind] = (
-            *(kssl.data.from_array(frames[:, 0], frames=frames) for frames in clips),
-            *probed[np.asarray],
-        )
+
+    @functools.cache
+    def data(kind):
+        if kind in CLIPS_OF:
+            clips = [CLIPS_OF[kind](images["image"]) for images in (train, test)]
+            pair = (kssl.data.from_array(frames[:, 0], frames=frames) for frames in clips)
+            return *pair, *probed(np.asarray)
+        change = aberrated if kind == "with fringes" else np.asarray
+        pair = (change(images) for images in (train["image"], test["image"][:5000]))
+        return *map(kssl.data.from_array, pair), *probed(change)
+
     rows = [("task", "images", "removed", "pretext", "linear probe", "seconds")]
     for name, removed, kind, make in ROWS:
         if options.only and name not in options.only:
             continue
+        pretext, held_out, labeled, test_part = data(kind)
         start = time.time()
-        pretext, held_out, labeled, test_part = data[kind]
         accuracy, encoder = run(make, pretext, held_out, options)
         scores = f"{100 * accuracy:.1f}", f"{100 * probe(encoder, labeled, test_part):.1f}"
         rows.append((name, kind, removed or "nothing", *scores, f"{time.time() - start:.0f}"))
         print(*rows[-1], sep=" | ", flush=True)
     keras.utils.set_random_seed(0)
     untrained = kssl.encoders.resnet((32, 32, 3), width=options.width, blocks=(1, 1, 1))
-    rows.append(
-        ("untrained", "", "", "", f"{100 * probe(untrained, *data['original'][2:]):.1f}", "")
-    )
+    rows.append(("untrained", "", "", "", f"{100 * probe(untrained, *probed(np.asarray)):.1f}", ""))
     print_table(rows)
 
 

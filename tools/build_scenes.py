@@ -21,7 +21,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 from budget import StepClock
-from build_zoo import VIEWS, WIDTH, machine, new_encoder, selected, views_per_image
+from build_zoo import (
+    VIEWS,
+    WIDTH,
+    copy_weights,
+    new_encoder,
+    selected,
+    training_record,
+    views_per_image,
+)  # fmt: skip
 
 import keras_ssl as kssl
 from keras_ssl.data.renderer.render import CLASSES
@@ -118,16 +126,10 @@ def train(name, clips, options):
     task.compile(task.default_optimizer(epochs * data.steps_per_epoch))
     callbacks = [*task.default_callbacks(clips), clock]
     history = task.fit(data, epochs=epochs, verbose=2, callbacks=callbacks).history
-    per_second = cost * BATCH / clock.seconds_per_step()
     plain = new_task(name, "float32", options.teacher)
-    plain.build_from_config(task.get_build_config())
-    plain.set_weights(task.get_weights())
-    return plain, {
-        "training": {key: values[-1] for key, values in history.items()},
-        "views_per_second": round(per_second), "epochs": epochs, "batch_size": BATCH,
-        "views": round(cost * TRAIN * epochs), "precision": options.precision, "machine": machine(),
-        "minutes": round(cost * TRAIN * epochs / per_second / 60, 1),
-    }  # fmt: skip
+    copy_weights(task, plain)
+    record = training_record(history, clock, cost, TRAIN, epochs, BATCH)
+    return plain, {**record, "precision": options.precision}
 
 
 def pretext_metrics(task, test, clips):

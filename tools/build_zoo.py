@@ -129,24 +129,37 @@ def train(name, images, options):
     ).history
     found = folder / "training.json"
     if history:
-        per_second = cost * batch_size / clock.seconds_per_step()
-        logs = {key: values[-1] for key, values in history.items()}
-        found.write_text(
-            json.dumps(
-                {
-                    "training": logs, "views_per_second": round(per_second),
-                    "minutes": round(cost * number * epochs / per_second / 60, 1),
-                    "views": round(cost * number * epochs), "epochs": epochs, "batch_size": batch_size,
-                    "arguments": TASKS[name][0], **rate, "precision": options.precision,
-                    "machine": machine(),
-                }
-            )
-        )  # fmt: skip
+        more = {"arguments": TASKS[name][0], **rate, "precision": options.precision}
+        record = training_record(history, clock, cost, number, epochs, batch_size)
+        found.write_text(json.dumps({**record, **more}))
     plain = new_task(name, "float32")
     plain.dataset(images, batch_size)  # colorization measures its colors
+    copy_weights(task, plain)
+    return plain, json.loads(found.read_text())
+
+
+def training_record(history, clock, cost, number, epochs, batch_size):
+    """Returns what the card says of a training run: a dict.
+
+    Args:
+        history: dict of the logs of all epochs.
+        clock: budget.StepClock.
+        cost: float, views per image, see `views_per_image`.
+        number: int, images.
+        epochs, batch_size: int.
+    """
+    views, per_second = cost * number * epochs, cost * batch_size / clock.seconds_per_step()
+    return {
+        "training": {key: values[-1] for key, values in history.items()},
+        "views_per_second": round(per_second), "minutes": round(views / per_second / 60, 1),
+        "views": round(views), "epochs": epochs, "batch_size": batch_size, "machine": machine(),
+    }  # fmt: skip
+
+
+def copy_weights(task, plain):
+    """Copies all weights of a task to one of another precision, which need not be built."""
     plain.build_from_config(task.get_build_config())
     plain.set_weights(task.get_weights())
-    return plain, json.loads(found.read_text())
 
 
 def with_rendered(task, images, seed=0):
