@@ -7,16 +7,6 @@ import keras_ssl as kssl
 from keras_ssl.tasks.crossmodal import ego_motion
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return kssl.encoders.resnet((16, 16, 3), width=2, blocks=(1,))
-
-
-@pytest.fixture
-def make(encoder):
-    return lambda **arguments: kssl.tasks.EgoMotion(encoder, **{"hidden": 8, **arguments})
-
-
 def translations(number=40, seed=0):
     """A dataset of clips of two frames with translations only, and these."""
     motion = np.zeros((number, 1, 6), np.float32)

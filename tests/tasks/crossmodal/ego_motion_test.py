@@ -13,16 +13,6 @@ import keras_ssl as kssl
 FRAMES = 6
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return kssl.encoders.resnet((16, 16, 3), width=2, blocks=(1,))
-
-
-@pytest.fixture
-def make(encoder):
-    return lambda **arguments: kssl.tasks.EgoMotion(encoder, **{"hidden": 8, **arguments})
-
-
 def seeds(number, start=0):
     return tf.stack([tf.fill(number, np.int64(start)), tf.range(number, dtype=tf.int64)], 1)
 
