@@ -60,8 +60,8 @@ def load_dataset(
         parts = load_dataset(name, size, split, reader, check, **clip)
         return tuple(part and _with_rendered(part, size, synthetic) for part in parts)
     if "relative_depth" in needs:
-        # With the exact flow of scenes; that of other clips it estimates itself.
-        parts = load_dataset(name, size, split, reader, check, needs={"frames"}, **clip)
+        # With the exact flow and motion of scenes, of few frames; that of other clips it estimates itself.
+        parts = load_dataset(name, size, split, reader, check, needs={"motion"}, **clip)
         return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
     videos = folder.is_dir() and not record_files(folder) and _reads_videos(folder, reader, needs)
