@@ -50,24 +50,28 @@ class Served:
         batching.write_text(BATCHING)
         monitoring.write_text(MONITORING)
         self.rest_port = free_port()
-        self.process = subprocess.Popen(
-            [COMMAND, "serve", str(folder), "--port=0", "--enable_batching",
-             f"--rest_api_port={self.rest_port}", f"--batching_parameters_file={batching}",
-             f"--monitoring_config_file={monitoring}", *flags],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        self._log = Path(self.configs.name, "log")
+        command = [
+            COMMAND, "serve", str(folder), "--port=0", "--enable_batching",
+            f"--rest_api_port={self.rest_port}", f"--batching_parameters_file={batching}",
+            f"--monitoring_config_file={monitoring}", *flags,
+        ]  # fmt: skip
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         self.lines = []
         for line in self.process.stdout:
             if "listens on" in line:
                 self.port = int(line.split("127.0.0.1:")[1].split()[0])
                 return
             self.lines.append(line.rstrip("\n"))
-        raise RuntimeError(f"the server of {folder} did not start")
+        raise RuntimeError(f"the server of {folder} did not start:\n{self._log.read_text()}")
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        if error is not None:
+            print(f"the log of the server:\n{self._log.read_text()[-20_000:]}", file=sys.stderr)
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()

@@ -1,13 +1,12 @@
 """`keras-ssl data-service`: the dispatcher and the workers of TensorFlow's tf.data service."""
 
 import os
-import signal
 import socket
-import threading
 
 import click
 
 from keras_ssl.cli import common
+from keras_ssl.cli.stop_signal import StopSignal
 
 WORKER_TIMEOUT = 5  # seconds without a heartbeat until a worker gets no more requests
 UNUSED_JOB = 20  # seconds until the workers drop the data of a training run that has ended
@@ -61,11 +60,9 @@ def main(arguments):
     common.import_tensorflow()
     # Referenced until the end, since the server stops with its last reference.
     _server, message = _dispatcher(args) if args.role == "dispatcher" else _worker(args, address)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    stop = StopSignal()
     print(f"{message}; Ctrl-C stops", flush=True)
-    stopped.wait()
+    stop.wait()
     # Without server.stop(), which takes an hour for a worker whose dispatcher exited. The training process
     # recomputes the batches of a worker, and the dispatcher writes its journal before it responds.
     os._exit(0)

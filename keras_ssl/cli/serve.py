@@ -1,21 +1,22 @@
 """`keras-ssl serve`: serves a folder of models, with the flags of tensorflow_model_server."""
 
 import argparse
+import faulthandler
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 from concurrent import futures
 from pathlib import Path
 
 import click
 
 from keras_ssl.cli import common
+from keras_ssl.cli.stop_signal import StopSignal
 
 EVERYWHERE = "0.0.0.0"  # the only address of tensorflow_model_server
+STOP_SECONDS = 15.0  # of which `Server.stop` gives the requests in flight about half
 # Flags of tensorflow_model_server without an effect that a client could observe.
 WITHOUT_EFFECT = (
     "num_load_threads", "num_unload_threads", "max_num_load_retries", "load_retry_interval_micros",
@@ -115,13 +116,13 @@ def main(arguments):
     if binary and args.directory and given <= {"directory", "port", "host"}:
         _become(binary, args)
     _log_requests()
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    stop = StopSignal()
     host = args.host or ("127.0.0.1" if args.directory else EVERYWHERE)
-    server = _started(args, host, stopped)
+    server = _started(args, host, stop)
     _announce(server, host)
-    stopped.wait()
+    stop.wait()
+    # Whatever hangs, the process ends, and its threads tell where they are.
+    faulthandler.dump_traceback_later(STOP_SECONDS, exit=True)
     server.stop()
     # Neither a hanging request, whose client has got a response, nor a model that is being loaded must
     # keep the process; and Python needs seconds on a busy machine to take TensorFlow down.
@@ -145,12 +146,12 @@ def _check(args):
     _channel_arguments(args.grpc_channel_arguments)
 
 
-def _started(args, host, stopped):
-    """Starts the embedded server, or ends the process if `stopped` is set while models are loaded."""
+def _started(args, host, stop):
+    """Starts the embedded server, or ends the process if `stop` comes while models are loaded."""
     # In a thread: Python would handle a signal only when TensorFlow has returned.
     starting = futures.ThreadPoolExecutor(1).submit(_server, args, host)
     while not starting.done():
-        if stopped.wait(0.02):
+        if stop.wait(0.02):
             _exit()
     return starting.result()
 

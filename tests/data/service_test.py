@@ -140,7 +140,8 @@ def test_same_batches_as_without_a_service(cluster, task, images, recwarn):
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("Jigsaw", {"num_permutations": 10}),
+        # Normalized, the last bits would depend on how a process optimizes graphs, see tests/conftest.py.
+        ("Jigsaw", {"num_permutations": 10, "normalize": False}),
         ("DeepCluster", {"num_images": 21, "num_clusters": 3}),
     ],
 )
