@@ -1,8 +1,10 @@
 """Process of each test, two logical CPUs for tf.distribute, and small shared models, made once."""
 
 import gc
+import logging
 import os
 import re
+import signal
 import socket
 import sys
 
@@ -121,6 +123,9 @@ def exported(task, tmp_path_factory):
 def command(monkeypatch, capsys, tmp_path):
     """Runs the command in an empty folder; returns its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
+    # What `serve` sets in its process, which ends with it: here later tests would have it.
+    monkeypatch.setattr(logging.getLogger("keras_ssl.serving"), "handlers", [])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["keras-ssl", *map(str, arguments)])
@@ -128,7 +133,10 @@ def command(monkeypatch, capsys, tmp_path):
             cli.main()
         return (stop.value.code or 0, *capsys.readouterr())
 
-    return run
+    yield run
+    signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
