@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import settings
 from tensorflow.python.framework.ops import gradient_registry
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,6 +26,10 @@ tf.config.set_logical_device_configuration(
 
 import keras_ssl as kssl  # noqa: E402
 from keras_ssl import cli  # noqa: E402
+
+# The same examples in each run; `--hypothesis-profile default` draws others.
+settings.register_profile("repeated", derandomize=True)
+settings.load_profile("repeated")
 
 
 class Shared(LoadScopeScheduling):
