@@ -27,7 +27,7 @@ def together(array, workers, function, seed=0):
         ids = np.flatnonzero(owner == index)
         try:
             found[index] = function(Share(array[ids], ids, len(array), index, total))
-        except Exception as error:  # noqa: BLE001 (raised below)
+        except Exception as error:  # raised below
             errors.append(error)
             barrier.abort()
 
