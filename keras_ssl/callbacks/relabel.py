@@ -212,10 +212,9 @@ def own_features(task, images, batch_size=256, verbose=0, teacher=None):
     bits = total(np.packbits(known).view(np.int32)).view(np.uint8)
     known, found = np.unpackbits(bits)[: task.num_images], int(total(np.array(len(ids))))
     if number != task.num_images or known.sum(dtype=int) != found:
-        ids = distribute.gather(strategy, ids)
         raise ValueError(
-            f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got "
-            f"{len(ids)} images with ids {ids.min()} to {ids.max()}"
+            f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got {found} images "
+            f"with {known.sum(dtype=int)} of these ids"
         )
     missing = np.flatnonzero(known == 0)
     if len(missing):

@@ -262,31 +262,6 @@ def sum_over_workers(strategy, array):
     return strategy.reduce("SUM", values).numpy()
 
 
-def gather(strategy, array):
-    """Concatenates the arrays of all workers.
-
-    Args:
-        strategy: tf.distribute.Strategy.
-        array: (n, ...) numpy array; n may differ between the workers.
-
-    Returns:
-        numpy array, in the order of the workers.
-
-    Example:
-        >>> gather(tf.distribute.get_strategy(), np.arange(3)).tolist()
-        [0, 1, 2]
-    """
-    if worker(strategy)[1] == 1:
-        return array
-
-    def own(context):
-        local = context.replica_id_in_sync_group % len(strategy.extended.worker_devices) == 0
-        return tf.constant(array if local else array[:0])
-
-    values = strategy.experimental_distribute_values_from_function(own)
-    return strategy.gather(values, axis=0).numpy()
-
-
 @contextlib.contextmanager
 def lost_worker(strategy, checkpoint=None):
     """Replaces TensorFlow's errors by a RuntimeError if another worker has failed.
