@@ -14,7 +14,12 @@ class Relabels(Protocol):
     """
 
     def relabel(self, features):
-        """Recomputes the labels from (N, D) features in the order of the ids."""
+        """Recomputes the labels from (N, D) features in the order of the ids.
+
+        Args:
+            features: `solvers.shares.Share`, which holds those of this worker's images; or the array of all.
+                All workers call this at the same time, and assign the labels of all images.
+        """
 
 
 @runtime_checkable

@@ -1,5 +1,7 @@
 """Recomputes the labels of clustering tasks on a schedule."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,14 +9,16 @@ import tensorflow as tf
 from keras_ssl.arguments import check_integer
 from keras_ssl.evaluation.extract import map_batches
 from keras_ssl.protocols import Describes, Views
+from keras_ssl.solvers.shares import Share
 from keras_ssl.training import distribute, pipeline
 
 
 class Relabel(keras.callbacks.Callback):
     """Recomputes the labels of a clustering task from the features of all images.
 
-    On schedule, the features of the whole data set are extracted and passed to `task.relabel(features)`,
-    which assigns the task's weight `labels`. The images are not augmented, unless the task has a method
+    On schedule, the features of the whole data set are extracted and passed to `task.relabel(features)`
+    as a `solvers.shares.Share`, which assigns the task's weight `labels`. Several workers each keep the
+    features of their own images. The images are not augmented, unless the task has a method
     `view` (`SelfLabel`). Four metrics are added to the logs
     of every epoch, and so to History and, if its callback comes after this one, TensorBoard: `nmi`, the
     normalized mutual information with the previous labels, and `clusters`, `smallest` and `largest`, the
@@ -137,20 +141,20 @@ def _labeled(task):
 def recompute(task, images, batch_size=256, verbose=0, teacher=None):
     """Recomputes the labels of a clustering task from the features of all images.
 
+    Several workers each extract and keep the features of their own images; the labels, 4 bytes per image, are
+    put together on all of them.
+
     Args:
-        task, images, batch_size, verbose, teacher: as in `features_by_id`.
+        task, images, batch_size, verbose, teacher: as in `own_features`.
 
     Raises:
-        ValueError: as of `features_by_id`.
+        ValueError: as of `own_features`.
     """
     strategy = task.distribute_strategy
-    features = features_by_id(task, images, batch_size, verbose, teacher)
-    # On one worker for all: machines may round differently, and their labels would diverge.
-    worker, workers = distribute.worker(strategy)
-    if worker == 0:
-        task.relabel(features)
-    if workers > 1:
-        state = task.state()
+    task.relabel(own_features(task, images, batch_size, verbose, teacher))
+    if distribute.worker(strategy)[1] > 1:
+        # Machines may round differently. The labels are sums over the workers, and so equal already.
+        state = [variable for variable in task.state() if variable is not task.labels]
         made = distribute.from_chief(strategy, [v.numpy() for v in state])
         for variable, value in zip(state, made, strict=True):
             variable.assign(value)
@@ -158,6 +162,24 @@ def recompute(task, images, batch_size=256, verbose=0, teacher=None):
 
 def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
     """Extracts the features or descriptors that a task clusters, for all images in the order of the ids.
+
+    Args:
+        task, images, batch_size, verbose, teacher: as in `own_features`.
+
+    Returns:
+        (task.num_images, D) float32 array, on all workers.
+
+    Raises:
+        ValueError: as of `own_features`.
+    """
+    share = own_features(task, images, batch_size, verbose, teacher)
+    return share.everywhere(share.own)
+
+
+def own_features(task, images, batch_size=256, verbose=0, teacher=None):
+    """Extracts the features or descriptors that a task clusters, for the images of this worker.
+
+    An image that cannot be read gets the mean.
 
     Args:
         task: clustering task. Its features are extracted, of the views of the images if it has a method
@@ -168,7 +190,7 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
         teacher: encoder whose features are extracted instead, or None.
 
     Returns:
-        (task.num_images, D) float32 array.
+        `solvers.shares.Share` of the (task.num_images, D) float32 array in the order of the ids.
 
     Raises:
         ValueError: the ids of `images` are not 0 to task.num_images - 1, or a `teacher` is given for a task
@@ -183,17 +205,28 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
         steps=-(-number // (batch_size * worker[1])),
         verbose=verbose,
     )
-    features, ids = distribute.gather(strategy, features), distribute.gather(strategy, ids)
-    in_range = ids.min() >= 0 and ids.max() < task.num_images
-    if number != task.num_images or not in_range or len(set(ids.tolist())) < len(ids):
+    total = functools.partial(distribute.sum_over_workers, strategy)
+    # One bit per image. The sum has as many as there are images, unless an id is there twice: that carries.
+    known = np.zeros(-(-task.num_images // 32) * 32, bool)
+    known[ids[(ids >= 0) & (ids < task.num_images)]] = True
+    bits = total(np.packbits(known).view(np.int32)).view(np.uint8)
+    known, found = np.unpackbits(bits)[: task.num_images], int(total(np.array(len(ids))))
+    if number != task.num_images or known.sum(dtype=int) != found:
         raise ValueError(
-            f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got "
-            f"{len(ids)} images with ids {ids.min()} to {ids.max()}"
+            f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got {found} images "
+            f"with {known.sum(dtype=int)} of these ids"
         )
-    # An unreadable image gets the mean, and so a label like any other, which is never used.
-    found = np.repeat(features.mean(axis=0, keepdims=True), task.num_images, axis=0)
-    found[ids] = features
-    return found
+    missing = np.flatnonzero(known == 0)
+    if len(missing):
+        # An unreadable image gets the mean, and so a label like any other, which is never used.
+        mean = total(features.sum(axis=0, dtype=np.float64)) / found
+        own = missing[worker[0] :: worker[1]]
+        filled = np.repeat(mean[None].astype(np.float32), len(own), axis=0)
+        features, ids = np.concatenate([features, filled]), np.concatenate([ids, own])
+    if (np.diff(ids) < 0).any():
+        order = np.argsort(ids)
+        features, ids = features[order], ids[order]
+    return Share(features, ids, task.num_images, worker[0], total)
 
 
 def _descriptors(task, teacher):

@@ -1,5 +1,5 @@
-"""Solvers on arrays: optimal transport and clustering."""
+"""Solvers on arrays, also those spread over workers: optimal transport and clustering."""
 
-from keras_ssl.solvers import clustering, transport
+from keras_ssl.solvers import clustering, shares, transport
 
-__all__ = ["clustering", "transport"]
+__all__ = ["clustering", "shares", "transport"]

@@ -1,19 +1,22 @@
-"""k-means, PCA whitening and nearest centroids."""
+"""k-means, PCA whitening and nearest centroids, of one array or of one that is spread over workers."""
 
 import numpy as np
+
+from keras_ssl.solvers.shares import Share, share_of, slices
 
 
 def whiten(features, dimensions=256, reference=None):
     """PCA-whitens features and L2-normalizes each of them.
 
     Args:
-        features: (N, D) float array.
+        features: (N, D) float array, or a `shares.Share` of one.
         dimensions: int, maximum number of dimensions; the result has fewer if the reference spans fewer.
-        reference: (M, D) float array from which the mean and the principal directions are computed,
-            such as the features of the training set; by default the features themselves.
+        reference: (M, D) float array or `Share` from which the mean and the principal directions are
+            computed, such as the features of the training set; by default the features themselves.
 
     Returns:
-        (N, d) float32 array with d <= dimensions; one column of zeros if the reference is constant.
+        (N, d) float32 array with d <= dimensions, or the `Share` of it; one column of zeros if the reference
+        is constant.
 
     Reference: Jégou & Chum, "Negative Evidences and Co-occurrences in Image Retrieval: The Benefit of
     PCA and Whitening", ECCV 2012.
@@ -22,62 +25,122 @@ def whiten(features, dimensions=256, reference=None):
         >>> whiten(np.random.default_rng(0).normal(size=(50, 8)), 4).shape
         (50, 4)
     """
-    from sklearn.decomposition import PCA
-
-    features = np.asarray(features, np.float64)
-    reference = features if reference is None else np.asarray(reference, np.float64)
-    if (reference == reference[0]).all():
-        return np.zeros((len(features), 1), np.float32)
-    pca = PCA(min(dimensions, *reference.shape), random_state=0).fit(reference)
+    mean, directions, variances = _principal(
+        features if reference is None else reference, dimensions
+    )
     # Directions with nothing but rounding errors would be scaled up to the size of the others.
-    variances = pca.explained_variance_
     kept = variances > 1e-7 * variances[0]
-    whitened = pca.transform(features)[:, kept] / np.sqrt(variances[kept])
-    norms = np.linalg.norm(whitened, axis=1, keepdims=True)
-    return (whitened / np.maximum(norms, 1e-12)).astype(np.float32)
+    basis = directions[:, kept] / np.sqrt(variances[kept])
+
+    def unit(rows):
+        found = (rows - mean) @ basis
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+    if not kept.any():
+        return _map(features, lambda rows: np.zeros((len(rows), 1)), 1)
+    return _map(features, unit, basis.shape[1])
+
+
+def pca(features, dimensions):
+    """Projects features on their principal directions.
+
+    Args:
+        features: (N, D) float array, or a `shares.Share` of one.
+        dimensions: int, maximum number of dimensions; at most N and D.
+
+    Returns:
+        (N, d) float32 array, or the `Share` of it, the direction of the largest variance first.
+
+    Example:
+        >>> pca(np.array([[0.0, 2.0], [0.0, 6.0]]), 1).tolist()
+        [[-2.0], [2.0]]
+    """
+    mean, directions, _ = _principal(features, dimensions)
+    return _map(features, lambda rows: (rows - mean) @ directions, directions.shape[1])
+
+
+def _principal(features, dimensions):
+    """Computes the mean (D,), principal directions (D, d) and variances (d,) of all rows, in float64."""
+    share = share_of(features)
+    array, width = np.asarray(share.own), share.own.shape[1]
+    # From one of the rows, so that the variance of equal rows is exactly 0.
+    origin = share.rows(np.array([0]))[0].astype(np.float64)
+    total = sum(
+        ((array[part] - origin).sum(axis=0) for part in slices(len(array))), np.zeros(width)
+    )
+    mean = origin + share.sum(total) / share.number
+    covariance = np.zeros((width, width))
+    for part in slices(len(array)):
+        centered = array[part] - mean
+        covariance += centered.T @ centered
+    variances, directions = np.linalg.eigh(share.sum(covariance) / max(1, share.number - 1))
+    number = min(dimensions, share.number, width)
+    variances, directions = variances[::-1][:number], directions[:, ::-1][:, :number]
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.where(directions[largest, np.arange(number)] < 0, -1, 1)
+    # Of one worker for all: another kind of machine may find the opposite directions.
+    found = share.first(np.concatenate([np.maximum(variances, 0)[None], directions]))
+    return mean, found[1:], found[0]
+
+
+def _map(features, function, width):
+    """Applies a function to blocks of rows in float64: (n, width) float32, as array or `Share`."""
+    array = np.asarray(share_of(features).own)
+    found = np.empty((len(array), width), np.float32)
+    for part in slices(len(array)):
+        found[part] = function(array[part].astype(np.float64))
+    return features.replace(found) if isinstance(features, Share) else found
 
 
 def kmeans(features, num_clusters, iterations=20, seed=0):
-    """Clusters features by k-means (faiss), without empty clusters.
+    """Clusters features by k-means (Lloyd's algorithm), without empty clusters.
 
-    An empty cluster gets a copy of the centroid of a random cluster whose members differ. The two
-    centroids are moved apart by a small random step, and the members are divided between them
-    (DeepCluster, section 3.3). Clusters stay empty only if the features have fewer distinct values
-    than there are clusters.
+    The first centroids are random features. The nearest ones are searched exactly, by faiss; sums are in
+    float64. An empty cluster gets a part of a random cluster whose members differ, those on one side of a
+    random plane through its mean (DeepCluster, section 3.3). Clusters stay empty only if the features have
+    fewer distinct values than there are clusters.
+
+    Over several workers the features stay where they are. In every iteration the workers exchange the sizes
+    of the clusters and the sums of their members, and so find what a single one would, except for features
+    that are equally far from two centroids up to rounding.
 
     Args:
-        features: (N, D) float array.
+        features: (N, D) float array, or a `shares.Share` of one.
         num_clusters: int, at most N.
-        iterations: int.
-        seed: int, for the initial centroids and the random steps.
+        iterations: int, at most; fewer if the clusters do not change any more.
+        seed: int, for the initial centroids and the random planes.
 
     Returns:
-        (labels, centroids): (N,) int32 and (num_clusters, D) float32 arrays.
+        (labels, centroids): (N,) int32 and (num_clusters, D) float32 arrays; of a `Share` the (n,) labels of
+        its own rows.
 
     Raises:
-        ValueError: there are fewer than two features or clusters, or more clusters than features.
+        ValueError: there are fewer than two features or clusters, or more clusters than features; a feature
+            is not finite.
 
     Example:
         >>> labels, _ = kmeans(np.array([[0.0], [0.1], [5.0], [5.1]]), 2)
         >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
         True
     """
-    import faiss
-
-    features = np.ascontiguousarray(features, np.float32)
-    check_number(num_clusters, len(features))
-    search = faiss.Kmeans(
-        features.shape[1],
-        num_clusters,
-        niter=iterations,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(features),
-        gpu=faiss.get_num_gpus() > 0,  # of another build of faiss than that of the requirements
-    )
-    search.train(features)
-    labels = nearest(features, search.centroids, 1)[1][:, 0]
-    return fill_empty(features, labels, search.centroids, seed)
+    share = share_of(features)
+    share = share.replace(np.ascontiguousarray(share.own, np.float32))
+    check_number(num_clusters, share.number)
+    wrong = sum(np.sum(~np.isfinite(share.own[part])) for part in slices(len(share.own)))
+    if wrong := int(share.sum(np.array(wrong))):
+        raise ValueError(f"features must be finite, got {wrong} numbers that are NaN or infinite")
+    random = np.random.default_rng(seed)
+    centroids = share.rows(random.choice(share.number, num_clusters, replace=False))
+    for _ in range(iterations):
+        labels = nearest(share.own, centroids, 1)[1][:, 0]
+        labels, _ = _fill(share, labels, centroids, random)
+        sums, sizes = _sums(share, labels, num_clusters)
+        means = np.where(sizes > 0, sums / np.maximum(sizes, 1), centroids).astype(np.float32)
+        if (means == centroids).all():
+            break
+        centroids = means
+    labels = nearest(share.own, centroids, 1)[1][:, 0]
+    return _fill(share, labels, centroids, random)
 
 
 def nearest(features, centroids, number):
@@ -98,48 +161,125 @@ def nearest(features, centroids, number):
     import faiss
 
     index = faiss.IndexFlatL2(centroids.shape[1])
+    if faiss.get_num_gpus() > 0:  # of another build of faiss than that of the requirements
+        index = faiss.index_cpu_to_all_gpus(index)
     index.add(np.ascontiguousarray(centroids, np.float32))
     squared, indices = index.search(np.ascontiguousarray(features, np.float32), number)
     return squared, indices.astype(np.int32)
 
 
-def fill_empty(features, labels, centroids, seed=0):
-    """Splits another cluster for every empty one, the last step of `kmeans`.
+def distances(features, labels, centroids):
+    """Computes the distance of each feature to the centroid of its cluster.
 
     Args:
-        features: (N, D) float array.
-        labels: (N,) integer array.
+        features: (N, D) float array, or a `shares.Share` of one.
+        labels: (N,) integer array, of the own rows of a `Share`.
+        centroids: (K, D) float array.
+
+    Returns:
+        (N,) float64 array, of the own rows of a `Share`.
+
+    Example:
+        >>> distances(np.array([[1.0, 4.0]]), np.array([1]), np.array([[0.0, 0.0], [1.0, 1.0]])).tolist()
+        [3.0]
+    """
+    array = np.asarray(share_of(features).own)
+    found = np.empty(len(array))
+    for part in slices(len(array)):
+        found[part] = np.linalg.norm(array[part] - centroids[labels[part]], axis=1)
+    return found
+
+
+def _sums(share, labels, number):
+    """Computes the sums (number, D) and sizes (number, 1) of groups of the rows of all workers, in float64.
+
+    Rows with the label -1 are in no group.
+    """
+    from scipy.sparse import csr_matrix
+
+    width = share.own.shape[1]
+    found = np.zeros((number, width + 1))
+    for part in slices(len(labels), max(8192, number)):
+        rows = np.flatnonzero(labels[part] >= 0)
+        one = np.ones(len(rows)), labels[part][rows], np.arange(len(rows) + 1)
+        # A sparse product reads each row once; np.add.at takes ten times as long.
+        member = csr_matrix(one, shape=(len(rows), number)).T
+        found[:, :width] += member @ share.own[part][rows].astype(np.float64)
+        found[:, width] += np.bincount(one[1], minlength=number)
+    found = share.sum(found)
+    return found[:, :width], found[:, width:]
+
+
+def fill_empty(features, labels, centroids, seed=0):
+    """Splits another cluster for every empty one, as `kmeans` does.
+
+    Args:
+        features: (N, D) float array, or a `shares.Share` of one.
+        labels: (N,) integer array, of the own rows of a `Share`.
         centroids: (K, D) float array.
         seed: int.
 
     Returns:
-        (labels, centroids): copies of the arguments, without empty clusters if that is possible.
+        (labels, centroids): copies of the arguments, without empty clusters if that is possible. The centroid
+        of a new cluster is a perturbed copy of that of the divided one.
 
     Example:
         >>> labels, _ = fill_empty(np.array([[0.0], [1.0]]), np.array([0, 0]), np.zeros((2, 1)))
         >>> sorted(labels.tolist())
         [0, 1]
     """
-    random = np.random.default_rng(seed)
+    return _fill(share_of(features), labels, centroids, np.random.default_rng(seed))
+
+
+def _fill(share, labels, centroids, random):
+    sizes = share.sum(np.bincount(labels, minlength=len(centroids)))
+    empty = np.flatnonzero(sizes == 0)
+    if not len(empty):
+        return labels, centroids
     labels, centroids = labels.copy(), centroids.copy()
-    sizes = np.bincount(labels, minlength=len(centroids))
-    candidates = list(random.permutation(np.flatnonzero(sizes > 1)))
-    for empty in np.flatnonzero(sizes == 0):
-        while candidates:
-            cluster = candidates.pop(0)
-            members = np.flatnonzero(labels == cluster)
-            offsets = features[members] - features[members].mean(0)
-            step = random.normal(size=features.shape[1])
-            # The offsets sum to zero: unless all are zero, some lie on either side.
-            moves = offsets @ step > 0
-            if not moves.any():
-                continue
-            centroids[empty] = centroids[cluster] + 1e-4 * step
-            centroids[cluster] -= 1e-4 * step
-            labels[members[moves]] = empty
-            candidates += [c for c in (cluster, empty) if (labels == c).sum() > 1]
-            break
+    candidates = random.permutation(np.flatnonzero(sizes > 1))
+    while len(empty) and len(candidates):
+        divided, candidates = np.split(candidates, [len(empty)])
+        steps = random.normal(size=(len(divided), centroids.shape[1]))
+        moving, groups = _moves(share, labels, divided, steps)
+        moved = share.sum(np.bincount(groups, minlength=len(divided)))
+        succeeded = np.flatnonzero((moved > 0) & (moved < sizes[divided]))
+        old, new, empty = divided[succeeded], *np.split(empty, [len(succeeded)])
+        centroids[new] = centroids[old] + 1e-4 * steps[succeeded]
+        centroids[old] -= 1e-4 * steps[succeeded]
+        target = np.full(len(divided), -1)
+        target[succeeded] = new
+        kept = target[groups] >= 0
+        labels[moving[kept]] = target[groups[kept]]
+        sizes[new], sizes[old] = moved[succeeded], sizes[old] - moved[succeeded]
+        both = np.stack([old, new], axis=1).ravel()
+        candidates = np.concatenate([candidates, both[sizes[both] > 1]])
     return labels, centroids
+
+
+def _moves(share, labels, divided, steps):
+    """Finds this worker's members of clusters that are on the positive side of a plane through the mean.
+
+    Args:
+        divided: (C,) integer array, the clusters.
+        steps: (C, D) array, the normals of the planes.
+
+    Returns:
+        (rows, groups): (m,) integer arrays, the members, and the index of the cluster of each in `divided`.
+    """
+    group = np.full(labels.max(initial=divided.max()) + 1, -1)
+    group[divided] = np.arange(len(divided))
+    groups = group[labels]
+    sums, sizes = _sums(share, groups, len(divided))
+    means, rows, found = sums / sizes, np.flatnonzero(groups >= 0), []
+    for part in slices(len(rows)):
+        own = groups[rows[part]]
+        # The offsets sum to zero: unless all are zero, some lie on either side. A sum for each row, not a
+        # product of matrices, whose rounding depends on the row: equal features stay together.
+        offsets = share.own[rows[part]] - means[own]
+        found.append((offsets * steps[own]).sum(axis=1) > 0)
+    rows = rows[np.concatenate(found)] if found else rows
+    return rows, groups[rows]
 
 
 def check_number(num_clusters, num_images):

@@ -1,4 +1,4 @@
-"""The Gibbs kernel of entropic optimal transport, held in blocks of rows on all replicas."""
+"""The Gibbs kernel of entropic optimal transport, held in blocks of rows on this worker's replicas."""
 
 import numpy as np
 import tensorflow as tf
@@ -20,19 +20,20 @@ class Kernel:
         lam: float, inverse temperature.
         dtype: str, dtype of the blocks in memory.
         sample: bool, start with every eighth block, if there are at least 57 blocks.
+        total: function that sums an array over all workers, each of which has a kernel of its own rows.
 
     Raises:
         ValueError: there are no blocks, or they are not float (n, K).
     """
 
-    def __init__(self, scores, lam, dtype, sample):
+    def __init__(self, scores, lam, dtype, sample, total):
         self.read = scores if callable(scores) else lambda: _row_blocks(scores)
-        self.dtype = dtype
+        self.dtype, self.total = dtype, total
         self.wide = tf.float64 if dtype == "float64" else tf.float32  # of everything but the blocks
         self.lam = tf.constant(lam, self.wide)
         self.every = SAMPLE_EVERY if sample else 1
         self.blocks = list(self._compute(None))
-        if self.every > 1 and len(self.blocks) < SAMPLE_EVERY:
+        if self.every > 1 and total(np.array(len(self.blocks))) < SAMPLE_EVERY:
             self.every = 1
             self.blocks = list(self._compute(None))
         if not self.blocks:
@@ -55,7 +56,7 @@ class Kernel:
                 yield _kernel(tf.cast(block, self.wide), self.lam, potentials, self.dtype)
 
     def set_row_marginals(self, rows, mass):
-        """Sets the row sums of the plan, a (N,) float64 array, and their total."""
+        """Sets the row sums of the plan, a (N,) float64 array, and their total over all workers."""
         parts = np.split(rows, np.cumsum(self.lengths)[:-1])
         self.row_blocks = [tf.constant(part[:, None], self.wide) for part in parts]
         self.mass = mass
@@ -70,7 +71,7 @@ class Kernel:
         self.every, self.blocks, self.shards = 1, None, None
 
     def column_sums(self, potentials):
-        """Computes the column sums of the plan with these potentials, a (K,) float64 array.
+        """Computes the column sums of the plan of all workers with these potentials, a (K,) float64 array.
 
         While only a sample of the blocks is read, the sums are scaled to the mass of all rows.
         """
@@ -81,10 +82,11 @@ class Kernel:
             self.base = potentials
         if self.shards is None:
             sample = self.row_blocks[:: self.every]
-            self.fraction = sum(float(tf.reduce_sum(part)) for part in sample) / self.mass
+            mass = sum(float(tf.reduce_sum(part)) for part in sample)
+            self.fraction = float(self.total(np.array(mass))) / self.mass
             self.shards = _shards(self.blocks, sample)
         scale = self.column_scale(potentials)
-        return _column_sums(self.shards, scale, self.blocks[0].dtype) / self.fraction
+        return self.total(_column_sums(self.shards, scale, self.blocks[0].dtype)) / self.fraction
 
     def column_scale(self, potentials):
         """Computes the factors of the kernel's columns for these potentials: (1, K) tensor."""
@@ -142,13 +144,7 @@ def _column_sums(shards, scale, storage):
     for device, blocks, row_blocks in shards:
         with tf.device(device):
             parts.append(_sweep(blocks, row_blocks, scale, storage))
-    if len(parts) == 1:
-        return parts[0].numpy()
-    strategy = tf.distribute.get_strategy()
-    split = strategy.experimental_distribute_values_from_function(
-        lambda context: parts[context.replica_id_in_sync_group]
-    )
-    return strategy.reduce("SUM", split, axis=None).numpy()
+    return sum(part.numpy() for part in parts)
 
 
 @tf.function(autograph=False, reduce_retracing=True)

@@ -1,5 +1,6 @@
 """Entropic optimal transport between a whole data set and its clusters."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from keras_ssl.arguments import check_integer
 from keras_ssl.solvers import gibbs
+from keras_ssl.solvers.shares import share_of
 
 SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
 SAMPLE_ERROR = 0.1  # error below which all blocks are read
@@ -20,11 +22,13 @@ class Transport(NamedTuple):
 
     Attributes:
         assignments: (N,) int32 array, the column that receives most of each row's mass.
-        column_potentials: (K,) float64 array, in the units of the scores.
+        column_potentials: (K,) float64 array with mean 0, in the units of the scores.
         iterations: int.
         error: float, the sum over the columns of |column sum - marginal|, as a fraction of the mass.
         converged: bool, whether the error is within the tolerance.
         plan: function without arguments that computes the transport plan, a (N, K) array.
+
+    Of a `Share`, `assignments` and `plan` are those of its own rows.
     """
 
     assignments: np.ndarray
@@ -62,14 +66,16 @@ def sinkhorn(
       combines the last ten of them, which takes about five times fewer iterations.
     - An accelerated step that increases the error is replaced by Sinkhorn's own, which never does.
 
-    Under a strategy (call it in `strategy.scope()`) the blocks are distributed over the replicas'
-    devices and the column sums are all-reduced.
+    Under a strategy (call it in `strategy.scope()`) the blocks are distributed over the devices of this
+    process. Several workers each hold the kernel of their own rows (`shares.Share`). Of both, only column
+    sums are exchanged, K numbers in each iteration.
 
     Args:
         scores: (N, K) float array, or a function without arguments that returns an iterable of
-            (n, K) blocks of its rows, called again whenever the kernel is recomputed. For SeLa the
-            log-probabilities of the network. Blocks of about a million entries are fastest.
-        rows: (N,) positive marginals, or None for 1 / N each.
+            (n, K) blocks of its rows, called again whenever the kernel is recomputed; or a `Share` of
+            either. For SeLa the log-probabilities of the network. Blocks of about a million entries are
+            fastest.
+        rows: (N,) positive marginals, of a `Share` those of its own rows; or None for 1 / N each.
         columns: (K,) positive marginals with the same sum, or None for 1 / K each.
         lam: float, inverse temperature (1 / lam is the weight of the entropy); a large one approaches
             exact optimal transport.
@@ -103,9 +109,11 @@ def sinkhorn(
     _check_arguments(lam, tolerance, max_iterations, dtype)
     # Far from the solution a sample of the rows is as good a guide, for an eighth of the work, and
     # the full kernel is computed once the potentials are nearly right.
-    kernel = gibbs.Kernel(scores, lam, dtype, sample=max_iterations > SAMPLED_ITERATIONS)
-    rows, columns = _marginals(rows, columns, *kernel.shape)
-    mass = columns.sum()
+    share = share_of(scores)
+    sample = max_iterations > SAMPLED_ITERATIONS
+    kernel = gibbs.Kernel(share.own, lam, dtype, sample, share.sum)
+    rows, columns = _marginals(rows, columns, *kernel.shape, share)
+    mass = math.fsum(columns)
     kernel.set_row_marginals(rows, mass)
     potentials, solver = np.zeros(len(columns)), _Anderson(weight=np.sqrt(columns / mass))
     progress = keras.utils.Progbar(max_iterations, verbose=verbose, stateful_metrics=["error"])
@@ -117,7 +125,8 @@ def sinkhorn(
             raise ValueError(
                 "scores must be finite, got NaN or infinity, or rows of only -infinity"
             )
-        error = np.abs(sums - columns).sum() / mass
+        # Rounded alike on all kinds of machines, so that no worker stops before the others.
+        error = math.fsum(np.abs(sums - columns)) / mass
         progress.update(iteration, [("error", error)], finalize=False)
         if kernel.every > 1:
             if error <= max(SAMPLE_ERROR, tolerance) or iteration == SAMPLED_ITERATIONS:
@@ -128,7 +137,7 @@ def sinkhorn(
             break
         # A column without mass is raised by no more than the kernel can represent.
         reached = np.maximum(sums, columns * np.exp(-FARTHEST))
-        potentials = solver.step(potentials, np.log(columns / reached), error)
+        potentials = share.first(solver.step(potentials, np.log(columns / reached), error))
     progress.update(iteration, [("error", error)], finalize=True)
 
     if error > tolerance:
@@ -149,7 +158,8 @@ def _transport(kernel, potentials, lam, iterations, error, converged):
         return np.concatenate([gibbs.plan(block, row, scale) for block, row in parts])
 
     assignments = np.concatenate([gibbs.assign(block, scale) for block in blocks])
-    return Transport(assignments, potentials / lam, iterations, error, converged, plan)
+    centered = (potentials - potentials.mean()) / lam
+    return Transport(assignments, centered, iterations, error, converged, plan)
 
 
 class _Anderson:
@@ -200,8 +210,9 @@ def _check_arguments(lam, tolerance, max_iterations, dtype):
         raise ValueError(f'dtype must be "float32", "float64" or "bfloat16", got {dtype!r}')
 
 
-def _marginals(rows, columns, n, k):
-    rows = np.full(n, 1 / n) if rows is None else np.asarray(rows, np.float64)
+def _marginals(rows, columns, n, k, share):
+    every = int(share.sum(np.array(n)))
+    rows = np.full(n, 1 / every) if rows is None else np.asarray(rows, np.float64)
     columns = np.full(k, 1 / k) if columns is None else np.asarray(columns, np.float64)
     for name, marginal, length in (("rows", rows, n), ("columns", columns, k)):
         if marginal.shape != (length,):
@@ -209,8 +220,9 @@ def _marginals(rows, columns, n, k):
         if not (np.isfinite(marginal).all() and (marginal > 0).all()):
             least, most = marginal.min(), marginal.max()
             raise ValueError(f"{name} must be positive and finite, got {least} to {most}")
-    if not np.isclose(rows.sum(), columns.sum(), rtol=1e-6):
+    total = float(share.sum(np.array(rows.sum())))
+    if not np.isclose(total, columns.sum(), rtol=1e-6):
         raise ValueError(
-            f"rows and columns must have the same sum, got {rows.sum()} and {columns.sum()}"
+            f"rows and columns must have the same sum, got {total} and {columns.sum()}"
         )
     return rows, columns

@@ -228,13 +228,8 @@ def from_chief(strategy, arrays):
     # As a single array of integers: adding zeros keeps every bit, even those of NaN and -0.0.
     data = b"".join(array.tobytes() for array in arrays)
     packed = np.frombuffer(data + bytes(-len(data) % 4), np.int32)
-
-    def own(context):
-        chief = context.replica_id_in_sync_group == 0
-        return tf.constant(packed if chief else np.zeros_like(packed))
-
-    values = strategy.experimental_distribute_values_from_function(own)
-    data, received, start = strategy.reduce("SUM", values).numpy().tobytes(), [], 0
+    packed = packed if worker(strategy)[0] == 0 else np.zeros_like(packed)
+    data, received, start = sum_over_workers(strategy, packed).tobytes(), [], 0
     for array in arrays:
         part = np.frombuffer(data, array.dtype, array.size, start)
         received.append(part.reshape(array.shape))
@@ -242,18 +237,18 @@ def from_chief(strategy, arrays):
     return received
 
 
-def gather(strategy, array):
-    """Concatenates the arrays of all workers.
+def sum_over_workers(strategy, array):
+    """Sums an array over all workers.
 
     Args:
         strategy: tf.distribute.Strategy.
-        array: (n, ...) numpy array; n may differ between the workers.
+        array: numpy array, of the same shape and dtype on all workers.
 
     Returns:
-        numpy array, in the order of the workers.
+        numpy array, the same bits on all workers.
 
     Example:
-        >>> gather(tf.distribute.get_strategy(), np.arange(3)).tolist()
+        >>> sum_over_workers(tf.distribute.get_strategy(), np.arange(3)).tolist()
         [0, 1, 2]
     """
     if worker(strategy)[1] == 1:
@@ -261,10 +256,10 @@ def gather(strategy, array):
 
     def own(context):
         local = context.replica_id_in_sync_group % len(strategy.extended.worker_devices) == 0
-        return tf.constant(array if local else array[:0])
+        return tf.constant(array if local else np.zeros_like(array))
 
     values = strategy.experimental_distribute_values_from_function(own)
-    return strategy.gather(values, axis=0).numpy()
+    return strategy.reduce("SUM", values).numpy()
 
 
 @contextlib.contextmanager

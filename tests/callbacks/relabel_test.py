@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from workers import together
 
 import keras_ssl as kssl
 from keras_ssl.callbacks import Relabel, features_by_id
+from keras_ssl.callbacks.relabel import own_features
+from keras_ssl.training import distribute, pipeline
 
 IMAGES = 40
 
@@ -103,6 +108,68 @@ def test_features_in_the_order_of_the_ids(images):
     )
     shuffled = features_by_id(task, images.shuffle(IMAGES, seed=1), batch_size=16)
     np.testing.assert_allclose(shuffled, features, rtol=1e-5, atol=1e-6)
+
+
+def test_each_worker_keeps_the_features_of_its_images(images, monkeypatch):
+    """Images that cannot be read have the mean of all others, on one of the workers."""
+    task, local, missing = make(images), threading.local(), [3, 8, 31]
+    expected = features_by_id(task, images)
+    expected[missing] = np.delete(expected, missing, axis=0).mean(axis=0)
+    split = pipeline.shard
+    monkeypatch.setattr(distribute, "worker", lambda strategy: (local.share.index, 2))
+    monkeypatch.setattr(distribute, "sum_over_workers", lambda _, array: local.share.sum(array))
+    monkeypatch.setattr(
+        pipeline, "shard",
+        lambda data, worker: split(data, worker).filter(lambda row: tf.reduce_all(row["id"] != missing)),
+    )  # fmt: skip
+
+    def run(share, data=images):
+        local.share = share
+        found = own_features(task, data, batch_size=7)
+        assert found.index == share.index
+        return found.ids, found.own, found.everywhere(found.own)
+
+    parts = together(np.arange(2), 2, run)
+    assert sorted(np.concatenate([ids for ids, _, _ in parts])) == list(range(IMAGES))
+    for ids, own, joined in parts:
+        assert len(ids) in (19, 20, 21)
+        np.testing.assert_allclose(own, expected[ids], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(joined, expected, rtol=1e-5, atol=1e-6)
+    twice = images.map(lambda row: {**row, "id": row["id"] // 2 * 2})  # once on each worker
+    with pytest.raises(
+        ValueError, match="as many as num_images, got 38 images with .* of these ids"
+    ):
+        together(np.arange(2), 2, lambda share: run(share, twice))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "arguments"),
+    [
+        ("DeepCluster", 9, {"num_clusters": 6, "dimensions": 5}),
+        ("SelfLabel", 4, {"num_clusters": 6, "num_heads": 2, "lam": 10.0, "tolerance": 1e-4}),
+        ("SiftClusters", 128, {"num_clusters": 5}),
+        ("PCL", 6, {"clusters": (3, 7), "queue": 8, "dimensions": 6, "smoothing": 2.0}),
+    ],
+)
+def test_workers_find_the_labels_of_one(name, width, arguments):
+    random = np.random.default_rng(0)
+    features = random.normal(size=(7, width))[random.integers(0, 7, 90)]
+    features = np.float32(features + 0.4 * random.normal(size=(90, width)))
+
+    def make_task():
+        keras.utils.set_random_seed(0)
+        encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,))
+        return getattr(kssl.tasks, name)(encoder, num_images=90, **arguments)
+
+    one, both = make_task(), [make_task(), make_task()]
+    for _ in range(2):  # the seed of the second differs
+        one.relabel(features)
+        together(features, 2, lambda share: both[share.index].relabel(share))
+        assert len(np.unique(one.labels.numpy())) > 4
+        for task in both:
+            np.testing.assert_array_equal(task.labels, one.labels)
+            for a, b in zip(one.weights, task.weights, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
 
 
 def test_shows_progress(images, capfd):

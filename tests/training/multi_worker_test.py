@@ -20,7 +20,7 @@ SMALL = [
     "--epochs", 2, "--batch-size", 64, "--width", 4, "--blocks", 1, "--learning-rate", 0.01,
     "--seed", 1,
 ]  # fmt: skip
-# Labels too, which the chief computes and sends.
+# Labels too, from the features that each worker keeps.
 TASK = ["self_label", "--set", "num_clusters=10", "--set", "num_heads=2", "--set", "relabelings=2"]
 
 
@@ -118,11 +118,17 @@ with strategy.scope():
     )
     moco.compile(keras.optimizers.SGD(0.01))
 moco.fit(moco.dataset(images, 4, shuffle=False), verbose=0)
+# Features of an untrained encoder, each on the worker of its image: k-means needs sums of both.
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    deep = kssl.tasks.DeepCluster(kssl.encoders.resnet((8, 8, 3), width=2, blocks=(1,)), 14, 5)
+kssl.callbacks.relabel.recompute(deep, images)
 keys = moco.earlier.ring.numpy()  # in another order, since workers take turns with the images
 others = [v.numpy().ravel() for v in moco.weights if v is not moco.earlier.ring]
 np.savez(
     sys.argv[1] + str(kssl.distribute.worker(strategy)[0]), predicted=task.predict(data(), verbose=0),
     logs=[logs["val_loss"][0], evaluated["loss"]], moco=np.concatenate([keys.sum(axis=0), *others]),
+    labels=deep.labels.numpy(), head=deep.head.kernel.numpy(),
 )
 """
 
@@ -140,6 +146,9 @@ def test_two_workers_fit_validate_and_predict_on_all_images(workers, tmp_path):
         np.testing.assert_allclose(two["predicted"], one["predicted"], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(two["logs"], one["logs"], rtol=1e-4)
         np.testing.assert_allclose(two["moco"], one["moco"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(two["labels"], one["labels"])
+        np.testing.assert_array_equal(two["head"], one["head"])
+    assert sorted({*one["labels"]}) == [0, 1, 2, 3, 4]
 
 
 def test_workers_die_with_the_process_that_started_them(tmp_path, held_ports, program):

@@ -8,6 +8,7 @@ from keras_ssl.callbacks import Relabel
 from keras_ssl.ops import augment
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
+from keras_ssl.solvers.shares import share_of
 from keras_ssl.tasks.clustering import label_table
 from keras_ssl.training import optimizers
 
@@ -108,12 +109,12 @@ class DeepCluster(PretextModel):
         """Clusters the features and reinitializes the classifier.
 
         Args:
-            features: (N, D) array, in the order of the ids.
+            features: (N, D) array, in the order of the ids, or the `Share` of this worker.
         """
-        seed = self.seed + int(self.relabelings.numpy())
-        labels, _ = clustering.kmeans(
-            clustering.whiten(features, self.dimensions), self.num_clusters, seed=seed
-        )
+        seed, share = self.seed + int(self.relabelings.numpy()), share_of(features)
+        whitened = clustering.whiten(share, self.dimensions)
+        labels, _ = clustering.kmeans(whitened, self.num_clusters, seed=seed)
+        labels = share.everywhere(labels)
         sizes = np.bincount(labels, minlength=self.num_clusters)
         # All nonempty clusters have the same weight, and the mean weight of an image is 1.
         weight = self.num_images / np.maximum(sizes, 1) / (sizes > 0).sum()

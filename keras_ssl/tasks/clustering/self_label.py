@@ -11,6 +11,7 @@ from keras_ssl.ops import augment, recipes
 from keras_ssl.ops.random import split
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
+from keras_ssl.solvers.shares import share_of, slices
 from keras_ssl.solvers.transport import sinkhorn
 from keras_ssl.tasks.clustering import label_table
 from keras_ssl.training import optimizers, pipeline
@@ -159,28 +160,30 @@ class SelfLabel(PretextModel):
         """Computes new labels by optimal transport from images to labels, for each head.
 
         Args:
-            features: (N, D) array, in the order of the ids.
+            features: (N, D) array, in the order of the ids, or the `Share` of this worker.
         """
+        share = share_of(features)
         kernel, bias = self.heads.kernel.numpy(), self.heads.bias.numpy()
         block = max(1, 2**20 // self.num_clusters)
         current, labels = self.labels.numpy(), []
         for head in range(self.num_heads):
             part = slice(head * self.num_clusters, (head + 1) * self.num_clusters)
+            before = share.take(current[head])
 
-            def log_probabilities(part=part, head=head):
-                for start in range(0, len(features), block):
-                    logits = features[start : start + block] @ kernel[:, part] + bias[part]
+            def log_probabilities(part=part, before=before):
+                for rows in slices(len(share.own), block):
+                    logits = share.own[rows] @ kernel[:, part] + bias[part]
                     # Similar images share their mass among all labels, and the argmax would give all of
                     # them the same label: a slight preference for the current label keeps the balance.
-                    own = tf.one_hot(current[head, start : start + block], self.num_clusters)
+                    own = tf.one_hot(before[rows], self.num_clusters)
                     yield tf.nn.log_softmax(logits) + TIE / self.lam * tf.cast(own, logits.dtype)
 
             plan = sinkhorn(
-                log_probabilities,
+                share.replace(log_probabilities),
                 lam=self.lam,
                 tolerance=float(np.clip(self.tolerance / self.num_images, 1e-6, 1e-5)),
             )
-            labels.append(plan.assignments)
+            labels.append(share.everywhere(plan.assignments))
         self.labels.assign(np.stack(labels))
         self.relabeled.assign_add(1)
 

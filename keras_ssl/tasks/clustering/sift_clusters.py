@@ -8,6 +8,7 @@ from keras_ssl import data
 from keras_ssl.callbacks import Relabel
 from keras_ssl.pretext import PretextModel
 from keras_ssl.solvers import clustering
+from keras_ssl.solvers.shares import share_of
 from keras_ssl.tasks.clustering import label_table
 from keras_ssl.training import distribute
 
@@ -124,16 +125,15 @@ class SiftClusters(PretextModel):
         """Clusters the descriptors.
 
         Args:
-            features: (N, 128) array of RootSIFT descriptors, in the order of the ids.
+            features: (N, 128) array of RootSIFT descriptors, in the order of the ids, or the `Share` of
+                this worker.
         """
-        from sklearn.decomposition import PCA
-
-        size = min(self.dimensions, *features.shape)
-        reduced = PCA(size, random_state=self.seed).fit_transform(features).astype(np.float32)
-        labels, centroids = clustering.kmeans(reduced, self.num_clusters, seed=self.seed)
-        squared = clustering.nearest(reduced, centroids, 2)[0]
+        share = clustering.pca(share_of(features), self.dimensions)
+        labels, centroids = clustering.kmeans(share, self.num_clusters, seed=self.seed)
+        squared = clustering.nearest(share.own, centroids, 2)[0]
         near, second = np.sqrt(np.maximum(squared, 0)).T
-        self.labels.assign(np.where(near > self.ratio * second, -1, labels))
+        kept = np.where(near > self.ratio * second, -1, labels)
+        self.labels.assign(share.everywhere(kept))
 
     def default_callbacks(self, images):
         return [Relabel(images, when="once")]

@@ -10,6 +10,7 @@ from keras_ssl import losses, metrics
 from keras_ssl.arguments import check_integer, check_not_negative
 from keras_ssl.callbacks import Relabel
 from keras_ssl.solvers import clustering
+from keras_ssl.solvers.shares import share_of
 from keras_ssl.tasks.contrastive import memory
 from keras_ssl.tasks.contrastive.moco import MoCo, QueueContrast, QueueInfoNCE
 
@@ -135,17 +136,21 @@ class PCL(MoCo):
         """Clusters the embeddings: new labels, prototypes and concentrations.
 
         Args:
-            features: (N, dimensions) array of unit vectors, in the order of the ids.
+            features: (N, dimensions) array of unit vectors, in the order of the ids, or the `Share` of this
+                worker.
         """
+        share = share_of(features)
         labels, seed = [], self.seed + len(self.clusters) * int(self.relabelings.numpy())
         for m, number in enumerate(self.clusters):
-            found, centroids = clustering.kmeans(features, number, seed=seed + m)
-            distances = np.linalg.norm(features - centroids[found], axis=1)
-            phi = concentrations(distances, found, number, self.smoothing, self.temperature)
+            found, centroids = clustering.kmeans(share, number, seed=seed + m)
+            distances = clustering.distances(share, found, centroids)
+            parts = np.bincount(found, minlength=number), np.bincount(found, distances, number)
+            sizes, sums = share.sum(np.stack(parts))
+            phi = concentrations(sizes, sums, self.smoothing, self.temperature)
             norms = np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
             self.prototypes[m].assign(centroids / norms)
             self.concentrations[m].assign(phi)
-            labels.append(found)
+            labels.append(share.everywhere(found))
         self.labels.assign(np.stack(labels))
         self.relabelings.assign_add(1)
 
@@ -190,7 +195,7 @@ def _compare(queries, prototypes, concentration, own):
     return tf.where(known, tf.stack([positive, soft, tf.stop_gradient(largest)], axis=-1), nothing)
 
 
-def concentrations(distances, labels, number, smoothing, temperature):
+def concentrations(sizes, sums, smoothing, temperature):
     """Estimates how concentrated clusters are around their prototypes, phi in the paper's equation 12.
 
     It is the mean distance divided by ln(size + smoothing). A cluster of a single image gets the
@@ -198,9 +203,8 @@ def concentrations(distances, labels, number, smoothing, temperature):
     code.
 
     Args:
-        distances: (N,) array, of each image to its centroid.
-        labels: (N,) integer array, the clusters.
-        number: int K, clusters.
+        sizes: (K,) array, images of each cluster.
+        sums: (K,) array, of the distances of its images to its centroid.
         smoothing: float, alpha.
         temperature: float.
 
@@ -208,13 +212,11 @@ def concentrations(distances, labels, number, smoothing, temperature):
         (K,) float32 array.
 
     Example:
-        >>> phi = concentrations(np.array([0.1, 0.3, 0.5, 0.5]), np.array([0, 0, 1, 1]), 2, 10, 0.2)
+        >>> phi = concentrations(np.array([2, 2]), np.array([0.1 + 0.3, 0.5 + 0.5]), 10, 0.2)
         >>> [round(float(one), 3) for one in (*phi, phi.mean())]
         [0.131, 0.269, 0.2]
     """
-    sizes = np.bincount(labels, minlength=number)
-    means = np.bincount(labels, distances, number) / np.maximum(sizes, 1)
-    phi = means / np.log(np.maximum(sizes, 2) + smoothing)
+    phi = sums / np.maximum(sizes, 1) / np.log(np.maximum(sizes, 2) + smoothing)
     phi[sizes < 2] = phi[sizes > 1].max(initial=0)
     phi = np.maximum(
         np.clip(phi, *np.percentile(phi, (10, 90))), 1e-12
