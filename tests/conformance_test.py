@@ -46,8 +46,7 @@ def images(row):
 def shared(row, images):
     """A task that is compiled and traced once, its data, and its state after one step."""
     keras.utils.set_random_seed(0)
-    task = make(row, images)
-    data = task.dataset(images, BATCH, shuffle=False)
+    task, data = make(row, images)
     run(task, data, steps=1)
     return task, data, [(v, v.numpy()) for v in task.state()]
 
@@ -72,15 +71,17 @@ def fitting(row, encoder):
     }
 
 
-def make(row, images, **arguments):
+def make(row, images):
+    """Returns a compiled task and its data."""
     # Synchronized, since plain batch statistics differ from replica to replica.
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,), synchronized=True)
-    task = row.task(encoder, **fitting(row, encoder), **arguments)
+    task = row.task(encoder, **fitting(row, encoder))
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
     task.compile(keras.optimizers.SGD(0.05))
-    x, _ = next(iter(task.dataset(images, BATCH)))
+    data = task.dataset(images, BATCH, shuffle=False)
+    x, _ = next(iter(data))
     task(x)  # builds the head
-    return task
+    return task, data
 
 
 def run(task, data, steps):
@@ -143,12 +144,12 @@ def test_export_serves_the_features_of_keras(row, task, images, tmp_path):
 
 def test_two_replicas_give_what_one_gives(row, task, data, images, two_replicas):
     with two_replicas.scope():
-        two = make(row, images)
+        two, halves = make(row, images)
     two.set_weights(task.get_weights())
     # Of the last batch, of 5, one replica gets 3 images, the other 2. With 1, one would get none.
     expected, found = (
         t.fit(d, verbose=0, callbacks=t.default_callbacks(sample(row.task.needs))).history["loss"]
-        for t, d in ((task, data), (two, two.dataset(images, BATCH, shuffle=False)))
+        for t, d in ((task, data), (two, halves))
     )
     # Digits have nearly the same features before training: what compares them enlarges rounding errors.
     atol = 1e-3 if row.family == "contrastive" else 1e-4

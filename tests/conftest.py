@@ -1,8 +1,10 @@
 """Process of each test, two logical CPUs for tf.distribute, and small shared models, made once."""
 
 import gc
+import logging
 import os
 import re
+import signal
 import socket
 import sys
 
@@ -13,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import settings
 from tensorflow.python.framework.ops import gradient_registry
 from xdist.scheduler import LoadScopeScheduling
 
@@ -23,6 +26,10 @@ tf.config.set_logical_device_configuration(
 
 import keras_ssl as kssl  # noqa: E402
 from keras_ssl import cli  # noqa: E402
+
+# The same examples in each run; `--hypothesis-profile default` draws others.
+settings.register_profile("repeated", derandomize=True)
+settings.load_profile("repeated")
 
 
 class Shared(LoadScopeScheduling):
@@ -121,6 +128,9 @@ def exported(task, tmp_path_factory):
 def command(monkeypatch, capsys, tmp_path):
     """Runs the command in an empty folder; returns its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
+    # What `serve` sets in its process, which ends with it: here later tests would have it.
+    monkeypatch.setattr(logging.getLogger("keras_ssl.serving"), "handlers", [])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["keras-ssl", *map(str, arguments)])
@@ -128,7 +138,10 @@ def command(monkeypatch, capsys, tmp_path):
             cli.main()
         return (stop.value.code or 0, *capsys.readouterr())
 
-    return run
+    yield run
+    signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

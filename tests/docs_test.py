@@ -30,6 +30,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 import keras_ssl as kssl
 from keras_ssl import cli, serving
+from keras_ssl.data import named
 from keras_ssl.tasks import TASKS
 
 PRETRAIN = "--epochs 1 --width 2 --blocks 1 --batch-size 8"  # appended: the last value counts
@@ -136,8 +137,9 @@ class Trained:
 
 
 @pytest.fixture
-def page(command, served, trained, exported, tmp_path):
+def page(command, served, trained, exported, tmp_path, monkeypatch):
     """Runs the steps of a page, in one folder and one namespace."""
+    monkeypatch.setattr(named, "SCENES", (40, 8))  # to render 12,000 takes minutes
     draw_images(tmp_path)
     shutil.copytree(exported / "1", tmp_path / "saved_models" / "rotation_cifar10" / "1")
     runner = Page(command, served, trained)

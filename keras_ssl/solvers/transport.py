@@ -12,6 +12,7 @@ from keras_ssl.solvers import gibbs
 SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
 SAMPLE_ERROR = 0.1  # error below which all blocks are read
 HISTORY = 10  # number of residuals that Anderson acceleration combines
+FARTHEST = 2 * gibbs.MAX_POTENTIAL_SHIFT  # by which a step changes potentials versus each other
 
 
 class Transport(NamedTuple):
@@ -126,7 +127,7 @@ def sinkhorn(
         elif error <= tolerance or iteration == max_iterations:
             break
         # A column without mass is raised by no more than the kernel can represent.
-        reached = np.maximum(sums, columns * np.exp(-2 * gibbs.MAX_POTENTIAL_SHIFT))
+        reached = np.maximum(sums, columns * np.exp(-FARTHEST))
         potentials = solver.step(potentials, np.log(columns / reached), error)
     progress.update(iteration, [("error", error)], finalize=True)
 
@@ -152,9 +153,11 @@ def _transport(kernel, potentials, lam, iterations, error, converged):
 
 
 class _Anderson:
-    """Anderson acceleration of v <- v + residual, with a safeguard.
+    """Anderson acceleration of v <- v + residual, with two safeguards.
 
-    A combined step that increased the error is replaced by the plain one, which never does.
+    A combined step that increased the error is replaced by the plain one, which never does. So is one that
+    goes further than a plain step may: where nearly all mass of a row is in one column, residuals hardly
+    change with the potentials, and steps of thousands follow that decrease the error and lead to nowhere.
 
     Args:
         weight: (K,) array, weights of the residual's entries.
@@ -184,7 +187,8 @@ class _Anderson:
         # Normal equations of the few unknowns: least squares on K equations would take longer than a sweep.
         normal, target = weighted @ weighted.T, weighted @ (residual * self.weight)
         mix = np.linalg.lstsq(normal, target, rcond=1e-12)[0]
-        return self.plain - mix @ (by_step + by_residual)
+        more = mix @ (by_step + by_residual)
+        return self.plain if np.ptp(more) > FARTHEST else self.plain - more
 
 
 def _check_arguments(lam, tolerance, max_iterations, dtype):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+# As in the console script, TensorFlow is not imported.
+COMMAND = "import sys; sys.argv[0] = 'keras-ssl'\n"
 # The thread `taker` gets the signal while the main thread waits.
 TAKEN = """
 import signal, threading, time
@@ -30,12 +32,12 @@ assert stop.wait(), "it is forgotten"
 @pytest.mark.parametrize("thread", ["main", "threading.get_ident()"])
 @pytest.mark.parametrize("seconds", ["", "20"])
 def test_any_thread_may_get_the_signal(name, thread, seconds):
-    program = TAKEN.format(name=name, thread=thread, seconds=seconds)
+    program = COMMAND + TAKEN.format(name=name, thread=thread, seconds=seconds)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
 def test_the_signal_before_the_wait():
-    program = (
+    program = COMMAND + (
         "import os, signal; from keras_ssl.cli.stop_signal import StopSignal; stop = StopSignal()\n"
         f"for _ in range(1000): os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
         "assert stop.wait(0)"
