@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training by several workers under Slurm: sbatch deploy/slurm.sh
+# Training by several workers under Slurm: sbatch deploy/slurm.sh [OPTIONS of keras-ssl pretrain]
 # What to change, and what happens if a worker fails: README.md in this folder.
 #SBATCH --job-name=rotation
 #SBATCH --nodes=2
@@ -25,7 +25,7 @@ for attempt in {1..10}; do
         --data="$data" --size=96 --epochs=100 --batch-size=256 \
         --strategy=multi_worker \
         --checkpoint="$out/rotation" --checkpoint-every=500 \
-        --log="$out/rotation.csv" --out="$out/rotation.keras" && exit 0
+        --log="$out/rotation.csv" --out="$out/rotation.keras" "$@" && exit 0
     echo "slurm.sh: attempt $attempt of 10 has failed" >&2
     sleep 10
 done
