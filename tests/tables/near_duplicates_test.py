@@ -16,12 +16,13 @@ def ids(groups):
 
 @pytest.fixture
 def planted():
-    """200 random vectors, where 50 to 59 are close to 0 to 9, 60 to 0, and 150 to 50."""
+    """200 random vectors, where 50 to 59 are close to 0 to 9, 60 to 0, 150 to 50, and 199 to 140."""
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(200, 24)).astype(np.float32)
     vectors[50:60] = 3 * vectors[:10] + 0.1 * rng.normal(size=(10, 24))
     vectors[60] = vectors[0] + 0.05 * rng.normal(size=24)
     vectors[150] = vectors[50] / 2
+    vectors[199] = vectors[140] + 0.05
     return vectors
 
 
@@ -38,7 +39,8 @@ def test_groups_are_the_components_of_all_pairs(write_table, planted, monkeypatc
     assert {frozenset(group) for group in ids(groups)} == expected
     assert frozenset({0, 50, 60, 150}) in expected
     assert len(groups[0]) == 4  # the largest first
-    assert len(groups) == 10
+    assert frozenset({140, 199}) in expected  # both in later blocks than the first
+    assert len(groups) == 11
     for group in groups:
         assert group[0].cosine == 1
         for match in group[1:]:
