@@ -6,13 +6,14 @@ from keras_ssl import _start
 _start.import_keras()
 
 from keras_ssl import callbacks, data, encoders, evaluation, layers, losses, metrics, ops
-from keras_ssl import serving, solvers, tasks, training
+from keras_ssl import serving, solvers, tables, tasks, training
 from keras_ssl.ops import images, masks, patches
 from keras_ssl.ops import lab as colors
 from keras_ssl.pretext import PretextModel
 from keras_ssl.saved_model import export, load
 from keras_ssl.serving import AsyncFeatureClient, FeatureClient
 from keras_ssl.solvers import clustering, transport
+from keras_ssl.tables import search
 from keras_ssl.tasks.context import permutations
 from keras_ssl.tasks.similarity import exemplars
 from keras_ssl.training import adversarial, distribute

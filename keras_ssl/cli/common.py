@@ -15,6 +15,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl.tasks import TASKS
 
+FIGURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's formats
 NAME_ROOM = 10  # bytes by which the name of a draft, partial or numbered file is longer than that of the file
 DATA_HELP = (
     "A folder of images, videos or TFRecords, digits, scenes (rendered), or cifar10 (downloaded)."
@@ -132,6 +133,13 @@ def check_file(option, path):
     if path.is_dir():
         raise ValueError(f"{option} must be a file, but {str(path)!r} is a folder")
     _check_writable(option, path.parent)
+
+
+def check_figure(option, path):
+    """Raises ValueError unless the file can be written in a format of matplotlib."""
+    check_file(option, path)
+    if Path(path).suffix.lower() not in FIGURE_SUFFIXES:
+        raise ValueError(f"{option} must end in {', '.join(FIGURE_SUFFIXES)}, got {path!r}")
 
 
 def check_folder(option, path):

@@ -1,5 +1,6 @@
 """`keras-ssl extract`: computes the features of a folder of images or videos."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -7,17 +8,22 @@ import click
 
 import keras_ssl as kssl
 from keras_ssl import files
-from keras_ssl.cli import common
+from keras_ssl.cli import common, table_options
+from keras_ssl.tables import store
 
 
 @click.command()
 @click.argument("folder")
-@click.option("--out", default="features.npz", show_default=True, help="The .npz file to write.")
+@click.option(
+    "--out",
+    default="features.npz",
+    show_default=True,
+    help="The .npz file to write, or the .lance table.",
+)
 @click.option(
     "--model", help="An export or .keras file, run here; with --server the model's name there."
 )
 @common.import_option
-@click.option("--server", metavar="HOST:PORT", help="Send the images to this server over gRPC.")
 @common.clip_options
 @click.option(
     "--pool",
@@ -27,50 +33,27 @@ from keras_ssl.cli import common
     help="Average or concatenate the features of a clip's frames.",
 )
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--retries",
-    default=5,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Of a request while the server is away.",
-)
-@click.option("--ca", metavar="FILE", help="TLS: PEM of the authority that signed the server's.")
-@click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of this client.")
-@click.option("--key", metavar="FILE", help="Mutual TLS: PEM of the certificate's private key.")
+@table_options.server_options
 def extract(
-    folder,
-    out,
-    model,
-    modules,
-    server,
-    frames,
-    stride,
-    cache,
-    pool,
-    batch_size,
-    retries,
-    ca,
-    certificate,
-    key,
+    folder, out, model, modules, frames, stride, cache, pool, batch_size, server, retries, **tls
 ):
     """Computes the features of a folder of images or videos.
 
-    Writes them to an .npz: of videos a row for each frame, or with --frames N for each clip of N frames, with
-    its time in seconds. With --server, the same command resumes an interrupted extraction.
+    Writes them to an .npz, or to a table if --out ends in .lance: of videos a row for each frame, or with
+    --frames N for each clip of N frames, with its time in seconds. The same command resumes an interrupted
+    extraction to a table, or with --server. A table is brought up to date: only new and changed files are
+    encoded, and the rows of files that are gone are removed.
     """
     if not model:
         raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
     if not Path(folder).is_dir():
         raise ValueError(f"FOLDER: there is no folder {folder!r}")
-    common.check_file("--out", out)
+    _check_out(out)
     if cache:
         common.check_folder("--cache", cache)
     if server and modules:
         raise ValueError(f"--import {modules[0]} has no effect with --server, which has the model")
-    if not server:
-        if ca or certificate or key:
-            raise ValueError("--ca, --certificate and --key need --server")
-        common.check_model(model)
+    table_options.check_model(model, server, tls)
 
     common.import_tensorflow()
     from keras_ssl.data import video_files
@@ -85,22 +68,63 @@ def extract(
 
     else:
         clips_of = None
-    if server:
-        from keras_ssl import serving
-
-        tls = serving.credentials(ca, certificate, key) if ca or certificate or key else None
-        with kssl.FeatureClient(
-            server, model, batch_size=batch_size, retries=retries, credentials=tls
-        ) as client:
-            if clips_of:
-                clips = clips_of(client.input_size())
-                shape = serving.extract_clips(client, clips, out, pool, progress=True)
-            else:
-                paths = kssl.data.folder.image_files(folder)
-                shape = serving.extract(client, paths, out, progress=True)
-    else:
-        shape = _extract_here(folder, clips_of, pool, out, model, modules, batch_size)
+    with contextlib.ExitStack() as stack:
+        client = None
+        if server:
+            client = stack.enter_context(
+                table_options.connect(server, model, retries, tls, batch_size)
+            )
+        if out.endswith(store.SUFFIX):
+            counts = _update(
+                folder, clips_of, (frames, stride, pool), out, client, model, modules, batch_size
+            )
+            click.echo(f"{out}: {counts}")
+            return
+        if client:
+            shape = _extract_there(folder, clips_of, pool, out, client)
+        else:
+            shape = _extract_here(folder, clips_of, pool, out, model, modules, batch_size)
     click.echo("wrote {}: {} x {}".format(out, *shape))
+
+
+def _check_out(out):
+    """Raises ValueError unless `--out` can be written, and, for a table, LanceDB is installed."""
+    if not out.endswith(store.SUFFIX):
+        common.check_file("--out", out)
+        return
+    store.check_path("--out", out)
+    if not store.is_remote(out):
+        common.check_folder("--out", str(Path(out).absolute().parent))
+    store.lancedb()
+
+
+def _update(folder, clips_of, clip, out, client, model, modules, batch_size):
+    """Brings a table up to date, and returns its Counts."""
+    from keras_ssl.tables import encode
+    from keras_ssl.tables.clips import update_clips
+    from keras_ssl.tables.identity import Identity, of_model
+    from keras_ssl.tables.update import update
+
+    if client:
+        identity, encoder = Identity(model), encode.ServedEncoder(client)
+    else:
+        identity = of_model(model)
+        encoder = encode.LocalEncoder(common.load_model(model, modules)[1], batch_size)
+    if clips_of is None:
+        return update(out, folder, identity, encoder, progress=True)
+    identity = identity.with_clips(*clip)
+    return update_clips(out, folder, clips_of(encoder.size), identity, encoder, progress=True)
+
+
+def _extract_there(folder, clips_of, pool, out, client):
+    """Computes the features by a server, writes them, and returns their shape."""
+    from keras_ssl import serving
+
+    if clips_of:
+        clips = clips_of(client.input_size())
+        return serving.extract_clips(client, clips, out, pool, progress=True)
+    paths = kssl.data.folder.image_files(folder)
+    return serving.extract(client, paths, out, progress=True)
 
 
 def _extract_here(folder, clips_of, pool, out, model, modules, batch_size):

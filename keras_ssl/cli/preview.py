@@ -10,7 +10,6 @@ from keras_ssl.cli import common
 from keras_ssl.cli.settings import make_task, named_in_errors
 
 SCENES = "scenes"
-SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's formats
 
 
 @click.command()
@@ -32,9 +31,7 @@ def preview(
     all columns of rendered scenes.
     """
     trained = task.endswith(".keras")
-    common.check_file("--out", out)
-    if Path(out).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--out must end in {', '.join(SUFFIXES)}, got {out!r}")
+    common.check_figure("--out", out)
     common.check_data(data)
     common.check_synthetic(synthetic)
     if cache:

@@ -50,6 +50,7 @@ NOT_RUN = (
 # Commands of which only the arguments are parsed: (first characters, reason).
 PARSED = (
     (r"keras-ssl serve", "serves until it is stopped: tests/serving"),
+    (r"keras-ssl explore", "serves until it is stopped: tests/tables/explore_test.py"),
     (r"keras-ssl data-service", "serves until it is stopped: tests/data/service_test.py"),
     (
         r"keras-ssl .*--strategy multi_worker",

@@ -1,0 +1,69 @@
+"""Two-dimensional map of the features of a table, with clusters."""
+
+import numpy as np
+
+from keras_ssl.tables.store import SHOWN
+
+ROWS = 2000  # of a map; t-SNE of more takes minutes
+CLUSTERS = 10
+COMPONENTS = 50  # principal components that t-SNE gets
+PERPLEXITY = 30
+
+
+def layout(table, number=ROWS):
+    """Places rows of a table in two dimensions, so that similar ones are near each other.
+
+    Up to `number` rows, drawn at random but always the same, are placed by t-SNE of the directions of their
+    features, and clustered by k-means.
+
+    Args:
+        table: FeatureTable.
+        number: int, rows to place.
+
+    Returns:
+        list of dicts of the columns of `Match` but the cosine, with `x` and `y` in 0..1 and `cluster` int.
+
+    Reference: van der Maaten & Hinton, "Visualizing Data using t-SNE", JMLR 2008.
+
+    Example:
+        >>> layout(FeatureTable("features.lance"))[0]["x"]              # doctest: +SKIP
+        0.41
+    """
+    ids = np.sort(table.columns(["id"], "vector IS NOT NULL")["id"].to_numpy())
+    if len(ids) > number:
+        ids = np.sort(np.random.default_rng(0).choice(ids, number, replace=False))
+    rows = table.rows(ids, [*SHOWN, "vector"])
+    vectors = np.array([row.pop("vector") for row in rows], np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    places = _places(vectors)
+    places -= places.min(axis=0)
+    places /= np.maximum(places.max(axis=0), 1e-30)
+    clusters = _clusters(vectors)
+    for row, (x, y), cluster in zip(rows, places.tolist(), clusters.tolist(), strict=True):
+        row.update(x=round(x, 4), y=round(y, 4), cluster=cluster)
+    return rows
+
+
+def _places(vectors):
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(vectors) < 3:
+        return np.arange(2.0 * len(vectors)).reshape(-1, 2)
+    components = min(COMPONENTS, *vectors.shape)
+    reduced = PCA(components, random_state=0).fit_transform(vectors)
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    init = np.zeros((len(vectors), 2), np.float32)
+    init[:, : min(components, 2)] = reduced[:, :2]
+    init *= 1e-4 / max(init[:, 0].std(), 1e-12)
+    # One thread keeps the result the same on every machine with the same libraries.
+    return TSNE(2, perplexity=perplexity, init=init, random_state=0, n_jobs=1).fit_transform(
+        reduced
+    )
+
+
+def _clusters(vectors):
+    from sklearn.cluster import KMeans
+
+    number = min(CLUSTERS, len(np.unique(vectors, axis=0)))
+    return KMeans(number, n_init=4, random_state=0).fit_predict(vectors)

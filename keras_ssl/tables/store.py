@@ -1,0 +1,277 @@
+"""Tables of features: LanceDB's, embedded, on the disk or in object storage, with a row per image or clip."""
+
+import contextlib
+import datetime
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from keras_ssl import files
+from keras_ssl.tables.identity import Identity
+
+SUFFIX = ".lance"
+METADATA = b"keras_ssl"
+KEEP_VERSIONS = datetime.timedelta(days=1)  # of a table: as long can an update be undone
+SHOWN = ["id", "path", "time", "label"]
+READ = "vector IS NOT NULL"
+
+
+def lancedb():
+    """Imports LanceDB, which takes a second and a half.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault(
+        "LANCEDB_LOG", "error"
+    )  # it warns of every cell of an index without a vector
+    try:
+        import lancedb
+    except ImportError:
+        raise ImportError(
+            'tables of features need LanceDB: pip install "keras-ssl[lance]", or pip install lancedb'
+        ) from None
+    return lancedb
+
+
+def check_path(argument, path):
+    """Raises ValueError unless the name of a table is one that LanceDB accepts."""
+    name = os.path.basename(str(path).rstrip("/"))
+    if not re.fullmatch(r"[\w.-]+\.lance", name, re.ASCII):
+        raise ValueError(
+            f"{argument} must end in a name of letters, digits, '_', '-' and '.' with the suffix "
+            f"{SUFFIX}, such as features.lance, got {str(path)!r}"
+        )
+
+
+def check_exists(argument, path):
+    """Raises ValueError unless there is a folder that may be a table; needs no LanceDB."""
+    check_path(argument, path)
+    if not is_remote(path) and not Path(path).is_dir():
+        is_file = Path(path).exists()
+        raise ValueError(
+            f"{argument}: {str(path)!r} is {'a file, no table' if is_file else 'not there'}: "
+            f"keras-ssl extract FOLDER --model EXPORT --out {path} writes a table"
+        )
+
+
+def is_remote(path):
+    """Returns whether a path is the URL of an object store."""
+    return "://" in str(path)
+
+
+class FeatureTable:
+    """A table of features of one model.
+
+    A row has `id` int64, `path` str (absolute), `time` float32 in seconds (of a clip, else null), `label`
+    str (the first subfolder, or null), `vector` (D,) float32, `reason` str (why an unreadable file has no
+    vector), `hash` (SHA-256 of the file), `bytes` and `modified` (size and time stamp of the file), `height`
+    and `width` in pixels, and `model` (name and version). Every change is one commit.
+
+    Args:
+        path: str or pathlib.Path, "<name>.lance", or the URL of one in an object store that LanceDB knows.
+
+    Attributes:
+        path: str.
+        identity: Identity, the model and the pooling.
+        dimensions: int D.
+        lance: the lancedb.Table, for everything else.
+
+    Raises:
+        ValueError: there is no such table, or it is not one of features.
+        ImportError: LanceDB is not installed.
+
+    Example:
+        >>> FeatureTable("features.lance").count()                      # doctest: +SKIP
+        1000000
+    """
+
+    def __init__(self, path):
+        check_exists("table", path)
+        self.path = str(path)
+        connection = _connect(path)
+        try:
+            self.lance = connection.open_table(_name(path))
+            self._read_schema()
+        except Exception as error:  # LanceDB's are not documented
+            if "[lance]" in str(error):
+                raise
+            raise ValueError(
+                f"table: {self.path!r} is no table of features that keras-ssl extract wrote: give another"
+            ) from None
+        self.kept, self._counts = None, {}  # what search keeps in memory; numbers of rows
+
+    @classmethod
+    def create(cls, path, identity, dimensions):
+        """Creates an empty table."""
+        schema = _schema(dimensions, identity)
+        if not is_remote(path):
+            files.make_folder(Path(path).absolute().parent)
+        _connect(path).create_table(_name(path), schema=schema)
+        return cls(path)
+
+    def _read_schema(self):
+        self.schema = self.lance.schema
+        self.identity = Identity.from_json(self.schema.metadata[METADATA].decode())
+        self.dimensions = self.schema.field("vector").type.list_size
+
+    def check(self, identity, hint):
+        """Raises ValueError, which ends with `hint`, unless the features are of this model and pooling."""
+        if different := self.identity.difference(identity):
+            raise ValueError(f"{self.path!r} holds features {different}: {hint}")
+
+    def count(self, where=READ):
+        """Counts rows: those with features, or those of another condition in SQL."""
+        version = self.lance.version
+        if (version, where) not in self._counts:  # it takes 10 ms
+            self._counts = {(version, where): self.lance.count_rows(where)}
+        return self._counts[version, where]
+
+    def columns(self, names, where=None):
+        """Reads columns of all rows, or of those of a condition in SQL, as a pyarrow.Table."""
+        query = self.lance.search().select(list(names))
+        return (query.where(where) if where else query).to_arrow()
+
+    def batches(self, names, size=4096):
+        """Yields the columns of the rows with features as pyarrow.RecordBatch of at most `size` rows."""
+        return self.lance.search().select(list(names)).where(READ).to_batches(size)
+
+    def vectors(self):
+        """Reads all features into memory.
+
+        Returns:
+            (ids, vectors): (N,) int64 and (N, D) float32 arrays, in the order of the ids.
+
+        Raises:
+            ValueError: the table has no features.
+        """
+        number = self.count()
+        if not number:
+            raise ValueError(f"table: {self.path!r} is empty: extract features into it first")
+        ids, vectors = np.empty(number, np.int64), np.empty((number, self.dimensions), np.float32)
+        start = 0
+        for batch in self.batches(["id", "vector"]):
+            stop = start + batch.num_rows
+            ids[start:stop] = batch["id"].to_numpy()
+            vectors[start:stop] = batch["vector"].flatten().to_numpy().reshape(-1, self.dimensions)
+            start = stop
+        order = np.argsort(ids)
+        if not np.array_equal(order, np.arange(number)):  # which would copy the vectors
+            ids, vectors = ids[order], vectors[order]
+        return ids, vectors
+
+    def rows(self, ids, names=SHOWN):
+        """Reads columns of rows by their ids.
+
+        Args:
+            ids: sequence of int.
+            names: list of str, columns.
+
+        Returns:
+            list of dict, in the order of `ids`.
+
+        Raises:
+            ValueError: there is no row with one of the ids.
+        """
+        ids = [int(i) for i in ids]
+        found = {}
+        for start in range(0, len(ids), 1000):
+            listed = ", ".join(map(str, ids[start : start + 1000]))
+            for row in self.columns({"id", *names}, f"id IN ({listed})").to_pylist():
+                found[row["id"]] = row
+        if missing := set(ids) - found.keys():
+            raise ValueError(f"id: {self.path!r} has no row {min(missing)}")
+        return [found[i] for i in ids]
+
+    def add(self, rows):
+        """Appends rows, a list of dicts, in one commit."""
+        if rows:
+            self.lance.add(_to_arrow(rows, self.schema), on_bad_vectors="null")
+
+    def replace(self, rows):
+        """Replaces the rows with the same ids, in one commit."""
+        if rows:
+            merge = self.lance.merge_insert("id").when_matched_update_all()
+            # LanceDB reports vectors that are null as bad ones.
+            merge.execute(_to_arrow(rows, self.schema), on_bad_vectors="null")
+
+    def remove(self, ids):
+        """Removes rows by their ids."""
+        ids = [int(i) for i in ids]
+        for start in range(0, len(ids), 10_000):
+            listed = ", ".join(map(str, ids[start : start + 10_000]))
+            self.lance.delete(f"id IN ({listed})")
+
+    def optimize(self):
+        """Joins small fragments, adds new rows to the index, and forgets versions older than a day."""
+        self.lance.optimize(cleanup_older_than=KEEP_VERSIONS)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Holds a lock that keeps other updates of a table away; raises ValueError if one is running."""
+    if is_remote(path):
+        yield
+        return
+    files.make_folder(Path(path).absolute().parent)
+    with files.locked(f"{path}.lock", f"table {str(path)!r}"):
+        yield
+
+
+def exists(path):
+    """Returns whether there is something with the path of a table.
+
+    Raises:
+        ValueError: it is something else than a table of features.
+    """
+    if is_remote(path):
+        return _name(path) in _connect(path).table_names(limit=100_000)
+    # A process that was killed while it created the table leaves an empty folder.
+    return Path(path).exists() and not (Path(path).is_dir() and not _has_version(path))
+
+
+def _has_version(path):
+    inside = os.listdir(path)
+    return bool(os.listdir(Path(path, "_versions"))) if "_versions" in inside else bool(inside)
+
+
+def _connect(path):
+    folder = str(path).rstrip("/").rpartition("/")[0] if is_remote(path) else None
+    return lancedb().connect(folder or str(Path(path).absolute().parent))
+
+
+def _name(path):
+    return os.path.basename(str(path).rstrip("/")).removesuffix(SUFFIX)
+
+
+def _schema(dimensions, identity):
+    import pyarrow as pa
+
+    columns = {
+        "id": pa.int64(), "path": pa.string(), "time": pa.float32(), "label": pa.string(),
+        "vector": pa.list_(pa.float32(), dimensions), "reason": pa.string(), "hash": pa.string(),
+        "bytes": pa.int64(), "modified": pa.int64(), "height": pa.int32(), "width": pa.int32(),
+        "model": pa.string(),
+    }  # fmt: skip
+    return pa.schema(columns.items(), metadata={METADATA: identity.to_json()})
+
+
+def _to_arrow(rows, schema):
+    import pyarrow as pa
+
+    arrays = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        if field.name == "vector":
+            missing = np.array([value is None for value in values])
+            flat = np.zeros((len(values), field.type.list_size), np.float32)
+            flat[~missing] = [value for value in values if value is not None] or 0
+            array = pa.FixedSizeListArray.from_arrays(
+                pa.array(flat.ravel()), field.type.list_size, mask=pa.array(missing)
+            )
+        else:
+            array = pa.array(values, field.type)
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=schema)

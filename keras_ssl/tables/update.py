@@ -1,0 +1,214 @@
+"""Updates a table from a folder of images: what is new, changed or gone; resumes after interruptions."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_ssl.data.folder import image_files
+from keras_ssl.serving.client.progress import progress_bar
+from keras_ssl.tables import store
+
+FRAGMENT = 1024  # rows of a commit
+KNOWN = ["id", "path", "time", "hash", "bytes", "modified"]
+
+
+class Counts(NamedTuple):
+    """How many rows an update has added, replaced, removed and left alone, and how many have no features."""
+
+    new: int
+    changed: int
+    removed: int
+    unchanged: int
+    unreadable: int
+
+    def __str__(self):
+        return ", ".join(f"{number:,} {name}" for name, number in self._asdict().items())
+
+
+def update(path, folder, identity, encoder, progress=False):
+    """Brings a table up to date with the images of a folder.
+
+    Files that are new are appended, changed ones (by SHA-256) replaced, those that are gone from the folder
+    removed; rows of other folders stay. A file whose size and time stamp are those in the table is not read,
+    and one with the same content not encoded. Rows are committed 1,024 at a time: after a kill the same call
+    continues with the first row that is missing. Unreadable files are rows with a `reason` and no vector.
+
+    Args:
+        path: str, "<name>.lance"; the table is created if it does not exist.
+        folder: folder of images, as of `data.from_folder`.
+        identity: Identity of the model. Its `version` may be None for a server: the first response tells it.
+        encoder: `encode.LocalEncoder`, `encode.ServedEncoder`, or another object with a method `files`.
+        progress: bool, show a progress bar.
+
+    Returns:
+        Counts.
+
+    Raises:
+        ValueError: the table belongs to another model or pooling or is being updated, there is no image in
+            the folder, or none of them is readable.
+
+    Example:
+        >>> identity = of_model("saved_models/rotation_photos")         # doctest: +SKIP
+        >>> encoder = LocalEncoder(kssl.load("saved_models/rotation_photos"))   # doctest: +SKIP
+        >>> update("features.lance", "photos/", identity, encoder)      # doctest: +SKIP
+        Counts(new=1000, changed=0, removed=0, unchanged=0, unreadable=2)
+    """
+    with store.locked(path):
+        writer = Writer(path, identity, encoder)
+        paths = [os.path.abspath(name) for name in image_files(folder)]
+        writer.remove_others(folder, {(name, None) for name in paths})
+        with progress_bar(paths, progress) as advance:
+            items = _changed(paths, folder, writer, advance)
+            for row, result in encoder.files(items):
+                writer.write(row, result)
+                advance(1)
+            return writer.close(f"{len(paths)} files in {str(folder)!r}")
+
+
+def _changed(paths, folder, writer, advance):
+    """Yields (row, bytes) for the files that are new or have changed; writes the rows of unreadable ones."""
+    for path in paths:
+        known = writer.known.get((path, None))
+        try:
+            status = os.stat(path)
+            if known and (known["bytes"], known["modified"]) == (
+                status.st_size,
+                status.st_mtime_ns,
+            ):
+                writer.unchanged += 1
+                advance(1)
+                continue
+            content = Path(path).read_bytes()
+        except OSError as error:
+            writer.write({"path": path, "label": label_of(path, folder)}, error.strerror)
+            advance(1)
+            continue
+        digest = hashlib.sha256(content).hexdigest()
+        if known and known["hash"] == digest:
+            writer.unchanged += 1
+            advance(1)
+            continue
+        height, width = image_size(content)
+        yield {
+            "path": path, "label": label_of(path, folder), "hash": digest, "bytes": status.st_size,
+            "modified": status.st_mtime_ns, "height": height, "width": width,
+        }, content  # fmt: skip
+
+
+def label_of(path, folder):
+    """Returns the name of the first subfolder that a file is in, or None if it is in `folder` itself."""
+    inside = os.path.relpath(path, os.path.abspath(folder)).split(os.sep)
+    return inside[0] if len(inside) > 1 else None
+
+
+def image_size(content):
+    """Returns (height, width) from the header of an image file, or (None, None)."""
+    import io
+
+    from PIL import Image
+
+    with contextlib.suppress(Exception):  # PIL raises many kinds for damaged files
+        width, height = Image.open(io.BytesIO(content)).size
+        return height, width
+    return None, None
+
+
+class Writer:
+    """Collects rows, and commits them to a table 1,024 at a time; creates the table with the first vector.
+
+    Attributes:
+        known: dict of (path, time) to a dict of the columns `KNOWN`: the rows of the table at the start.
+        unchanged: int, counted by the caller.
+    """
+
+    def __init__(self, path, identity, encoder):
+        self._path, self._identity, self._encoder = path, identity, encoder
+        self._table = store.FeatureTable(path) if store.exists(path) else None
+        self.known, self.unchanged = {}, 0
+        if self._table:
+            if identity.sha256 is None and identity.version is None:  # whichever the server has
+                self._identity = identity._replace(version=self._table.identity.version)
+                encoder.pin(self._table.identity.version)
+            self._table.check(self._identity, "give another --out, or delete the table")
+            for row in self._table.columns(KNOWN).to_pylist():
+                self.known[row["path"], row["time"]] = row
+        self._next = max((row["id"] for row in self.known.values()), default=-1) + 1
+        self._new, self._changed, self._unreadable = [], [], 0
+        self._counts = {"new": 0, "changed": 0, "removed": 0}
+
+    def remove_others(self, folder, keys):
+        """Removes the rows of files in `folder` whose (path, time) is not among `keys`."""
+        start = os.path.join(os.path.abspath(folder), "")
+        gone = [key for key in self.known if key[0].startswith(start) and key not in keys]
+        if gone:
+            self._table.remove([self.known.pop(key)["id"] for key in gone])
+        self._counts["removed"] = len(gone)
+
+    def write(self, row, result):
+        """Adds or replaces the row of a file or clip.
+
+        Args:
+            row: dict of columns, at least `path`.
+            result: (D,) float32 array, or the reason why there is none.
+        """
+        if isinstance(result, str):
+            row["reason"] = result
+        elif not np.isfinite(result).all():
+            row["reason"] = "the features are not finite"
+        else:
+            row["vector"] = result
+        known = self.known.get((row["path"], row.get("time")))
+        if known:
+            row["id"] = known["id"]
+            self._changed.append(row)
+        else:
+            row["id"], self._next = self._next, self._next + 1
+            self._new.append(row)
+        if len(self._new) + len(self._changed) >= FRAGMENT:
+            self._commit()
+
+    def _commit(self):
+        rows = self._new + self._changed
+        if not self._table and not self._create(rows):
+            return
+        for row in rows:
+            row["model"] = self._table.identity.label
+        self._table.add(self._new)
+        self._table.replace(self._changed)
+        self._counts["new"] += len(self._new)
+        self._counts["changed"] += len(self._changed)
+        self._new, self._changed = [], []
+
+    def _create(self, rows):
+        """Creates the table, unless no row has a vector."""
+        vector = next((row["vector"] for row in rows if "vector" in row), None)
+        if vector is None:
+            return False
+        identity = self._identity
+        if identity.sha256 is None:  # on a server, whose response has told its version
+            identity = identity._replace(version=self._encoder.version)
+        self._table = store.FeatureTable.create(self._path, identity, len(vector))
+        return True
+
+    def close(self, what):
+        """Commits the rest, and returns the Counts.
+
+        Raises:
+            ValueError: there is no table, since none of `what` is readable.
+        """
+        if self._new or self._changed:
+            self._commit()
+        if self._table is None:
+            first = self._new[0]
+            raise ValueError(
+                f"none of {what} is a readable image (first: {first['path']!r}, {first['reason']})"
+            )
+        if any(self._counts.values()):
+            self._table.optimize()
+        return Counts(
+            **self._counts, unchanged=self.unchanged, unreadable=self._table.count("vector IS NULL")
+        )
