@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def clips(number, size=32, frames=5, seed=0, shapes=2, speed=3, drift=0):
+def clips(number, size=32, frames=5, seed=0, shapes=2, speed=3, drift=0, objects=None):
     """Makes clips with known motion.
 
     Args:
@@ -14,13 +14,18 @@ def clips(number, size=32, frames=5, seed=0, shapes=2, speed=3, drift=0):
         shapes: int, discs and squares per clip; the last one is in front.
         speed: int, the largest speed along each axis in pixels per frame; 0 for clips without motion.
         drift: int, the largest speed of the background, as that of the camera.
+        objects: (number,) sequence of int, which object moves in each clip: the shapes of all clips with the
+            same number have the same form and texture. By default each shape is another object.
 
     Returns:
         (clips, masks): (number, frames, size, size, 3) uint8, and (number, frames, size, size) bool, the
         pixels of the shapes.
     """
     rng = np.random.default_rng(seed)
-    found = [_clip(rng, size, frames, shapes, speed, drift) for _ in range(number)]
+    found = []
+    for which in [None] * number if objects is None else objects:
+        looks = rng if which is None else np.random.default_rng(which)
+        found.append(_clip(rng, looks, size, frames, shapes, speed, drift))
     return tuple(np.array(arrays) for arrays in zip(*found, strict=True))
 
 
@@ -39,7 +44,7 @@ def _velocity(rng, speed):
             return velocity
 
 
-def _clip(rng, size, frames, shapes, speed, drift):
+def _clip(rng, looks, size, frames, shapes, speed, drift):
     room = drift * frames
     ground = _texture(rng, size + 2 * room, 4)
     moved = rng.integers(-drift, drift + 1, 2)
@@ -50,9 +55,9 @@ def _clip(rng, size, frames, shapes, speed, drift):
         clip[t] = ground[y : y + size, x : x + size]
     middle, (rows, columns) = (frames - 1) / 2, np.mgrid[:size, :size]
     for _ in range(shapes):
-        radius, round_ = rng.uniform(size / 8, size / 5), rng.random() < 0.5
+        radius, round_ = looks.uniform(size / 8, size / 5), looks.random() < 0.5
         velocity, center = _velocity(rng, speed), rng.integers(size // 4, size - size // 4, 2)
-        skin = _texture(rng, size, 3)
+        skin = _texture(looks, size, 3)
         for t in range(frames):
             offset = np.floor(center + velocity * (t - middle)).astype(int)
             dy, dx = rows - offset[0], columns - offset[1]
