@@ -193,19 +193,25 @@ def own_features(task, images, batch_size=256, verbose=0, teacher=None):
         `solvers.shares.Share` of the (task.num_images, D) float32 array in the order of the ids.
 
     Raises:
-        ValueError: the ids of `images` are not 0 to task.num_images - 1, or a `teacher` is given for a task
-            that clusters descriptors or its own predictions.
+        ValueError: the ids of `images` are not 0 to task.num_images - 1, a worker can read none of its
+            images, or a `teacher` is given for a task that clusters descriptors or its own predictions.
     """
     strategy, number = task.distribute_strategy, int(images.cardinality())
     worker = distribute.worker(strategy)
     describe = _descriptors(task, teacher)
-    features, ids = map_batches(
+    mine = map_batches(
         lambda batch: (np.asarray(describe(batch), np.float32), batch["id"]),
         pipeline.shard(images, worker).batch(batch_size).prefetch(2),
         steps=-(-number // (batch_size * worker[1])),
         verbose=verbose,
     )
+    features, ids = mine or (None, np.empty(0, np.int64))
     total = functools.partial(distribute.sum_over_workers, strategy)
+    numbers = total(np.eye(worker[1], dtype=np.int64)[worker[0]] * len(ids))
+    if not numbers.all():  # on all workers: those that compute on would wait for ever
+        raise ValueError(
+            f"images must have some that worker {numbers.argmin()} of {worker[1]} can read, got none"
+        )
     # One bit per image. The sum has as many as there are images, unless an id is there twice: that carries.
     known = np.zeros(-(-task.num_images // 32) * 32, bool)
     known[ids[(ids >= 0) & (ids < task.num_images)]] = True

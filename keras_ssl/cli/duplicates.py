@@ -14,7 +14,7 @@ DRAWN_IMAGES = 8
 @click.argument("table")
 @click.option(
     "--above", default=0.98, show_default=True, type=click.FloatRange(0, 1),
-    help="Cosine of two images from which on they are near-duplicates.",
+    help="Cosine above which two images are near-duplicates.",
 )  # fmt: skip
 @click.option("--picture", metavar="FILE", help=f"Draw the {DRAWN} largest groups there.")
 def duplicates(table, above, picture):

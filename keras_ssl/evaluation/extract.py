@@ -129,7 +129,7 @@ def map_batches(function, batches, steps=None, verbose=0):
         verbose: 1 shows a progress bar, 0 does not.
 
     Returns:
-        numpy array, or the same structure of numpy arrays.
+        numpy array, or the same structure of numpy arrays; None if there is no batch.
 
     Example:
         >>> map_batches(lambda x: 10 * x, [np.array([1, 2]), np.array([3])]).tolist()
@@ -141,4 +141,4 @@ def map_batches(function, batches, steps=None, verbose=0):
     for batch in batches:
         parts.append(tf.nest.map_structure(np.asarray, function(batch)))
         bar.add(1)
-    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts) if parts else None

@@ -25,9 +25,8 @@ def whiten(features, dimensions=256, reference=None):
         >>> whiten(np.random.default_rng(0).normal(size=(50, 8)), 4).shape
         (50, 4)
     """
-    mean, directions, variances = _principal(
-        features if reference is None else reference, dimensions
-    )
+    reference = features if reference is None else reference
+    mean, directions, variances = _principal(reference, dimensions)
     # Directions with nothing but rounding errors would be scaled up to the size of the others.
     kept = variances > 1e-7 * variances[0]
     basis = directions[:, kept] / np.sqrt(variances[kept])
@@ -62,18 +61,20 @@ def pca(features, dimensions):
 def _principal(features, dimensions):
     """Computes the mean (D,), principal directions (D, d) and variances (d,) of all rows, in float64."""
     share = share_of(features)
-    array, width = np.asarray(share.own), share.own.shape[1]
+    array, width = share.own, share.own.shape[1]
     # From one of the rows, so that the variance of equal rows is exactly 0.
     origin = share.rows(np.array([0]))[0].astype(np.float64)
-    total = sum(
-        ((array[part] - origin).sum(axis=0) for part in slices(len(array))), np.zeros(width)
-    )
+    total, covariance = np.zeros(width), np.zeros((width, width))
+    for part in slices(len(array)):
+        total += (array[part] - origin).sum(axis=0)
     mean = origin + share.sum(total) / share.number
-    covariance = np.zeros((width, width))
     for part in slices(len(array)):
         centered = array[part] - mean
         covariance += centered.T @ centered
-    variances, directions = np.linalg.eigh(share.sum(covariance) / max(1, share.number - 1))
+    covariance = share.sum(covariance) / max(1, share.number - 1)
+    if not np.isfinite(covariance).all():  # on all workers
+        raise ValueError("features must be finite, got NaN or infinity")
+    variances, directions = np.linalg.eigh(covariance)
     number = min(dimensions, share.number, width)
     variances, directions = variances[::-1][:number], directions[:, ::-1][:, :number]
     largest = np.abs(directions).argmax(axis=0)
@@ -85,7 +86,7 @@ def _principal(features, dimensions):
 
 def _map(features, function, width):
     """Applies a function to blocks of rows in float64: (n, width) float32, as array or `Share`."""
-    array = np.asarray(share_of(features).own)
+    array = share_of(features).own
     found = np.empty((len(array), width), np.float32)
     for part in slices(len(array)):
         found[part] = function(array[part].astype(np.float64))
@@ -183,7 +184,7 @@ def distances(features, labels, centroids):
         >>> distances(np.array([[1.0, 4.0]]), np.array([1]), np.array([[0.0, 0.0], [1.0, 1.0]])).tolist()
         [3.0]
     """
-    array = np.asarray(share_of(features).own)
+    array = share_of(features).own
     found = np.empty(len(array))
     for part in slices(len(array)):
         found[part] = np.linalg.norm(array[part] - centroids[labels[part]], axis=1)

@@ -33,7 +33,8 @@ class Kernel:
         self.lam = tf.constant(lam, self.wide)
         self.every = SAMPLE_EVERY if sample else 1
         self.blocks = list(self._compute(None))
-        if self.every > 1 and total(np.array(len(self.blocks))) < SAMPLE_EVERY:
+        enough = SAMPLE_EVERY * (SAMPLE_EVERY - 1)
+        if self.every > 1 and total(np.array(len(self.lengths))) <= enough:
             self.every = 1
             self.blocks = list(self._compute(None))
         if not self.blocks:

@@ -93,7 +93,9 @@ def share_of(array):
         >>> share_of(np.zeros((5, 2))).number
         5
     """
-    return array if isinstance(array, Share) else Share(array)
+    if isinstance(array, Share):
+        return array
+    return Share(array if callable(array) else np.asarray(array))
 
 
 def slices(number, rows=8192):

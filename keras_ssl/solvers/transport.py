@@ -14,7 +14,9 @@ from keras_ssl.solvers.shares import share_of
 SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
 SAMPLE_ERROR = 0.1  # error below which all blocks are read
 HISTORY = 10  # number of residuals that Anderson acceleration combines
-FARTHEST = 2 * gibbs.MAX_POTENTIAL_SHIFT  # by which a step changes potentials versus each other
+FARTHEST = (
+    2 * gibbs.MAX_POTENTIAL_SHIFT
+)  # by which a plain step, or what acceleration adds, changes potentials
 
 
 class Transport(NamedTuple):
@@ -165,9 +167,9 @@ def _transport(kernel, potentials, lam, iterations, error, converged):
 class _Anderson:
     """Anderson acceleration of v <- v + residual, with two safeguards.
 
-    A combined step that increased the error is replaced by the plain one, which never does. So is one that
-    goes further than a plain step may: where nearly all mass of a row is in one column, residuals hardly
-    change with the potentials, and steps of thousands follow that decrease the error and lead to nowhere.
+    A combined step that increased the error is replaced by the plain one, which never does. And what it adds
+    to the plain one is shortened to what that may change: where nearly all mass of a row is in one column,
+    residuals hardly change with the potentials, and steps of thousands would follow, which diverge.
 
     Args:
         weight: (K,) array, weights of the residual's entries.
@@ -198,7 +200,7 @@ class _Anderson:
         normal, target = weighted @ weighted.T, weighted @ (residual * self.weight)
         mix = np.linalg.lstsq(normal, target, rcond=1e-12)[0]
         more = mix @ (by_step + by_residual)
-        return self.plain if np.ptp(more) > FARTHEST else self.plain - more
+        return self.plain - more * min(1.0, FARTHEST / max(np.ptp(more), 1e-300))
 
 
 def _check_arguments(lam, tolerance, max_iterations, dtype):

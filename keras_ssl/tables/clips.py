@@ -11,6 +11,8 @@ from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
 from keras_ssl.tables.update import Writer, image_size, label_of
 
+CONTENT = ("hash", "bytes", "modified", "height", "width")
+
 
 def update_clips(path, folder, clips, identity, encoder, progress=False):
     """Brings a table up to date with the clips of a folder of videos, a row for each clip.
@@ -42,7 +44,8 @@ def update_clips(path, folder, clips, identity, encoder, progress=False):
             (os.path.abspath(name), time) for name, time in zip(clips.paths, times, strict=True)
         ]
         videos = {os.path.abspath(video.path): video for video in video_files.find(folder)[0]}
-        found = {name: _content(video, writer.known) for name, video in videos.items()}
+        before = {row["path"]: row for row in writer.known.values()}
+        found = {name: _content(video, before.get(name)) for name, video in videos.items()}
         empty = {(name, None) for name in videos.keys() - {name for name, _ in keys}}
         same = {
             key for key in {*keys, *empty}
@@ -77,9 +80,11 @@ def _items(clips, todo, keys, folder, found):
 
 
 def _content(video, known):
-    """Returns the columns of a video's content: hash, bytes, modified, height and width."""
+    """Returns the columns `CONTENT` of a video; of one that has not changed, those of a row of it."""
     status = [os.stat(name) for name in video.files]
     size, modified = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
+    if known and (known["bytes"], known["modified"]) == (size, modified):
+        return {name: known[name] for name in CONTENT}
     digest = hashlib.sha256()
     for name in video.files:
         with open(name, "rb") as file:

@@ -2,12 +2,14 @@
 
 import asyncio
 import functools
+import logging
 from pathlib import Path
 
 from aiohttp import web
 
 from keras_ssl.tables import layout, neighbors, thumbnails
 
+log = logging.getLogger("keras_ssl.tables")
 PAGE = Path(__file__).with_name("explore.html")
 HOST = "127.0.0.1"
 NUMBER, MAX_NUMBER = 24, 200  # neighbors
@@ -19,6 +21,7 @@ HEADERS = {
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 
@@ -55,11 +58,12 @@ def application(table, encoder=None):
 @web.middleware
 async def _guarded(request, handler):
     """Refuses requests that other web pages cause; answers errors of the user in JSON."""
-    origin = request.headers.get("Origin")
-    if request.url.host not in (HOST, "localhost") or origin not in (
-        None,
-        f"http://{request.host}",
-    ):
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
+    foreign = request.url.host not in (HOST, "localhost")
+    foreign |= origin not in (None, f"http://{request.host}")
+    # A link from elsewhere may open the page, but not embed an image of it.
+    foreign |= site not in ("same-origin", "none") and request.path != "/"
+    if foreign:
         response = web.json_response({"error": f"use http://{HOST}, from its own page"}, status=403)
     else:
         try:
@@ -68,6 +72,9 @@ async def _guarded(request, handler):
             response = web.json_response({"error": str(error)}, status=400)
         except web.HTTPException as error:
             response = web.json_response({"error": error.reason}, status=error.status)
+        except Exception as error:  # of LanceDB, or a server that is away
+            log.exception("a request failed")
+            response = web.json_response({"error": str(error)[:500]}, status=500)
     response.headers.update(HEADERS)
     return response
 
@@ -81,6 +88,11 @@ class _Explorer:
         self._encoding = asyncio.Lock()
 
     async def page(self, _):
+        version = self._table.lance.version
+        await asyncio.to_thread(self._table.refresh)
+        done = self._layout and self._layout.done()
+        if done and (self._layout.exception() or self._table.lance.version != version):
+            self._layout = None
         self._start_layout()
         return web.Response(text=PAGE.read_text("utf-8"), content_type="text/html")
 

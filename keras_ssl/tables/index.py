@@ -3,6 +3,8 @@
 import math
 import time
 
+from keras_ssl.tables import store
+
 EXACT_ROWS = 100_000  # up to which all vectors are compared, in memory
 KINDS = ("ivf_pq", "hnsw")
 # Measured by tools/bench_search.py, for a recall@10 of 0.95: cells that a query reads, and candidates per
@@ -24,7 +26,7 @@ def build(table, kind="ivf_pq"):
         float, seconds that it took.
 
     Raises:
-        ValueError: `kind` is unknown.
+        ValueError: `kind` is unknown, or the table is being updated.
 
     Example:
         >>> build(FeatureTable("features.lance"))                       # doctest: +SKIP
@@ -33,7 +35,9 @@ def build(table, kind="ivf_pq"):
     if kind not in KINDS:
         raise ValueError(f"kind must be of {', '.join(KINDS)}, got {kind!r}")
     start = time.monotonic()
-    table.lance.create_index("vector", config=_config(kind, table.count(), table.dimensions))
+    with store.locked(table.path):  # LanceDB would refuse the commit of one of the two
+        table.refresh()
+        table.lance.create_index("vector", config=_config(kind, table.count(), table.dimensions))
     return time.monotonic() - start
 
 

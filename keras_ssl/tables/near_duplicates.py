@@ -9,7 +9,7 @@ from keras_ssl.tables import index
 from keras_ssl.tables.neighbors import Match, in_memory
 from keras_ssl.tables.store import SHOWN, FeatureTable
 
-BLOCK = 2048  # rows compared with all others at a time
+BLOCK, WIDTH = 2048, 16_384  # rows compared with other rows at a time: 128 MiB of cosines
 EXACT_ROWS = 500_000  # above, by the index if there is one
 NEIGHBORS = 20  # that the index proposes for each row
 THREADS = 2
@@ -41,6 +41,7 @@ def duplicates(table, above=0.98):
     above = check_fraction("above", above)
     if not isinstance(table, FeatureTable):
         table = FeatureTable(table)
+    table.refresh()
     kept = in_memory(table)
     ids, matrix = kept.ids, kept.unit
     by_index = len(ids) > EXACT_ROWS and table.lance.list_indices()
@@ -57,14 +58,21 @@ def duplicates(table, above=0.98):
 
 
 def _pairs(matrix, above):
-    """Returns (P, 2) row numbers of all pairs with a cosine above the threshold."""
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(matrix), BLOCK):
-        cosines = matrix[start : start + BLOCK] @ matrix[start:].T
-        first, second = np.nonzero(cosines > above)
-        kept = first < second
-        found.append(start + np.stack([first[kept], second[kept]], axis=1))
-    return np.concatenate(found)
+    """Returns (P, 2) row numbers that connect all pairs with a cosine above the threshold, P < 2 N."""
+    number = len(matrix)
+    links = np.empty((0, 2), np.int64)
+    for start in range(0, number, BLOCK):
+        found = [links]
+        for other in range(start, number, WIDTH):
+            cosines = matrix[start : start + BLOCK] @ matrix[other : other + WIDTH].T
+            first, second = np.nonzero(cosines > above)
+            pairs = np.stack([start + first, other + second], axis=1)
+            found.append(pairs[pairs[:, 0] < pairs[:, 1]])
+        # A thousand copies of an image are half a million pairs: a chain of them is enough.
+        chains = _components(np.concatenate(found), number)
+        ends = [np.stack([chain[:-1], chain[1:]], axis=1) for chain in chains]
+        links = np.concatenate([np.empty((0, 2), np.int64), *ends])
+    return links
 
 
 def _indexed_pairs(table, ids, matrix, above):

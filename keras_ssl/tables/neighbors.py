@@ -56,6 +56,7 @@ def search(table, images, number=10, model=None):
     check_integer("number", number, 1)
     if not isinstance(table, FeatureTable):
         table = FeatureTable(table)
+    table.refresh()
     if isinstance(images, str | bytes | Path):
         raise ValueError(
             "images must be a list of paths or an array, got a single one: wrap it in a list"

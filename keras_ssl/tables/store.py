@@ -99,7 +99,8 @@ class FeatureTable:
             if "[lance]" in str(error):
                 raise
             raise ValueError(
-                f"table: {self.path!r} is no table of features that keras-ssl extract wrote: give another"
+                f"table: {self.path!r} is no table of features that keras-ssl extract wrote, or cannot be "
+                f"read: give another ({str(error).partition(chr(10))[0][:200]})"
             ) from None
         self.kept, self._counts = None, {}  # what search keeps in memory; numbers of rows
 
@@ -121,6 +122,10 @@ class FeatureTable:
         """Raises ValueError, which ends with `hint`, unless the features are of this model and pooling."""
         if different := self.identity.difference(identity):
             raise ValueError(f"{self.path!r} holds features {different}: {hint}")
+
+    def refresh(self):
+        """Goes on to the newest version of the table, which another process may have written."""
+        self.lance.checkout_latest()
 
     def count(self, where=READ):
         """Counts rows: those with features, or those of another condition in SQL."""
@@ -233,8 +238,9 @@ def exists(path):
 
 
 def _has_version(path):
-    inside = os.listdir(path)
-    return bool(os.listdir(Path(path, "_versions"))) if "_versions" in inside else bool(inside)
+    # What else LanceDB writes first.
+    drafts = {"_versions", "_transactions", "data"}
+    return bool(set(os.listdir(path)) - drafts) or any(Path(path, "_versions").glob("*.manifest"))
 
 
 def _connect(path):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
 
 FRAGMENT = 1024  # rows of a commit
-KNOWN = ["id", "path", "time", "hash", "bytes", "modified"]
+KNOWN = ["id", "path", "time", "hash", "bytes", "modified", "height", "width"]
 
 
 class Counts(NamedTuple):
@@ -59,7 +60,7 @@ def update(path, folder, identity, encoder, progress=False):
     """
     with store.locked(path):
         writer = Writer(path, identity, encoder)
-        paths = [os.path.abspath(name) for name in image_files(folder)]
+        paths = list(filter(_has_text, map(os.path.abspath, image_files(folder))))
         writer.remove_others(folder, {(name, None) for name in paths})
         with progress_bar(paths, progress) as advance:
             items = _changed(paths, folder, writer, advance)
@@ -83,7 +84,15 @@ def _changed(paths, folder, writer, advance):
                 advance(1)
                 continue
             content = Path(path).read_bytes()
+        except FileNotFoundError:  # since the folder was listed
+            advance(1)
+            continue
         except OSError as error:
+            # What could be read before may be read again: a network disk may be away for a moment.
+            if known:
+                writer.unchanged += 1
+                advance(1)
+                continue
             writer.write({"path": path, "label": label_of(path, folder)}, error.strerror)
             advance(1)
             continue
@@ -97,6 +106,16 @@ def _changed(paths, folder, writer, advance):
             "path": path, "label": label_of(path, folder), "hash": digest, "bytes": status.st_size,
             "modified": status.st_mtime_ns, "height": height, "width": width,
         }, content  # fmt: skip
+
+
+def _has_text(path):
+    """Returns whether a path can be stored, as UTF-8; warns if not."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        warnings.warn(f"{path!r} is skipped, since its name is not UTF-8: rename it", stacklevel=2)
+        return False
+    return True
 
 
 def label_of(path, folder):
@@ -115,6 +134,17 @@ def image_size(content):
         width, height = Image.open(io.BytesIO(content)).size
         return height, width
     return None, None
+
+
+def _is_hidden(path):
+    """Returns whether a file may exist in a folder that cannot be read."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class Writer:
@@ -143,7 +173,10 @@ class Writer:
     def remove_others(self, folder, keys):
         """Removes the rows of files in `folder` whose (path, time) is not among `keys`."""
         start = os.path.join(os.path.abspath(folder), "")
-        gone = [key for key in self.known if key[0].startswith(start) and key not in keys]
+        gone = [
+            key for key in self.known
+            if key[0].startswith(start) and key not in keys and not _is_hidden(key[0])
+        ]  # fmt: skip
         if gone:
             self._table.remove([self.known.pop(key)["id"] for key in gone])
         self._counts["removed"] = len(gone)

@@ -140,6 +140,9 @@ def test_each_worker_keeps_the_features_of_its_images(images, monkeypatch):
         ValueError, match="as many as num_images, got 38 images with .* of these ids"
     ):
         together(np.arange(2), 2, lambda share: run(share, twice))
+    one = kssl.data.subset(images, [0])
+    with pytest.raises(ValueError, match="some that worker 1 of 2 can read, got none"):
+        together(np.arange(2), 2, lambda share: run(share, one))
 
 
 @pytest.mark.parametrize(

@@ -203,5 +203,7 @@ def test_errors_reach_all_workers(features):
     for workers in (1, 3):
         with pytest.raises(ValueError, match="features must be finite, got 2 numbers"):
             together(wrong, workers, lambda share: clustering.kmeans(share, 5))
+        with pytest.raises(ValueError, match="features must be finite"):
+            together(wrong, workers, clustering.whiten)
         with pytest.raises(ValueError, match="scores must be finite"):
             together(wrong, workers, sinkhorn)

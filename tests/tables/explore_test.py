@@ -185,6 +185,10 @@ def test_other_web_pages_are_refused(get):
     assert get("/api/search", b"x", Origin="https://photos.example.org")[0] == 403
     assert get("/api/search", b"x", Origin="null")[0] == 403
     assert get("/api/table", Host="127.0.0.1:5", Origin="http://127.0.0.1:5")[0] == 200
+    # An image that another page embeds, and a link from it.
+    assert get("/thumbnails/7", **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert get("/", **{"Sec-Fetch-Site": "cross-site"})[0] == 200
+    assert get("/api/table", **{"Sec-Fetch-Site": "same-origin"})[0] == 200
 
 
 def test_the_command_serves_until_it_is_stopped(table, program, command, tmp_path):

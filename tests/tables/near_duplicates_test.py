@@ -14,6 +14,13 @@ def ids(groups):
     return [[match.id for match in group] for group in groups]
 
 
+def test_many_copies_of_an_image_are_few_links():
+    matrix = np.eye(3, dtype=np.float32)[[0] * 300 + [1] * 200 + [2]]
+    links = near_duplicates._pairs(matrix, 0.9)
+    assert len(links) == 299 + 199
+    assert sorted(map(len, near_duplicates._components(links, 501))) == [200, 300]
+
+
 @pytest.fixture
 def planted():
     """200 random vectors, where 50 to 59 are close to 0 to 9, 60 to 0, 150 to 50, and 199 to 140."""
@@ -28,6 +35,7 @@ def planted():
 
 def test_groups_are_the_components_of_all_pairs(write_table, planted, monkeypatch):
     monkeypatch.setattr(near_duplicates, "BLOCK", 64)  # pairs within a block and across
+    monkeypatch.setattr(near_duplicates, "WIDTH", 48)
     unit = planted / np.linalg.norm(planted, axis=1, keepdims=True)
     expected = {i: {i} for i in range(200)}
     for i, j in zip(*np.nonzero(unit @ unit.T > 0.98), strict=True):

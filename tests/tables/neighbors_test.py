@@ -73,6 +73,9 @@ class MemoryTable:
     def vectors(self):
         return np.arange(len(self._vectors)), self._vectors.astype(np.float32)
 
+    def refresh(self):
+        pass
+
     def columns(self, names, where):
         rows = [
             {"id": i, "path": "", "time": None, "label": None} for i in range(len(self._vectors))
@@ -85,6 +88,11 @@ def test_search_sees_what_was_added_since(write_table):
     assert search(table, [[0, 0.1, 1]], 1)[0][0].id == 2
     table.add([{"id": 8, "path": "/photos/8.jpg", "vector": np.float32([0, 0.1, 1])}])
     assert search(table, [[0, 0.1, 1]], 1)[0][0].id == 8
+    # By another process, in effect.
+    FeatureTable(table.path).add(
+        [{"id": 9, "path": "/photos/9.jpg", "vector": np.float32([1, 1, 0])}]
+    )
+    assert search(table, [[1, 1, 0]], 1)[0][0].id == 9
 
 
 @pytest.mark.parametrize("kind", [None, "ivf_pq", "hnsw"])

@@ -69,8 +69,14 @@ def test_paths_that_are_no_table(tmp_path):
             r"not there: keras-ssl extract FOLDER --model EXPORT --out .*missing.lance",
         ),
         ("file.lance", "is a file, no table: keras-ssl extract"),
-        ("folder.lance", "is no table of features that keras-ssl extract wrote: give another"),
-        ("other.lance", "is no table of features that keras-ssl extract wrote: give another"),
+        (
+            "folder.lance",
+            "is no table of features that keras-ssl extract wrote, or cannot be read: give another",
+        ),
+        (
+            "other.lance",
+            "is no table of features that keras-ssl extract wrote, or cannot be read: give another",
+        ),
     ):
         with pytest.raises(ValueError, match=message) as raised:
             FeatureTable(tmp_path / name)
@@ -92,8 +98,10 @@ def test_a_url(tmp_path, identity):
         FeatureTable(f"file://{tmp_path}/other.lance")
 
 
-def test_an_empty_folder_left_by_a_kill_becomes_a_table(tmp_path, identity):
-    (tmp_path / "features.lance").mkdir()
+@pytest.mark.parametrize("left", [[], ["_transactions"], ["data", "_transactions", "_versions"]])
+def test_a_folder_left_by_a_kill_becomes_a_table(tmp_path, identity, left):
+    for name in ("", *left):
+        (tmp_path / "features.lance" / name).mkdir()
     assert not store.exists(tmp_path / "features.lance")
     table = FeatureTable.create(tmp_path / "features.lance", identity, 2)
     with pytest.raises(

@@ -113,6 +113,53 @@ def test_only_what_is_new_or_changed_is_encoded(photos, identity, encoder, smoot
     assert FeatureTable("features.lance").count() == 11
 
 
+def test_what_cannot_be_read_for_the_moment_keeps_its_row(photos, identity, encoder, monkeypatch):
+    update.update("features.lance", "photos", identity, encoder)
+    before = rows()
+
+    for name in ("1.png", "2.png"):
+        path = next(photos.rglob(name))
+        os.utime(path, ns=(1, 1))  # it is read again
+    read = update.Path.read_bytes
+
+    def away(path):
+        if path.name == "1.png":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(update.Path, "read_bytes", away)
+    counts = update.update("features.lance", "photos", identity, encoder)
+    assert (counts.new, counts.changed, counts.removed, counts.unchanged) == (0, 0, 0, 9)
+    assert rows() == before
+
+
+def test_rows_of_folders_that_cannot_be_read_stay(photos, identity, encoder, monkeypatch):
+    update.update("features.lance", "photos", identity, encoder)
+    shutil.move(photos / "cats", photos / "moved")
+    stat = os.stat
+
+    def denied(path, *arguments, **more):
+        if "cats" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", denied)
+    counts = update.update("features.lance", "photos", identity, encoder)
+    assert (counts.new, counts.removed) == (3, 0)
+    monkeypatch.undo()
+    monkeypatch.chdir(photos.parent)
+    assert update.update("features.lance", "photos", identity, encoder).removed == 3
+
+
+def test_names_that_are_not_utf8(photos, identity, encoder, smooth_image):
+    smooth_image(9, 20, 30).save(os.fsencode(photos) + b"/caf\xe9.png", format="png")
+    with pytest.warns(
+        UserWarning, match=r"caf\\udce9.png' is skipped, since its name is not UTF-8"
+    ):
+        counts = update.update("features.lance", "photos", identity, encoder)
+    assert counts.new == 9
+
+
 def test_a_killed_update_continues(photos, identity, encoder, smooth_image, monkeypatch):
     for i in range(100, 130):
         smooth_image(i, 8, 9).save(photos / f"{i}.png")

@@ -178,12 +178,12 @@ class SelfLabel(PretextModel):
                     own = tf.one_hot(before[rows], self.num_clusters)
                     yield tf.nn.log_softmax(logits) + TIE / self.lam * tf.cast(own, logits.dtype)
 
-            plan = sinkhorn(
+            found = sinkhorn(
                 share.replace(log_probabilities),
                 lam=self.lam,
                 tolerance=float(np.clip(self.tolerance / self.num_images, 1e-6, 1e-5)),
-            )
-            labels.append(share.everywhere(plan.assignments))
+            ).assignments  # without the kernel, which is as large as all scores
+            labels.append(share.everywhere(found))
         self.labels.assign(np.stack(labels))
         self.relabeled.assign_add(1)
 
