@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -139,6 +140,27 @@ def sync(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(*paths):
+    """Computes the SHA-256 of files, one after the other, without reading them whole into memory.
+
+    Args:
+        *paths: str or pathlib.Path.
+
+    Returns:
+        str, 64 hexadecimal digits.
+
+    Example:
+        >>> sha256()[:8]
+        'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def listed(names, most=10):

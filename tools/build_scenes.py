@@ -20,16 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from budget import StepClock
-from build_zoo import (
-    VIEWS,
-    WIDTH,
-    copy_weights,
-    new_encoder,
-    selected,
-    training_record,
-    views_per_image,
-)  # fmt: skip
+from build_zoo import VIEWS, WIDTH, new_encoder, selected
+from zoo_training import train_views
 
 import keras_ssl as kssl
 from keras_ssl.data.renderer.render import CLASSES
@@ -106,30 +98,27 @@ def range_image(row):
     return np.asarray(depth.to_image(row["depth"], 0.5, 100.0))
 
 
+def class_of(name):
+    return next(row.task for row in kssl.tasks.TASKS if row.name == name)
+
+
 def new_task(name, policy, teacher):
     keras.config.set_dtype_policy(policy)
-    task = next(row.task for row in kssl.tasks.TASKS if row.name == name)
+    task = class_of(name)
     networks = {"teacher": kssl.load(teacher)} if "teacher" in task.networks else {}
     return task(new_encoder(), **networks)
 
 
 def train(name, clips, options):
     """Trains a task for the budget; returns it in float32, and what the card says of the training."""
-    keras.utils.clear_session()
-    task = new_task(name, options.precision, options.teacher)
-    if "real" in task.needs:
+
+    def make(policy):
+        return new_task(name, policy, options.teacher)
+
+    if "real" in class_of(name).needs:
         real = kssl.data.from_folder(Path(options.real) / "train", SIZE, check=False)
         clips = kssl.data.paired(clips, real=real)
-    cost = views_per_image(task, next(iter(task.dataset(clips, BATCH)))[0])
-    epochs = max(1, round(options.views / cost / TRAIN))
-    data, clock = task.dataset(clips, BATCH, epochs=epochs), StepClock()
-    task.compile(task.default_optimizer(epochs * data.steps_per_epoch))
-    callbacks = [*task.default_callbacks(clips), clock]
-    history = task.fit(data, epochs=epochs, verbose=2, callbacks=callbacks).history
-    plain = new_task(name, "float32", options.teacher)
-    copy_weights(task, plain)
-    record = training_record(history, clock, cost, TRAIN, epochs, BATCH)
-    return plain, {**record, "precision": options.precision}
+    return train_views(make, clips, BATCH, options)
 
 
 def pretext_metrics(task, test, clips):

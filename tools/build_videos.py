@@ -10,6 +10,7 @@ The stage is selected on half of the objects, and reported on the others.
 """
 
 import argparse
+import functools
 import os
 from pathlib import Path
 
@@ -18,16 +19,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import sprites
-from budget import StepClock
-from build_zoo import (
-    VIEWS,
-    WIDTH,
-    copy_weights,
-    new_encoder,
-    training_record,
-    views_per_image,
-)  # fmt: skip
+from build_zoo import VIEWS, WIDTH, new_encoder
 from moving_objects import iou
+from zoo_training import train_views
 
 import keras_ssl as kssl
 from keras_ssl.plotting import print_table
@@ -64,22 +58,6 @@ def new_task(name, policy):
     keras.config.set_dtype_policy(policy)
     task = next(row.task for row in kssl.tasks.TASKS if row.name == name)
     return task(new_encoder(), **TASKS[name])
-
-
-def train(name, images, options):
-    """Trains a task for the budget; returns it in float32, and what the card says of the training."""
-    keras.utils.clear_session()
-    task = new_task(name, options.precision)
-    cost = views_per_image(task, next(iter(task.dataset(images, BATCH)))[0])
-    epochs = max(1, round(options.views / cost / TRAIN))
-    data, clock = task.dataset(images, BATCH, epochs=epochs), StepClock()
-    task.compile(task.default_optimizer(epochs * data.steps_per_epoch))
-    callbacks = [*task.default_callbacks(images), clock]
-    history = task.fit(data, epochs=epochs, verbose=2, callbacks=callbacks).history
-    plain = new_task(name, "float32")
-    copy_weights(task, plain)
-    record = training_record(history, clock, cost, TRAIN, epochs, BATCH)
-    return plain, {**record, "arguments": TASKS[name], "precision": options.precision}
 
 
 def pretext_metrics(task, name, images, masks):
@@ -145,9 +123,11 @@ def main():
         if name == "untrained":
             results = retrieval(new_encoder())
         else:
-            task, card = train(name, labeled(name, clips), options)
+            make = functools.partial(new_task, name)
+            task, card = train_views(make, labeled(name, clips), BATCH, options)
             results = retrieval(task.encoder)
             card |= {
+                "arguments": TASKS[name],
                 "data": f"{TRAIN:,} generated clips of {FRAMES} frames, two shapes that move in each",
                 "encoder": f"resnet, width {WIDTH}",
                 "pretext": pretext_metrics(task, name, others, masks),

@@ -15,21 +15,19 @@ in bfloat16, evaluation and export in float32.
 
 import argparse
 import json
-import math
 import os
-import platform
 import shutil
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import tensorflow as tf
 from budget import StepClock, random_subset
+from zoo_training import copy_weights, training_record, views_per_image
 
 import keras_ssl as kssl
 from keras_ssl.plotting import print_table
-from keras_ssl.protocols import Describes, Reconstructs, Relabels
+from keras_ssl.protocols import Reconstructs
 
 VIEWS, LABELS, WIDTH, SEEDS = 600_000, 10_000, 16, (0, 1)
 EXEMPLARS = 8_000  # images of the exemplar task, as in its paper
@@ -87,23 +85,6 @@ def new_task(name, policy):
     return task(new_encoder(architecture=task.architecture), **TASKS[name][0])
 
 
-def views_per_image(task, x):
-    """Returns how many views of 32x32 pixels an image of an epoch costs, given a batch of `pretext`."""
-    # Beside the images there may be codes, ids or random numbers.
-    parts = [part.shape[1:-1] for part in tf.nest.flatten(x) if len(part.shape) > 3]
-    views = sum(math.prod(shape) for shape in parts) / 32**2
-    # A query, a key, and the key of each image to be clustered.
-    if isinstance(task, kssl.tasks.PCL):
-        return views * 2 / 3 + 1 / 3
-    if isinstance(task, Relabels) and not isinstance(task, Describes):
-        return views + 1 / 3
-    if isinstance(task, kssl.tasks.BYOL):  # the targets of both views
-        return views * 4 / 3
-    if isinstance(task, kssl.tasks.MoCo):  # one view is a query, the other a key
-        return views * (4 / 3 if task.symmetric else 2 / 3)
-    return views
-
-
 def number_of_images(name, images):
     """Returns on how many of the images a task is trained."""
     return TASKS[name][0].get("num_images", int(images.cardinality()))
@@ -138,42 +119,11 @@ def train(name, images, options):
     return plain, json.loads(found.read_text())
 
 
-def training_record(history, clock, cost, number, epochs, batch_size):
-    """Returns what the card says of a training run: a dict.
-
-    Args:
-        history: dict of the logs of all epochs.
-        clock: budget.StepClock.
-        cost: float, views per image, see `views_per_image`.
-        number: int, images.
-        epochs, batch_size: int.
-    """
-    views, per_second = cost * number * epochs, cost * batch_size / clock.seconds_per_step()
-    return {
-        "training": {key: values[-1] for key, values in history.items()},
-        "views_per_second": round(per_second), "minutes": round(views / per_second / 60, 1),
-        "views": round(views), "epochs": epochs, "batch_size": batch_size, "machine": machine(),
-    }  # fmt: skip
-
-
-def copy_weights(task, plain):
-    """Copies all weights of a task to one of another precision, which need not be built."""
-    plain.build_from_config(task.get_build_config())
-    plain.set_weights(task.get_weights())
-
-
 def with_rendered(task, images, seed=0):
     """Pairs images with rendered scenes, for a task that needs both."""
     if "real" not in task.needs:
         return images
     return kssl.data.paired(kssl.data.scenes(int(images.cardinality()), 32, seed=seed), real=images)
-
-
-def machine():
-    """Describes the processor: its kind, number of cores and widest instruction set."""
-    flags = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    sets = ("avx512_bf16", "avx512f", "avx2")
-    return f"{os.cpu_count()} cores, {next((s for s in sets if s in flags), platform.machine())}"
 
 
 def measure(encoder, images, test):

@@ -216,7 +216,7 @@ def own_features(task, images, batch_size=256, verbose=0, teacher=None):
     known = np.zeros(-(-task.num_images // 32) * 32, bool)
     known[ids[(ids >= 0) & (ids < task.num_images)]] = True
     bits = total(np.packbits(known).view(np.int32)).view(np.uint8)
-    known, found = np.unpackbits(bits)[: task.num_images], int(total(np.array(len(ids))))
+    known, found = np.unpackbits(bits)[: task.num_images], int(numbers.sum())
     if number != task.num_images or known.sum(dtype=int) != found:
         raise ValueError(
             f"images must have the ids 0 to {task.num_images - 1}, as many as num_images, got {found} images "

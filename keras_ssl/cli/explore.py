@@ -6,8 +6,6 @@ import click
 
 from keras_ssl.cli import common, table_options
 
-HOST = "127.0.0.1"
-
 
 @click.command()
 @click.argument("table")
@@ -22,9 +20,13 @@ def explore(table, port, model, server, retries, **tls):
     Files dropped on the page are queries; those that are not in the table need --model. The page is served on
     127.0.0.1, until Ctrl-C.
     """
+    from aiohttp import web
+
+    from keras_ssl.tables.explore import HOST, application
+
     table_options.check_model(model, server, tls)
     opened = table_options.open_table("TABLE", table)
-    listener = _listen(port)
+    listener = _listen(HOST, port)
     encoder = None
     if model:
         common.import_tensorflow()
@@ -32,24 +34,20 @@ def explore(table, port, model, server, retries, **tls):
 
         client = table_options.connect(server, model, retries, tls) if server else model
         encoder = neighbors.encoder_of(opened, client)
-    from aiohttp import web
-
-    from keras_ssl.tables.explore import application
-
     click.echo(f"http://{HOST}:{listener.getsockname()[1]} shows {table}; Ctrl-C stops")
     web.run_app(application(opened, encoder), sock=listener, print=None, access_log=None)
 
 
-def _listen(port):
+def _listen(host, port):
     """Returns a socket that is bound to a port of this machine."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
+        listener.bind((host, port))
         listener.listen()
     except OSError as error:
         listener.close()
         raise ValueError(
-            f"--port {port} on {HOST} cannot be used ({error.strerror}): give another, or 0 for a free one"
+            f"--port {port} on {host} cannot be used ({error.strerror}): give another, or 0 for a free one"
         ) from None
     return listener

@@ -14,9 +14,7 @@ from keras_ssl.solvers.shares import share_of
 SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
 SAMPLE_ERROR = 0.1  # error below which all blocks are read
 HISTORY = 10  # number of residuals that Anderson acceleration combines
-FARTHEST = (
-    2 * gibbs.MAX_POTENTIAL_SHIFT
-)  # by which a plain step, or what acceleration adds, changes potentials
+FARTHEST = 2 * gibbs.MAX_POTENTIAL_SHIFT  # of a plain step, and of what acceleration adds to it
 
 
 class Transport(NamedTuple):

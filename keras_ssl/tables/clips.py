@@ -1,11 +1,11 @@
 """Updates a table from the clips of a folder of videos."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import tensorflow as tf
 
+from keras_ssl import files
 from keras_ssl.data import video_files
 from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
@@ -85,14 +85,10 @@ def _content(video, known):
     size, modified = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
     if known and (known["bytes"], known["modified"]) == (size, modified):
         return {name: known[name] for name in CONTENT}
-    digest = hashlib.sha256()
-    for name in video.files:
-        with open(name, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
     height, width = _frame_size(video)
     return {
-        "hash": digest.hexdigest(), "bytes": size, "modified": modified, "height": height, "width": width,
+        "hash": files.sha256(*video.files), "bytes": size, "modified": modified,
+        "height": height, "width": width,
     }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Encoders of image files and clips for tables: a model in this process, or one on a server."""
 
 import collections
-import copy
 import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from keras_ssl.evaluation.extract import traced
 from keras_ssl.ops import decode, images
+from keras_ssl.serving.client.protocol import pinned
 
 THREADS = 8  # decode files while the model runs
 AHEAD = 2  # batches of files that are decoded ahead
@@ -87,9 +87,7 @@ class ServedEncoder:
 
     def pin(self, version):
         """Requests only this version from now on."""
-        self.version = version
-        self._client = copy.copy(self._client)  # on the same connection
-        self._client.version, self._client.label = version, None
+        self.version, self._client = version, pinned(self._client, version)
 
     @property
     def size(self):

@@ -1,11 +1,10 @@
 """What the features of a table have in common: the model that computed them, and how clips were pooled."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_ssl import zoo
+from keras_ssl import files, zoo
 
 
 class Identity(NamedTuple):
@@ -70,7 +69,7 @@ def of_model(path):
     """
     path = Path(path)
     if path.is_file():
-        return Identity(path.name, None, _digest([path]))
+        return Identity(path.name, None, files.sha256(path))
     if found := zoo.versions(path):
         path = found[max(found)]
     parts = sorted(path.glob("variables/*"))
@@ -80,13 +79,4 @@ def of_model(path):
         )
     # Not the graph: the same weights exported again are the same model.
     parts += sorted(path.glob("assets.extra/encoder.json"))
-    return Identity(path.resolve().parent.name, int(path.name), _digest(parts))
-
-
-def _digest(paths):
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return Identity(path.resolve().parent.name, int(path.name), files.sha256(*parts))

@@ -84,9 +84,7 @@ def _indexed_pairs(table, ids, matrix, above):
         return [(i, j) for j in np.searchsorted(ids, near)]
 
     with ThreadPoolExecutor(THREADS) as pool:
-        pairs = [
-            pair for part in pool.map(neighbors, range(len(ids)), chunksize=64) for pair in part
-        ]
+        pairs = [pair for part in pool.map(neighbors, range(len(ids))) for pair in part]
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 

@@ -1,7 +1,12 @@
 """Small images of the rows of a table, read from their files without TensorFlow."""
 
 import contextlib
+import glob
 import io
+import os
+import re
+
+import numpy as np
 
 SIDE = 160  # pixels of the longer side
 
@@ -41,10 +46,6 @@ def jpeg(image):
 
 def _frame(path, time):
     """Returns the frame of a video file at a time, or of numbered images that number, as (H, W, 3) RGB."""
-    import glob
-    import os
-    import re
-
     import cv2
 
     if os.path.isfile(path):
@@ -54,7 +55,7 @@ def _frame(path, time):
         capture.release()
     else:
         start = os.path.join(path, "") if os.path.isdir(path) else path
-        names = (name for name in glob.glob(f"{glob.escape(start)}*"))
+        names = glob.glob(f"{glob.escape(start)}*")
         numbered = {re.search(r"(\d+)\.\w+$", name): name for name in names}
         frame = cv2.imread(
             next(name for found, name in numbered.items() if found and int(found[1]) == time)
@@ -69,10 +70,6 @@ def draw(rows, path):
         rows: list of lists of `tables.Match`.
         path: str, of the .png or another format of matplotlib.
     """
-    import os
-
-    import numpy as np
-
     from keras_ssl import files, plotting
 
     blank = np.full((SIDE, SIDE, 3), 235, np.uint8)

@@ -140,10 +140,8 @@ def _is_hidden(path):
     """Returns whether a file may exist in a folder that cannot be read."""
     try:
         os.stat(path)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return False
 
 

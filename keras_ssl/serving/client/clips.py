@@ -1,6 +1,5 @@
 """Extracts the features of clips of videos through a server into one .npz, and resumes."""
 
-import copy
 import hashlib
 import itertools
 import os
@@ -13,6 +12,7 @@ from keras_ssl import files
 from keras_ssl.serving.client import extraction
 from keras_ssl.serving.client.partial_file import CHUNK, PartialFile
 from keras_ssl.serving.client.progress import progress_bar
+from keras_ssl.serving.client.protocol import pinned
 
 
 def extract_clips(client, clips, out, pool="mean", progress=False):
@@ -66,10 +66,9 @@ def _fill(client, clips, frames, partial, number, progress):
         partial.append(response.outputs["features"])
     elif progress and partial.rows < number:
         click.echo(f"resuming at image {partial.rows + 1} of {number}", err=True)
-    pinned = copy.copy(client)  # on the same connection
-    pinned.version, pinned.label = partial.version, None
+    client = pinned(client, partial.version)
     with progress_bar(range(partial.rows, number), progress) as advance:
-        for response in pinned._responses(None, _images(clips, partial.rows, frames)):
+        for response in client._responses(None, _images(clips, partial.rows, frames)):
             partial.append(extraction.checked_features(response, partial))
             advance(response.count)
 

@@ -1,7 +1,6 @@
 """Extracts the features of many image files through a server into one .npz, and resumes."""
 
 import contextlib
-import copy
 import os
 import warnings
 import zipfile
@@ -12,6 +11,7 @@ import numpy as np
 from keras_ssl import files
 from keras_ssl.serving.client.partial_file import CHUNK, PartialFile
 from keras_ssl.serving.client.progress import progress_bar
+from keras_ssl.serving.client.protocol import pinned
 
 
 def extract(client, paths, out, progress=False):
@@ -66,9 +66,7 @@ def _extract(client, paths, out, progress):
             _start(client, paths, partial)
         elif progress and partial.rows < len(paths):
             click.echo(f"resuming at image {partial.rows + 1} of {len(paths)}", err=True)
-        pinned = copy.copy(client)  # on the same connection
-        pinned.version, pinned.label = partial.version, None
-        _fill(pinned, paths, partial, progress)
+        _fill(pinned(client, partial.version), paths, partial, progress)
     readable = partial.readable()
     if not readable.any():  # all that it found before it resumed
         os.remove(partial.path)

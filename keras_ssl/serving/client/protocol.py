@@ -1,6 +1,7 @@
 """Base class of both clients: settings, the channel, requests, responses and exceptions."""
 
 import collections
+import copy
 import math
 
 import grpc
@@ -21,6 +22,13 @@ FIELDS = {
 Code = grpc.StatusCode
 # Outputs by name, number of images, and version of the model that computed them (None if unknown).
 Response = collections.namedtuple("Response", "outputs count version")
+
+
+def pinned(client, version):
+    """Returns a client that requests one version of the same model, on the same connection."""
+    found = copy.copy(client)
+    found.version, found.label = version, None
+    return found
 
 
 class ClientBase:

@@ -1,7 +1,6 @@
 """Loads a SavedModel into a graph Session, as TensorFlow Serving does, without Python objects."""
 
 import errno
-import hashlib
 import json
 import logging
 import threading
@@ -11,6 +10,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from keras_ssl import files
 from keras_ssl.serving.server.errors import first_line
 from keras_ssl.serving.server.requests import DEFAULT_SIGNATURE, declared_inputs, inputs_of
 
@@ -184,7 +184,7 @@ def checksums(path):
     """
     path = Path(path)
     return {
-        str(file.relative_to(path)): _sha256(file)
+        str(file.relative_to(path)): files.sha256(file)
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != "card.json"
     }
@@ -207,7 +207,7 @@ def check_files(path):
     try:
         expected = json.loads(file.read_text())
         for name, digest in expected.items():
-            if _sha256(Path(path) / name) != digest:
+            if files.sha256(Path(path) / name) != digest:
                 raise ValueError(f"{name} differs from what was exported")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise _unusable(f"path {str(path)!r} is damaged or copied only in part", error) from None
@@ -221,14 +221,6 @@ def _inputs(name, signature):
         raise ValueError(
             f"signature {name!r} has an input of a type that NumPy does not have"
         ) from None
-
-
-def _sha256(file):
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(2**20):  # variables may be larger than the memory
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _unusable(what, error):
