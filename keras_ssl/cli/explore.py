@@ -1,5 +1,6 @@
 """`keras-ssl explore`: a web page of a table, for this machine only."""
 
+import secrets
 import socket
 
 import click
@@ -18,7 +19,7 @@ def explore(table, port, model, server, retries, **tls):
     """Serves a web page with the thumbnails of a table, their neighbors and a map.
 
     Files dropped on the page are queries; those that are not in the table need --model. The page is served on
-    127.0.0.1, until Ctrl-C.
+    127.0.0.1, until Ctrl-C, to those who know the token in the address.
     """
     from aiohttp import web
 
@@ -34,8 +35,10 @@ def explore(table, port, model, server, retries, **tls):
 
         client = table_options.connect(server, model, retries, tls) if server else model
         encoder = neighbors.encoder_of(opened, client)
-    click.echo(f"http://{HOST}:{listener.getsockname()[1]} shows {table}; Ctrl-C stops")
-    web.run_app(application(opened, encoder), sock=listener, print=None, access_log=None)
+    token = secrets.token_urlsafe(16)
+    address = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
+    click.echo(f"{address} shows {table}; Ctrl-C stops")
+    web.run_app(application(opened, encoder, token), sock=listener, print=None, access_log=None)
 
 
 def _listen(host, port):

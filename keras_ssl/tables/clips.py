@@ -37,21 +37,24 @@ def update_clips(path, folder, clips, identity, encoder, progress=False):
         >>> update_clips("clips.lance", "videos/", clips, identity, encoder)    # doctest: +SKIP
     """
     with store.locked(path):
-        writer = Writer(path, identity, encoder)
+        writer = Writer(path, folder, identity, encoder)
         columns = {name: column.numpy() for name, column in clips.columns.items()}
         times = columns["time"].tolist()
         keys = [
             (os.path.abspath(name), time) for name, time in zip(clips.paths, times, strict=True)
         ]
         videos = {os.path.abspath(video.path): video for video in video_files.find(folder)[0]}
-        before = {row["path"]: row for row in writer.known.values()}
-        found = {name: _content(video, before.get(name)) for name, video in videos.items()}
-        empty = {(name, None) for name in videos.keys() - {name for name, _ in keys}}
+        first = dict(reversed(keys))  # the time of a video's first clip
+        found = {
+            name: _content(video, writer.known(name, first.get(name)))
+            for name, video in videos.items()
+        }
+        empty = {(name, None) for name in videos.keys() - first.keys()}
         same = {
             key for key in {*keys, *empty}
-            if key in writer.known and writer.known[key]["hash"] == found[key[0]]["hash"]
+            if (known := writer.known(*key)) and known["hash"] == found[key[0]]["hash"]
         }  # fmt: skip
-        writer.remove_others(folder, same)
+        writer.remove_others(same)
         writer.unchanged = len(same)
         for name, _ in sorted(empty - same):
             row = {"path": name, "label": label_of(name, folder), **found[name]}

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import hmac
 import logging
 from pathlib import Path
 
@@ -14,6 +15,7 @@ PAGE = Path(__file__).with_name("explore.html")
 HOST = "127.0.0.1"
 NUMBER, MAX_NUMBER = 24, 200  # neighbors
 SIDES = (160, 640)  # pixels of thumbnails
+TOKEN = web.AppKey("token", object)
 MAX_FILE = 64 * 2**20  # bytes of a query
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
@@ -25,16 +27,17 @@ HEADERS = {
 }
 
 
-def application(table, encoder=None):
+def application(table, encoder=None, token=None):
     """Creates the aiohttp application of a table.
 
     Only files of rows of the table are read, as thumbnails: a request names the id of a row, not a path.
     Requests with another host name are refused, so that no other web page can read the images by a name that
-    it makes lead to this machine.
+    it makes lead to this machine; with a `token` those of other users of this machine, who do not know it.
 
     Args:
         table: FeatureTable with features.
         encoder: what `neighbors.encoder_of` returns, for queries by files that are not in the table; or None.
+        token: str. The page must be opened as "/?token=<token>", which sets a cookie. None for no token.
 
     Returns:
         aiohttp.web.Application.
@@ -43,6 +46,7 @@ def application(table, encoder=None):
         >>> web.run_app(application(FeatureTable("features.lance")), host=HOST)     # doctest: +SKIP
     """
     app = web.Application(middlewares=[_guarded], client_max_size=MAX_FILE)
+    app[TOKEN] = token
     explorer = _Explorer(table, encoder)
     app.add_routes([
         web.get("/", explorer.page),
@@ -65,6 +69,8 @@ async def _guarded(request, handler):
     foreign |= site not in ("same-origin", "none") and request.path != "/"
     if foreign:
         response = web.json_response({"error": f"use http://{HOST}, from its own page"}, status=403)
+    elif (refused := _ask_for_token(request)) is not None:
+        response = refused
     else:
         try:
             response = await handler(request)
@@ -77,6 +83,21 @@ async def _guarded(request, handler):
             response = web.json_response({"error": str(error)[:500]}, status=500)
     response.headers.update(HEADERS)
     return response
+
+
+def _ask_for_token(request):
+    """Returns the response to a request without the right cookie; None if it has the cookie."""
+    token = request.app[TOKEN]
+    # Browsers send the cookies of all ports of a host.
+    cookie = f"explore_{request.url.port}"
+    if token is None or hmac.compare_digest(request.cookies.get(cookie, ""), token):
+        return None
+    if request.path == "/" and hmac.compare_digest(request.query.get("token", ""), token):
+        response = web.Response(status=303, headers={"Location": "/"})
+        response.set_cookie(cookie, token, httponly=True, samesite="Lax")
+        return response
+    error = "open the address that keras-ssl explore has printed, with its token"
+    return web.json_response({"error": error}, status=401)
 
 
 class _Explorer:

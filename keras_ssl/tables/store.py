@@ -197,10 +197,20 @@ class FeatureTable:
 
     def replace(self, rows):
         """Replaces the rows with the same ids, in one commit."""
+        self._merge(rows, self.schema)
+
+    def amend(self, rows):
+        """Changes the columns that the dicts have of the rows with the same ids, in one commit."""
+        if rows:
+            import pyarrow as pa
+
+            self._merge(rows, pa.schema([self.schema.field(name) for name in rows[0]]))
+
+    def _merge(self, rows, schema):
         if rows:
             merge = self.lance.merge_insert("id").when_matched_update_all()
             # LanceDB reports vectors that are null as bad ones.
-            merge.execute(_to_arrow(rows, self.schema), on_bad_vectors="null")
+            merge.execute(_to_arrow(rows, schema), on_bad_vectors="null")
 
     def remove(self, ids):
         """Removes rows by their ids."""

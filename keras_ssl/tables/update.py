@@ -12,9 +12,9 @@ import numpy as np
 from keras_ssl.data.folder import image_files
 from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
+from keras_ssl.tables.known import KnownRows
 
 FRAGMENT = 1024  # rows of a commit
-KNOWN = ["id", "path", "time", "hash", "bytes", "modified", "height", "width"]
 
 
 class Counts(NamedTuple):
@@ -59,9 +59,9 @@ def update(path, folder, identity, encoder, progress=False):
         Counts(new=1000, changed=0, removed=0, unchanged=0, unreadable=2)
     """
     with store.locked(path):
-        writer = Writer(path, identity, encoder)
+        writer = Writer(path, folder, identity, encoder)
         paths = list(filter(_has_text, map(os.path.abspath, image_files(folder))))
-        writer.remove_others(folder, {(name, None) for name in paths})
+        writer.remove_others((name, None) for name in paths)
         with progress_bar(paths, progress) as advance:
             items = _changed(paths, folder, writer, advance)
             for row, result in encoder.files(items):
@@ -73,7 +73,7 @@ def update(path, folder, identity, encoder, progress=False):
 def _changed(paths, folder, writer, advance):
     """Yields (row, bytes) for the files that are new or have changed; writes the rows of unreadable ones."""
     for path in paths:
-        known = writer.known.get((path, None))
+        known = writer.known(path)
         try:
             status = os.stat(path)
             if known and (known["bytes"], known["modified"]) == (
@@ -98,7 +98,7 @@ def _changed(paths, folder, writer, advance):
             continue
         digest = hashlib.sha256(content).hexdigest()
         if known and known["hash"] == digest:
-            writer.unchanged += 1
+            writer.touch(known["id"], status.st_size, status.st_mtime_ns)
             advance(1)
             continue
         height, width = image_size(content)
@@ -149,35 +149,41 @@ class Writer:
     """Collects rows, and commits them to a table 1,024 at a time; creates the table with the first vector.
 
     Attributes:
-        known: dict of (path, time) to a dict of the columns `KNOWN`: the rows of the table at the start.
         unchanged: int, counted by the caller.
     """
 
-    def __init__(self, path, identity, encoder):
+    def __init__(self, path, folder, identity, encoder):
         self._path, self._identity, self._encoder = path, identity, encoder
         self._table = store.FeatureTable(path) if store.exists(path) else None
-        self.known, self.unchanged = {}, 0
+        self._known, self._next, self.unchanged = None, 0, 0
         if self._table:
             if identity.sha256 is None and identity.version is None:  # whichever the server has
                 self._identity = identity._replace(version=self._table.identity.version)
                 encoder.pin(self._table.identity.version)
             self._table.check(self._identity, "give another --out, or delete the table")
-            for row in self._table.columns(KNOWN).to_pylist():
-                self.known[row["path"], row["time"]] = row
-        self._next = max((row["id"] for row in self.known.values()), default=-1) + 1
-        self._new, self._changed, self._unreadable = [], [], 0
+            self._known = KnownRows(self._table, os.path.abspath(folder))
+            self._next = self._known.next_id
+        self._new, self._changed, self._touched = [], [], []
         self._counts = {"new": 0, "changed": 0, "removed": 0}
 
-    def remove_others(self, folder, keys):
-        """Removes the rows of files in `folder` whose (path, time) is not among `keys`."""
-        start = os.path.join(os.path.abspath(folder), "")
-        gone = [
-            key for key in self.known
-            if key[0].startswith(start) and key not in keys and not _is_hidden(key[0])
-        ]  # fmt: skip
+    def known(self, path, time=None):
+        """Returns what the table has of a file or clip, as `KnownRows.get`."""
+        return self._known and self._known.get(path, time)
+
+    def remove_others(self, keys):
+        """Removes the rows of files in the folder whose (path, time) is not among `keys`."""
+        gone = self._known.others(keys) if self._known else ()
+        names = self._table.rows(gone, ["path"]) if len(gone) else ()
+        gone = [row["id"] for row in names if not _is_hidden(row["path"])]
         if gone:
-            self._table.remove([self.known.pop(key)["id"] for key in gone])
+            self._known.forget(gone)
+            self._table.remove(gone)
         self._counts["removed"] = len(gone)
+
+    def touch(self, row_id, size, modified):
+        """Records the new time stamp of a file with the same content, so that it is not read again."""
+        self.unchanged += 1
+        self._touched.append({"id": row_id, "bytes": size, "modified": modified})
 
     def write(self, row, result):
         """Adds or replaces the row of a file or clip.
@@ -192,7 +198,7 @@ class Writer:
             row["reason"] = "the features are not finite"
         else:
             row["vector"] = result
-        known = self.known.get((row["path"], row.get("time")))
+        known = self.known(row["path"], row.get("time"))
         if known:
             row["id"] = known["id"]
             self._changed.append(row)
@@ -238,8 +244,8 @@ class Writer:
             raise ValueError(
                 f"none of {what} is a readable image (first: {first['path']!r}, {first['reason']})"
             )
-        if any(self._counts.values()):
-            self._table.optimize()
+        self._table.amend(self._touched)
+        self._table.optimize()
         return Counts(
             **self._counts, unchanged=self.unchanged, unreadable=self._table.count("vector IS NULL")
         )

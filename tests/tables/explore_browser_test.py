@@ -49,7 +49,7 @@ class Tab:
         return result["result"].get("value")
 
     async def wait(self, condition):
-        for _ in range(400):
+        for _ in range(1200):
             if await self.run(condition):
                 return
             await asyncio.sleep(0.05)
@@ -74,7 +74,7 @@ async def browser(url, profile):
         address = f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
         async with aiohttp.ClientSession() as session:
             tabs = await (await session.get(f"{address}/json")).json()
-            (tab,) = [tab for tab in tabs if tab["url"].startswith(url)]
+            (tab,) = [tab for tab in tabs if tab["type"] == "page"]
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 yield Tab(socket)
     finally:
@@ -95,8 +95,11 @@ def test_the_page_in_a_browser(tmp_path, identity, encoder, smooth_image):
     query = base64.b64encode((tmp_path / "<b>5.png").read_bytes()).decode()
 
     async def look():
-        server = TestServer(application(table, encoder))
-        async with server, browser(str(server.make_url("/")), tmp_path / "profile") as tab:
+        server = TestServer(application(table, encoder, "s3cret"))
+        async with (
+            server,
+            browser(str(server.make_url("/?token=s3cret")), tmp_path / "profile") as tab,
+        ):
             await tab.call("Runtime.enable")
             await tab.call("Log.enable")
             await tab.wait("document.querySelectorAll('#grid button').length === 60")
@@ -122,7 +125,7 @@ def test_the_page_in_a_browser(tmp_path, identity, encoder, smooth_image):
             assert await tab.run("location.hash") == "#7"
 
             await tab.run(CLICK_ON_MAP)
-            await tab.wait("element('what').textContent.startsWith('Nearest to <b>')")
+            await tab.wait("!element('what').textContent.includes('<b>7.png')")
             assert await tab.run("!element('tip').hidden")
             await tab.run("element('color').value = 'cluster'; element('color').onchange()")
             assert await tab.run("element('legend').children.length") >= 3

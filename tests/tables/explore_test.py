@@ -191,6 +191,37 @@ def test_other_web_pages_are_refused(get):
     assert get("/api/table", **{"Sec-Fetch-Site": "same-origin"})[0] == 200
 
 
+def test_only_who_knows_the_token(table):
+    async def look():
+        async with TestClient(TestServer(application(table, token="s3cret-s3cret"))) as client:
+            for url in (
+                "/",
+                "/?token=",
+                "/?token=s3cret",
+                "/api/table",
+                "/thumbnails/1",
+                "/api/table?token=s3cret-s3cret",
+            ):
+                response = await client.get(url)
+                assert response.status == 401, url
+                assert (await response.json())["error"].startswith("open the address that")
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+            response = await client.get("/?token=s3cret-s3cret")
+            assert (response.status, str(response.url.relative())) == (
+                200,
+                "/",
+            )  # gone from the address
+            assert (await client.get("/api/table")).status == 200
+            client.session.cookie_jar.clear()
+            cookies = {
+                f"explore_{client.port}": "s3cret",
+                f"explore_{client.port + 1}": "s3cret-s3cret",
+            }
+            assert (await client.get("/api/table", cookies=cookies)).status == 401
+
+    asyncio.run(look())
+
+
 def test_the_command_serves_until_it_is_stopped(table, program, command, tmp_path):
     """Without TensorFlow; and a port that another process has is one sentence."""
     process = subprocess.Popen(
@@ -199,7 +230,10 @@ def test_the_command_serves_until_it_is_stopped(table, program, command, tmp_pat
     )  # fmt: skip
     try:
         line = process.stdout.readline()
-        found = re.fullmatch(r"http://127.0.0.1:(\d+) shows \S+photos.lance; Ctrl-C stops\n", line)
+        found = re.fullmatch(
+            r"http://127.0.0.1:(\d+)/\?token=([\w-]{22}) shows \S+photos.lance; Ctrl-C stops\n",
+            line,
+        )
         assert found, line + process.stderr.read()
         code, _, err = command("explore", table.path, "--port", found[1])
         assert code == 2
@@ -207,9 +241,11 @@ def test_the_command_serves_until_it_is_stopped(table, program, command, tmp_pat
             f"keras-ssl: --port {found[1]} on 127.0.0.1 cannot be used (Address already in use): give "
             "another, or 0 for a free one\n"
         )
-        with socket.create_connection(("127.0.0.1", int(found[1]))) as connection:
-            connection.sendall(b"GET /api/table HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
-            assert connection.makefile().readline().split()[1] == "200"
+        for cookie, status in (("", "401"), (f"Cookie: explore_{found[1]}={found[2]}\r\n", "200")):
+            request = f"GET /api/table HTTP/1.0\r\nHost: 127.0.0.1:{found[1]}\r\n{cookie}\r\n"
+            with socket.create_connection(("127.0.0.1", int(found[1]))) as connection:
+                connection.sendall(request.encode())
+                assert connection.makefile().readline().split()[1] == status
         maps = f"/proc/{process.pid}/maps"
         assert not os.path.exists(maps) or "libtensorflow" not in Path(maps).read_text()
         process.send_signal(signal.SIGTERM)

@@ -86,6 +86,10 @@ def test_only_what_is_new_or_changed_is_encoded(photos, identity, encoder, smoot
 
     (photos / "0.png").touch()  # another time stamp, the same content
     assert again() == ([], (0, 0, 0, 9, 1))
+    with pytest.MonkeyPatch.context() as patch:  # which is read once
+        patch.delattr(update.Path, "read_bytes")
+        assert again() == ([], (0, 0, 0, 9, 1))
+    assert rows() == before
 
     smooth_image(70, 44, 30).save(photos / "cats" / "1.png")  # changed
     smooth_image(71).save(photos / "bad.jpg")  # mended
