@@ -51,6 +51,7 @@ def application(table, encoder=None, token=None):
     app.add_routes([
         web.get("/", explorer.page),
         web.get("/api/table", explorer.table),
+        web.get("/api/rows", explorer.rows),
         web.get("/api/map", explorer.map),
         web.get("/api/neighbors/{id:[0-9]{1,18}}", explorer.neighbors),
         web.post("/api/search", explorer.search),
@@ -130,6 +131,9 @@ class _Explorer:
         if self._layout is None:
             self._layout = asyncio.create_task(asyncio.to_thread(layout.layout, self._table))
         return self._layout
+
+    async def rows(self, _):
+        return web.json_response({"rows": await asyncio.to_thread(layout.sample, self._table)})
 
     async def map(self, _):
         return web.json_response({"rows": await asyncio.shield(self._start_layout())})

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_ssl.tables.store import SHOWN
+from keras_ssl.tables.store import READ, SHOWN
 
 ROWS = 2000  # of a map; t-SNE of more takes minutes
 CLUSTERS = 10
@@ -10,15 +10,22 @@ COMPONENTS = 50  # principal components that t-SNE gets
 PERPLEXITY = 30
 
 
-def layout(table, number=ROWS):
-    """Places rows of a table in two dimensions, so that similar ones are near each other.
+def sample(table, names=SHOWN, number=ROWS):
+    """Reads columns of up to `number` random rows with features, always the same: a list of dicts."""
+    ids = np.sort(table.columns(["id"], READ)["id"].to_numpy())
+    if len(ids) > number:
+        ids = np.sort(np.random.default_rng(0).choice(ids, number, replace=False))
+    return table.rows(ids, names)
 
-    Up to `number` rows, drawn at random but always the same, are placed by t-SNE of the directions of their
-    features, and clustered by k-means.
+
+def layout(table, number=ROWS):
+    """Places a sample of the rows of a table in two dimensions, so that similar ones are near each other.
+
+    They are placed by t-SNE of the directions of their features, and clustered by k-means.
 
     Args:
         table: FeatureTable.
-        number: int, rows to place.
+        number: int, rows to place at most.
 
     Returns:
         list of dicts of the columns of `Match` but the cosine, with `x` and `y` in 0..1 and `cluster` int.
@@ -29,16 +36,17 @@ def layout(table, number=ROWS):
         >>> layout(FeatureTable("features.lance"))[0]["x"]              # doctest: +SKIP
         0.41
     """
-    ids = np.sort(table.columns(["id"], "vector IS NOT NULL")["id"].to_numpy())
-    if len(ids) > number:
-        ids = np.sort(np.random.default_rng(0).choice(ids, number, replace=False))
-    rows = table.rows(ids, [*SHOWN, "vector"])
+    from threadpoolctl import threadpool_limits
+
+    rows = sample(table, [*SHOWN, "vector"], number)
     vectors = np.array([row.pop("vector") for row in rows], np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    places = _places(vectors)
+    # OpenMP threads wait for each other in a loop: beside another program t-SNE took nine times as long.
+    # One thread also keeps the result the same on every machine with the same libraries.
+    with threadpool_limits(1):
+        places, clusters = _places(vectors), _clusters(vectors)
     places -= places.min(axis=0)
     places /= np.maximum(places.max(axis=0), 1e-30)
-    clusters = _clusters(vectors)
     for row, (x, y), cluster in zip(rows, places.tolist(), clusters.tolist(), strict=True):
         row.update(x=round(x, 4), y=round(y, 4), cluster=cluster)
     return rows
@@ -56,10 +64,7 @@ def _places(vectors):
     init = np.zeros((len(vectors), 2), np.float32)
     init[:, : min(components, 2)] = reduced[:, :2]
     init *= 1e-4 / max(init[:, 0].std(), 1e-12)
-    # One thread keeps the result the same on every machine with the same libraries.
-    return TSNE(2, perplexity=perplexity, init=init, random_state=0, n_jobs=1).fit_transform(
-        reduced
-    )
+    return TSNE(2, perplexity=perplexity, init=init, random_state=0).fit_transform(reduced)
 
 
 def _clusters(vectors):

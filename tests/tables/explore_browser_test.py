@@ -124,6 +124,7 @@ def test_the_page_in_a_browser(tmp_path, identity, encoder, smooth_image):
             assert {i % 3 for i in ids[:10]} == {1}
             assert await tab.run("location.hash") == "#7"
 
+            await tab.wait("element('wait').hidden")  # the map has come
             await tab.run(CLICK_ON_MAP)
             await tab.wait("!element('what').textContent.includes('<b>7.png')")
             assert await tab.run("!element('tip').hidden")

@@ -85,6 +85,9 @@ def test_table_and_map(get, table):
         "encodes": False,
     }  # fmt: skip
     rows = get("/api/map")[2]["rows"]
+    assert get("/api/rows")[2]["rows"] == [
+        {name: row[name] for name in ("id", "path", "time", "label")} for row in rows
+    ]
     assert [row["id"] for row in rows] == list(range(42))
     assert rows == layout(table)  # the same each time
     places = np.array([(row["x"], row["y"]) for row in rows])
