@@ -1,7 +1,9 @@
-"""The Gibbs kernel of entropic optimal transport, held in blocks of rows on this worker's replicas."""
+"""The Gibbs kernel of entropic optimal transport, in blocks of rows on this worker's replicas or its disk."""
 
 import numpy as np
 import tensorflow as tf
+
+from keras_ssl.solvers.disk import DiskBlocks
 
 BLOCK_ENTRIES = 2**20  # per block of rows: large for the matrix products, small for the cache
 SAMPLE_EVERY = 8  # a sample is every eighth block
@@ -21,22 +23,24 @@ class Kernel:
         dtype: str, dtype of the blocks in memory.
         sample: bool, start with every eighth block, if there are at least 57 blocks.
         total: function that sums an array over all workers, each of which has a kernel of its own rows.
+        scratch: str, folder of the file that holds the blocks, or None for memory.
 
     Raises:
         ValueError: there are no blocks, or they are not float (n, K).
     """
 
-    def __init__(self, scores, lam, dtype, sample, total):
+    def __init__(self, scores, lam, dtype, sample, total, scratch=None):
+        self.scratch = scratch
         self.read = scores if callable(scores) else lambda: _row_blocks(scores)
         self.dtype, self.total = dtype, total
         self.wide = tf.float64 if dtype == "float64" else tf.float32  # of everything but the blocks
         self.lam = tf.constant(lam, self.wide)
         self.every = SAMPLE_EVERY if sample else 1
-        self.blocks = list(self._compute(None))
+        self._keep(None)
         enough = SAMPLE_EVERY * (SAMPLE_EVERY - 1)
         if self.every > 1 and total(np.array(len(self.lengths))) <= enough:
             self.every = 1
-            self.blocks = list(self._compute(None))
+            self._keep(None)
         if not self.blocks:
             raise ValueError("scores must hold at least one block of rows, got none")
         if len(self.widths) > 1:
@@ -44,7 +48,14 @@ class Kernel:
                 f"scores must have blocks of the same width, got {sorted(self.widths)}"
             )
         self.shape = sum(self.lengths), *self.widths
-        self.base, self.shards = np.zeros(self.shape[1]), None
+        self.base = np.zeros(self.shape[1])
+
+    def _keep(self, potentials):
+        """Computes the blocks, and keeps them in memory or on disk."""
+        # Free all old blocks before the first new one: mixed, they would fragment the memory.
+        self.shards = self.blocks = None
+        computed = self._compute(potentials)
+        self.blocks = list(computed) if self.scratch is None else DiskBlocks(self.scratch, computed)
 
     def _compute(self, potentials):
         """Yields the blocks to keep and records the shapes of all of them."""
@@ -77,17 +88,19 @@ class Kernel:
         While only a sample of the blocks is read, the sums are scaled to the mass of all rows.
         """
         if self.blocks is None or np.abs(potentials - self.base).max() > MAX_POTENTIAL_SHIFT:
-            # Free all old blocks before the first new one: mixed, they would fragment the memory.
-            self.shards = self.blocks = None
-            self.blocks = list(self._compute(tf.constant(potentials, self.wide)))
+            self._keep(tf.constant(potentials, self.wide))
             self.base = potentials
         if self.shards is None:
             sample = self.row_blocks[:: self.every]
             mass = sum(float(tf.reduce_sum(part)) for part in sample)
             self.fraction = float(self.total(np.array(mass))) / self.mass
-            self.shards = _shards(self.blocks, sample)
+            self.shards = sample if self.scratch else _shards(self.blocks, sample)
         scale = self.column_scale(potentials)
-        return self.total(_column_sums(self.shards, scale, self.blocks[0].dtype)) / self.fraction
+        if self.scratch:
+            sums = _column_sums_on_disk(self.blocks, self.shards, scale)
+        else:
+            sums = _column_sums(self.shards, scale, self.blocks[0].dtype)
+        return self.total(sums) / self.fraction
 
     def column_scale(self, potentials):
         """Computes the factors of the kernel's columns for these potentials: (1, K) tensor."""
@@ -148,6 +161,21 @@ def _column_sums(shards, scale, storage):
     return sum(part.numpy() for part in parts)
 
 
+def _column_sums_on_disk(blocks, row_blocks, scale):
+    parts = blocks.map(lambda kernel, rows: _block_sums(kernel, rows, scale).numpy(), row_blocks)
+    return sum(parts) * scale.numpy()[0].astype(np.float64)
+
+
+def _unscaled_sums(kernel, rows, scale):
+    """Computes the column sums of the plan of one block, divided by `scale`: (K,) float64 tensor."""
+    kernel = tf.cast(kernel, scale.dtype)
+    u = rows / tf.matmul(kernel, scale, transpose_b=True)
+    return tf.cast(tf.reshape(tf.matmul(u, kernel, transpose_a=True), [-1]), tf.float64)
+
+
+_block_sums = tf.function(_unscaled_sums, autograph=False, reduce_retracing=True)
+
+
 @tf.function(autograph=False, reduce_retracing=True)
 def _sweep(blocks, row_blocks, scale, storage):
     """Computes the column sums of the plan, reading each block once."""
@@ -159,10 +187,10 @@ def _sweep(blocks, row_blocks, scale, storage):
         )
 
     def body(index, sums):
-        kernel = tf.cast(item(blocks, index, width, storage), scale.dtype)
-        u = item(row_blocks, index, 1, scale.dtype) / tf.matmul(kernel, scale, transpose_b=True)
-        part = tf.reshape(tf.matmul(u, kernel, transpose_a=True), [width])
-        return index + 1, sums + tf.cast(part, tf.float64)
+        kernel = item(blocks, index, width, storage)
+        return index + 1, sums + _unscaled_sums(
+            kernel, item(row_blocks, index, 1, scale.dtype), scale
+        )
 
     number = tf.raw_ops.TensorListLength(input_handle=blocks)
     start = tf.constant(0), tf.zeros([width], tf.float64)

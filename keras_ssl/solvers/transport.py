@@ -1,6 +1,7 @@
 """Entropic optimal transport between a whole data set and its clusters."""
 
 import math
+import os
 import warnings
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ def sinkhorn(
     max_iterations=1000,
     dtype="float32",
     verbose=0,
+    scratch=None,
 ):
     """Solves entropic optimal transport by Sinkhorn's algorithm, for large N x K in little memory.
 
@@ -56,8 +58,9 @@ def sinkhorn(
     u follows from v, so the search is for the K numbers log v.
 
     Only one N x K matrix, the kernel, is held in memory, provided that `scores` is a function that
-    computes blocks of rows on demand. Each iteration reads every block once and uses it for both
-    matrix products while it is in the cache. Three things make the algorithm fast and stable:
+    computes blocks of rows on demand; with `scratch` not even that. Each iteration reads every block once
+    and uses it for both matrix products while it is in the cache. Three things make the algorithm fast and
+    stable:
 
     - The kernel is exp(lam * scores + log v), each row divided by its largest entry. It is recomputed
       when log v has moved by more than 20, so that float32 does not underflow at large `lam`, where
@@ -84,14 +87,16 @@ def sinkhorn(
         max_iterations: int.
         dtype: "float32", "float64", or "bfloat16" for half the memory and three digits.
         verbose: 1 shows the iterations and their errors, 0 does not.
+        scratch: str, a folder with space for N x K numbers of `dtype` where memory has none, or None. Each
+            iteration then reads them from there, in order and ahead; one device per process computes.
 
     Returns:
         Transport.
 
     Raises:
         ValueError: `scores` have the wrong shape or are not finite, the marginals are not positive or
-            differ in their sum, `lam` or `tolerance` is not positive, or `max_iterations` no positive
-            integer.
+            differ in their sum, `lam` or `tolerance` is not positive, `max_iterations` no positive
+            integer, or there is no folder `scratch`.
 
     Warns:
         UserWarning: not converged within `max_iterations`.
@@ -106,12 +111,12 @@ def sinkhorn(
         >>> laptops.plan().round(3).tolist()
         [[25.0, 0.0], [0.0, 25.0]]
     """
-    _check_arguments(lam, tolerance, max_iterations, dtype)
+    _check_arguments(lam, tolerance, max_iterations, dtype, scratch)
     # Far from the solution a sample of the rows is as good a guide, for an eighth of the work, and
     # the full kernel is computed once the potentials are nearly right.
     share = share_of(scores)
     sample = max_iterations > SAMPLED_ITERATIONS
-    kernel = gibbs.Kernel(share.own, lam, dtype, sample, share.sum)
+    kernel = gibbs.Kernel(share.own, lam, dtype, sample, share.sum, scratch)
     rows, columns = _marginals(rows, columns, *kernel.shape, share)
     mass = math.fsum(columns)
     kernel.set_row_marginals(rows, mass)
@@ -201,7 +206,9 @@ class _Anderson:
         return self.plain - more * min(1.0, FARTHEST / max(np.ptp(more), 1e-300))
 
 
-def _check_arguments(lam, tolerance, max_iterations, dtype):
+def _check_arguments(lam, tolerance, max_iterations, dtype, scratch):
+    if scratch is not None and not os.path.isdir(scratch):
+        raise ValueError(f"scratch: there is no folder {str(scratch)!r}")
     for name, value in (("lam", lam), ("tolerance", tolerance)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value!r}")

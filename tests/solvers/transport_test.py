@@ -1,5 +1,7 @@
 """Sinkhorn against POT, exact transport, closed forms and invariances."""
 
+import os
+
 import numpy as np
 import ot
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keras_ssl.solvers import gibbs
+from keras_ssl.solvers import disk, gibbs
 from keras_ssl.solvers.transport import sinkhorn
 
 
@@ -200,3 +202,47 @@ def test_labels_of_nearly_equal_images_are_balanced():
     sizes = np.bincount(found.assignments, minlength=10)
     assert np.abs(found.plan().sum(0) - 0.1).sum() < 2e-6
     assert sizes.min() > 60
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_blocks_on_disk(tmp_path, monkeypatch, dtype):
+    """The same result as in memory, from a file that has no name and is closed with the result."""
+    scores, rows, columns = problem(640, 7)
+    monkeypatch.setattr(gibbs, "BLOCK_ENTRIES", 70)  # 64 blocks, of which a sample is read at first
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+
+    def open_files():
+        links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+        return sum(str(folder) in os.readlink(link) for link in links if os.path.lexists(link))
+
+    options = {"lam": 40, "tolerance": 1e-2 if dtype == "bfloat16" else 1e-6, "dtype": dtype}
+    expected = sinkhorn(scores, rows, columns, **options)
+    found = sinkhorn(scores, rows, columns, scratch=str(folder), **options)
+    assert found.iterations == expected.iterations
+    np.testing.assert_array_equal(found.assignments, expected.assignments)
+    np.testing.assert_allclose(found.column_potentials, expected.column_potentials, rtol=1e-6)
+    np.testing.assert_allclose(found.plan(), expected.plan(), rtol=1e-5)
+    assert os.listdir(folder) == []
+    assert not os.path.exists("/proc/self/fd") or open_files() == 1
+    del found
+    assert not os.path.exists("/proc/self/fd") or open_files() == 0
+
+
+def test_blocks_of_different_lengths_on_disk(tmp_path):
+    arrays = [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.full((1, 3), 4.0),
+        np.ones((5, 1), "float16"),
+    ]
+    blocks = disk.DiskBlocks(tmp_path, map(tf.constant, arrays))
+    assert len(blocks) == 3
+    for block, array in zip(blocks, arrays, strict=True):
+        assert block.dtype == array.dtype
+        np.testing.assert_array_equal(block, array)
+    assert blocks.map(lambda block, factor: block.sum() * factor, [2, 3, 5]) == [30, 36, 25]
+    os.ftruncate(blocks._file.fileno(), 50)
+    with pytest.raises(OSError, match="8 bytes shorter than was written"):
+        list(blocks)
+    with pytest.raises(ValueError, match=r"scratch: there is no folder 'none'"):
+        sinkhorn(np.zeros((2, 2)), scratch="none")

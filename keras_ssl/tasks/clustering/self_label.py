@@ -53,6 +53,7 @@ class SelfLabel(PretextModel):
             spaced.
         crop: float in (0, 1], the smallest fraction of the area that a random crop keeps.
         seed: int, of the random labels before the first relabeling, and of the views of each relabeling.
+        scratch: str, a folder on a disk for the 4 * N * K bytes of a relabeling, or None for memory.
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -89,6 +90,7 @@ class SelfLabel(PretextModel):
         relabelings=100,
         crop=0.3,
         seed=0,
+        scratch=None,
         **kwargs,
     ):
         super().__init__(encoder, **kwargs)
@@ -104,7 +106,7 @@ class SelfLabel(PretextModel):
         augment.check_crop(crop)
         self.num_images, self.num_clusters, self.num_heads = num_images, num_clusters, num_heads
         self.lam, self.tolerance, self.relabelings = lam, tolerance, relabelings
-        self.crop, self.seed = crop, seed
+        self.crop, self.seed, self.scratch = crop, seed, scratch
         self.labels = self.add_weight(
             shape=(num_heads, num_images), dtype="int32", trainable=False, name="labels",
             initializer=lambda shape, dtype: self.random_labels(),
@@ -182,6 +184,7 @@ class SelfLabel(PretextModel):
                 share.replace(log_probabilities),
                 lam=self.lam,
                 tolerance=float(np.clip(self.tolerance / self.num_images, 1e-6, 1e-5)),
+                scratch=self.scratch,
             ).assignments  # without the kernel, which is as large as all scores
             labels.append(share.everywhere(found))
         self.labels.assign(np.stack(labels))
