@@ -37,7 +37,7 @@ from keras_ssl.tables import store
 def extract(
     folder, out, model, modules, frames, stride, cache, pool, batch_size, server, retries, **tls
 ):
-    """Computes the features of a folder of images or videos.
+    """Computes the features of a folder of images, videos or TFRecords.
 
     Writes them to an .npz, or to a table if --out ends in .lance: of videos a row for each frame, or with
     --frames N for each clip of N frames, with its time in seconds. The same command resumes an interrupted
@@ -56,7 +56,7 @@ def extract(
     table_options.check_model(model, server, tls)
 
     common.import_tensorflow()
-    from keras_ssl.data import video_files
+    from keras_ssl.data import records, video_files
 
     if frames or stride or cache or video_files.holds_videos(folder):
         frames, stride = frames or 1, stride or 1
@@ -68,6 +68,10 @@ def extract(
 
     else:
         clips_of = None
+        if records.record_files(folder) and not out.endswith(store.SUFFIX):
+            raise ValueError(
+                f"--out must be a table, such as features.lance, for TFRecords, got {out!r}"
+            )
     with contextlib.ExitStack() as stack:
         client = None
         if server:
@@ -100,9 +104,11 @@ def _check_out(out):
 
 def _update(folder, clips_of, clip, out, client, model, modules, batch_size):
     """Brings a table up to date, and returns its Counts."""
+    from keras_ssl.data import records
     from keras_ssl.tables import encode
     from keras_ssl.tables.clips import update_clips
     from keras_ssl.tables.identity import Identity, of_model
+    from keras_ssl.tables.records import update_records
     from keras_ssl.tables.update import update
 
     if client:
@@ -110,6 +116,8 @@ def _update(folder, clips_of, clip, out, client, model, modules, batch_size):
     else:
         identity = of_model(model)
         encoder = encode.LocalEncoder(common.load_model(model, modules)[1], batch_size)
+    if clips_of is None and records.record_files(folder):
+        return update_records(out, folder, identity, encoder, progress=True)
     if clips_of is None:
         return update(out, folder, identity, encoder, progress=True)
     identity = identity.with_clips(*clip)

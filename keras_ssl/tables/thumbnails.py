@@ -5,9 +5,11 @@ import glob
 import io
 import os
 import re
+import struct
 
 import numpy as np
 
+MAGIC = rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM"  # of the formats that are read
 SIDE = 160  # pixels of the longer side
 
 
@@ -15,7 +17,7 @@ def thumbnail(path, time=None, side=SIDE):
     """Reads an image file, or the frame of a video, and downsamples it.
 
     Args:
-        path: str.
+        path: str; of a record in a TFRecord file its path, "#", and the byte at which the record begins.
         time: float, seconds from the start of a video; None for images.
         side: int, pixels of the longer side.
 
@@ -29,7 +31,10 @@ def thumbnail(path, time=None, side=SIDE):
     from PIL import Image
 
     with contextlib.suppress(Exception):  # PIL raises many kinds for damaged files
-        image = Image.open(path) if time is None else Image.fromarray(_frame(path, time))
+        if time is not None:
+            image = Image.fromarray(_frame(path, time))
+        else:
+            image = Image.open(path if os.path.exists(path) else _record(path))
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
         image = image.convert("RGB")
         image.thumbnail((side, side))
@@ -42,6 +47,17 @@ def jpeg(image):
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+def _record(path):
+    """Returns the image in a record as a file."""
+    path, _, offset = path.rpartition("#")
+    with open(path, "rb") as file:
+        file.seek(int(offset))
+        length, _ = struct.unpack("<QI", file.read(12))
+        record = file.read(length)
+    # The image begins somewhere in the message; what follows it does no harm.
+    return io.BytesIO(record[re.search(MAGIC, record).start() :])
 
 
 def _frame(path, time):

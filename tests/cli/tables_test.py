@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_ssl as kssl
 from keras_ssl import serving
 from keras_ssl.tables import FeatureTable
 from keras_ssl.tables.identity import Identity
@@ -99,6 +100,20 @@ def test_clips_of_videos(command, exported, tmp_path):
     code, _, err = command(*extract, "--pool", "concat")
     assert code == 2
     assert "pooled by mean, not of clips of 3 frames with stride 1, pooled by concat" in err
+
+
+def test_tfrecords(command, photos, exported):
+    images = kssl.data.from_folder(photos, 24)
+    kssl.data.to_tfrecord(images, "records", verbose=0)
+    extract = ("extract", "records", "--model", exported)
+    code, _, err = command(*extract)
+    assert code == 2
+    assert "--out must be a table, such as features.lance, for TFRecords, got 'features.npz'" in err
+    code, out, err = command(*extract, "--out", "r.lance")
+    assert code == 0, err
+    assert f"r.lance: {len(images)} new, 0 changed" in out
+    labels = FeatureTable("r.lance").columns(["label"])["label"].to_pylist()
+    assert set(labels) == {"blue", "red"}
 
 
 def test_reports_of_a_ready_table(command, written):

@@ -1,0 +1,91 @@
+"""Updates a table from a folder of TFRecord files, a row for each record."""
+
+import hashlib
+import os
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from keras_ssl.data import records, schema
+from keras_ssl.serving.client.progress import progress_bar
+from keras_ssl.tables import store
+from keras_ssl.tables.update import Writer, image_size
+
+
+def update_records(path, folder, identity, encoder, progress=False):
+    """Brings a table up to date with the records of a folder, those of `data.to_tfrecord` or any others.
+
+    As `update`, where the path of a row is that of the file, "#", and the byte at which its record begins.
+    The records of a file that has not been written since are not read.
+
+    Args:
+        path, encoder, progress: as of `update`.
+        folder: folder of TFRecord files of tf.train.Example, with the encoded image in `image` and perhaps
+            its class in `label`, as of `data.from_tfrecord`.
+        identity: Identity of the model.
+
+    Returns:
+        Counts.
+
+    Raises:
+        ValueError: as `update`.
+
+    Warns:
+        UserWarning: which parts of which files are damaged.
+
+    Example:
+        >>> kssl.data.to_tfrecord(images, "records/")                   # doctest: +SKIP
+        >>> update_records("features.lance", "records/", identity, encoder)     # doctest: +SKIP
+        Counts(new=1000, changed=0, removed=0, unchanged=0, unreadable=0)
+    """
+    with store.locked(path):
+        writer = Writer(path, folder, identity, encoder)
+        names = list(map(os.path.abspath, records.record_files(folder)))
+        index = records.index(folder, names)
+        places = list(
+            zip(*(index[name].tolist() for name in ("file", "offset", "length")), strict=True)
+        )
+        writer.remove_others((f"{names[file]}#{offset}", None) for file, offset, _ in places)
+        class_names = schema.read_manifest(folder).get("class_names")
+        with progress_bar(places, progress) as advance:
+            for row, result in encoder.files(_changed(places, names, class_names, writer, advance)):
+                writer.write(row, result)
+                advance(1)
+        return writer.close(f"{len(places)} records in {str(folder)!r}")
+
+
+def _changed(places, names, class_names, writer, advance):
+    """Yields (row, bytes of the image) for the records that are new or have changed."""
+    modified = [os.stat(name).st_mtime_ns for name in names]
+    for file, offset, length in places:
+        row = {"path": f"{names[file]}#{offset}", "bytes": length, "modified": modified[file]}
+        known = writer.known(row["path"])
+        if known and (known["bytes"], known["modified"]) == (length, modified[file]):
+            writer.unchanged += 1
+            advance(1)
+            continue
+        content, label = _image(names[file], offset, length)
+        if content is None:
+            writer.write(row, "a damaged record, or none with one image in 'image'")
+            advance(1)
+            continue
+        row["hash"] = hashlib.sha256(content).hexdigest()
+        if known and known["hash"] == row["hash"]:
+            writer.touch(known["id"], length, modified[file])
+            advance(1)
+            continue
+        if label is not None:
+            row["label"] = class_names[label] if class_names else str(label)
+        row["height"], row["width"] = image_size(content)
+        yield row, content
+
+
+def _image(file, offset, length):
+    """Returns the bytes of the image in a record, or None, and its class, an int or None."""
+    try:
+        record = records.read(file, offset, length).numpy()
+        features = tf.train.Example.FromString(record).features.feature
+    except (tf.errors.OpError, DecodeError):
+        return None, None
+    image, label = features["image"].bytes_list.value, features["label"].int64_list.value
+    return (image[0] if len(image) == 1 else None), (label[0] if len(label) == 1 else None)
