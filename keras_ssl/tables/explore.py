@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from keras_ssl.tables import layout, neighbors, thumbnails
+from keras_ssl.tables.store import UNREADABLE
 
 log = logging.getLogger("keras_ssl.tables")
 PAGE = Path(__file__).with_name("explore.html")
@@ -121,7 +122,7 @@ class _Explorer:
     async def table(self, _):
         table = self._table
         rows = await asyncio.to_thread(table.count)
-        unreadable = await asyncio.to_thread(table.count, "vector IS NULL")
+        unreadable = await asyncio.to_thread(table.count, UNREADABLE)
         return web.json_response({
             "name": Path(table.path).name, "model": table.identity.label, "rows": rows,
             "unreadable": unreadable, "encodes": self._encoder is not None,

@@ -15,7 +15,8 @@ SUFFIX = ".lance"
 METADATA = b"keras_ssl"
 KEEP_VERSIONS = datetime.timedelta(days=1)  # of a table: as long can an update be undone
 SHOWN = ["id", "path", "time", "label"]
-READ = "vector IS NOT NULL"
+# A row has either: to ask for the vector would read that whole column, 20 s at ten million rows.
+READ, UNREADABLE = "reason IS NULL", "reason IS NOT NULL"
 
 
 def lancedb():

@@ -247,5 +247,5 @@ class Writer:
         self._table.amend(self._touched)
         self._table.optimize()
         return Counts(
-            **self._counts, unchanged=self.unchanged, unreadable=self._table.count("vector IS NULL")
+            **self._counts, unchanged=self.unchanged, unreadable=self._table.count(store.UNREADABLE)
         )
