@@ -11,6 +11,7 @@ from keras_ssl.encoders.outputs import (
     maps,
     on_patches,
     stages,
+    warn_of_batch_normalization,
 )
 from keras_ssl.encoders.residual import STAGE, resnet
 from keras_ssl.encoders.wrapped import from_keras
@@ -29,4 +30,5 @@ __all__ = [
     "on_patches",
     "resnet",
     "stages",
+    "warn_of_batch_normalization",
 ]

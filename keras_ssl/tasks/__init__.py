@@ -86,6 +86,8 @@ TASKS = [
         "which of 12 orders four frames are in"),
     Row("frame_prediction", "FramePrediction", "temporal", "Mathieu et al. 2016",
         "the next frame, the one before, or what is hidden in one"),
+    Row("cpc_frames", "CPCFrames", "temporal", "van den Oord et al. 2018",
+        "which frames in the batch come next"),
     Row("moving_objects", "MovingObjects", "temporal", "Pathak et al. 2017",
         "which pixels of a single frame move"),
 ]
