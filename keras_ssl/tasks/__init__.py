@@ -66,6 +66,8 @@ TASKS = [
         "which image in a memory bank the shuffled patches are of"),
     Row("cmc", "CMC", "contrastive", "Tian et al. 2020",
         "which lightness in a memory bank the colors are of"),
+    Row("cmc_depth", "CMCDepth", "contrastive", "Tian et al. 2020",
+        "which lightness in a memory bank the colors, the depth and the normals are of"),
     Row("pcl", "PCL", "contrastive", "Li et al. 2021",
         "which key of a queue is of the same image, and which prototype"),
     Row("cpc", "CPC", "contrastive", "van den Oord et al. 2018",

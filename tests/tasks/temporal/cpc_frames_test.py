@@ -81,9 +81,11 @@ def test_without_a_prediction_the_loss_is_the_logarithm_of_all_frames(task, fram
     # As if each frame had an embedding of its own, of which one is predicted wrongly.
     unit = np.eye(18, dtype="float32").reshape(3, 1, 6, 1, 18)
     found = np.concatenate([unit, 50 * unit, 50 * unit], axis=1)
-    found[2, 1, 5] *= -1
+    found[2, 1, 2] *= -1  # the first frame that is predicted
     np.testing.assert_allclose(accuracy.found(None, found), [1, 1, (3 / 4 + 1) / 2])
-    np.testing.assert_allclose(loss.call([0] * 3, found)[:2], 0, atol=1e-5)
+    wrong = loss.call([0] * 3, found).numpy()
+    np.testing.assert_allclose(wrong[:2], 0, atol=1e-5)
+    assert wrong[2] == pytest.approx((50 + np.log(17)) / 4 / 2)  # of four frames of one of two steps
 
 
 def test_consecutive_frames_are_augmented_alike():
