@@ -85,7 +85,9 @@ def test_without_a_prediction_the_loss_is_the_logarithm_of_all_frames(task, fram
     np.testing.assert_allclose(accuracy.found(None, found), [1, 1, (3 / 4 + 1) / 2])
     wrong = loss.call([0] * 3, found).numpy()
     np.testing.assert_allclose(wrong[:2], 0, atol=1e-5)
-    assert wrong[2] == pytest.approx((50 + np.log(17)) / 4 / 2)  # of four frames of one of two steps
+    assert wrong[2] == pytest.approx(
+        (50 + np.log(17)) / 4 / 2
+    )  # of four frames of one of two steps
 
 
 def test_consecutive_frames_are_augmented_alike():
