@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl.losses.contrastive import similarities
+from keras_ssl.losses.local import predicted_scores
 from keras_ssl.losses.ranking import ordered_differences
 from keras_ssl.ops import depth
 from keras_ssl.training import distribute
@@ -242,3 +243,42 @@ class Contrast(keras.metrics.MeanMetricWrapper):
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype, "by_label": self.by_label}
+
+
+@keras.saving.register_keras_serializable(package="keras_ssl")
+class FoundPositions(keras.metrics.MeanMetricWrapper):
+    """Measures how often a predicted position has the highest score of all positions of all images.
+
+    Args:
+        first: int, as in `losses.PredictiveCoding`.
+        name: str.
+        **kwargs: passed to keras.metrics.Metric.
+
+    Shapes:
+        y_true: not used. y_pred: as in `losses.PredictiveCoding`.
+
+    Example:
+        >>> embeddings = tf.reshape(tf.eye(4), [1, 1, 4, 1, 4])           # of four rows of one image
+        >>> metric = FoundPositions(first=1)
+        >>> metric.update_state([0], tf.concat([embeddings, embeddings], axis=1))
+        >>> float(metric.result())
+        1.0
+    """
+
+    def __init__(self, first=1, name="accuracy", **kwargs):
+        super().__init__(self.found, name, **kwargs)
+        self.first = first
+
+    def found(self, y_true, y_pred):
+        """Returns the fraction of the predictions of each image that are right, (B,)."""
+        steps = [
+            tf.reduce_mean(
+                tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32) == label, tf.float32),
+                axis=1,
+            )
+            for scores, label in predicted_scores(y_pred, self.first)
+        ]
+        return tf.add_n(steps) / len(steps)
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype, "first": self.first}

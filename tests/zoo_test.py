@@ -127,15 +127,21 @@ def test_page_of_cards(tool):
     ]
     card = {
         "results": results[0], "pretext": {"accuracy": 0.875}, "views_per_second": 1234, "minutes": 8.8,
-        "machine": "2 cores, avx2",
+        "machine": "2 cores, avx2", "views": 600_000,
     }  # fmt: skip
-    local = {**card, "encoder": "local_resnet, width 64", "untrained": [0.2, 0.24]}
+    local = {
+        **card,
+        "encoder": "local_resnet, width 64",
+        "untrained": [0.2, 0.24],
+        "views": 200_000,
+    }
     text = tool("draw_zoo.py")["page"]({"jigsaw": card, "amdim": local}, results[1:])
     assert "| `jigsaw` | 10.0 | 20.0 | **30.0** | 40.0 | +15.0 | 30.0 | 60.0 |" in text
     assert "| `jigsaw` | accuracy 87.5 | 12.3 | 0.124 | -2.50 | 1,234 | 9 |" in text
     assert "`amdim`: local_resnet, width 64, untrained 22.0" in text
     assert "| `amdim` | 10.0 | 20.0 | **30.0** | 40.0 | +8.0 | 30.0 | 60.0 |" in text
     assert "2 seeds, whose best stages have 10.0 and 20.0" in text
+    assert "a view. Less was spent on `amdim` (200,000 views).\n" in text
     assert "Not trained yet: `rotation`," in text
 
 

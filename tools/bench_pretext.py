@@ -1,10 +1,11 @@
 """Benchmark of the throughput of each task's `pretext`, versus that of its training step, in images/s.
 
-    python tools/bench_pretext.py [--width 16] [--rounds 5]
+    python tools/bench_pretext.py [TASK ...] [--width 16] [--batch 128] [--rounds 5] [--precision float32]
 
-Images of 32x32 in memory, batches of 128. In each round every task first computes batches without a
-network, on all cores, and then trains on precomputed ones, so that other load on the machine affects both
-equally. The ratio is the median over the rounds.
+Images of 32x32 in memory. In each round every task first computes batches without a network, on all cores,
+then trains on precomputed ones, and SimCLR on the same encoder, so that other load on the machine affects all
+equally. The ratios are medians over the rounds. Local encoders, whose last stage is narrow, are four times as
+wide, as in the zoo.
 """
 
 import argparse
@@ -13,28 +14,32 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 import tensorflow as tf
 from task_samples import required, sample
+from zoo_training import views_per_image
 
+import keras_ssl as kssl
 from keras_ssl.plotting import print_table
 from keras_ssl.tasks import TASKS
 from keras_ssl.training.optimizers import sgd_cosine
 
-BATCH, IMAGES, STEPS = 128, 2048, 6
+IMAGES, STEPS = 2048, 6
 
 
-def variant(row, width):
-    """Returns two functions that measure the seconds per image, of `pretext` and of the training step."""
-    images = sample(row.task.needs, IMAGES)
-    encoder = row.task.architecture((32, 32, 3), width)
-    task = row.task(encoder, **required(row.task, encoder, IMAGES))
+def variant(kind, architecture, options):
+    """Returns two functions that measure the seconds per image, of `pretext` and of the step, and views."""
+    images = sample(kind.needs, IMAGES)
+    local = architecture is kssl.encoders.local_resnet
+    encoder = architecture((32, 32, 3), 4 * options.width if local else options.width)
+    task = kind(encoder, **required(kind, encoder, IMAGES))
     task.compile(sgd_cosine(0.01, 1000))
     if hasattr(task, "labels"):
         task.labels.assign(tf.zeros_like(task.labels))
-    ready = list(task.dataset(images, BATCH).take(STEPS))
+    ready = list(task.dataset(images, options.batch).take(STEPS))
     step = tf.function(task.train_step, reduce_retracing=True)
-    made = task.dataset(images, BATCH)
+    made = task.dataset(images, options.batch)
 
     def make():
         start = time.perf_counter()
@@ -46,24 +51,37 @@ def variant(row, width):
         start = time.perf_counter()
         for batch in ready:
             step(batch)
-        return (time.perf_counter() - start) / (BATCH * STEPS)
+        return (time.perf_counter() - start) / (options.batch * STEPS)
 
-    return make, train
+    return make, train, views_per_image(task, ready[0][0])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [row.name for row in TASKS]
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="all without it")
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=128, help="images")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
-    rows = [("task", "pretext images/s", "step images/s", "ratio")]
+    if unknown := {*options.tasks} - {*names}:
+        parser.error(f"there is no task {unknown}: choose of {', '.join(names)}")
+    keras.config.set_dtype_policy(options.precision)
+    heads = "pretext images/s", "step images/s", "ratio", "views", "step versus SimCLR's"
+    rows = [("task", *heads)]
     for row in TASKS:
-        make, train = variant(row, options.width)
-        make(), train()
-        times = np.array([(make(), train()) for _ in range(options.rounds)])
-        ratio = np.median(times[:, 1] / times[:, 0])
-        speeds = np.median(1 / times, axis=0)
-        rows.append((row.name, f"{speeds[0]:,.0f}", f"{speeds[1]:,.0f}", f"{ratio:.1f}"))
+        if options.tasks and row.name not in options.tasks:
+            continue
+        keras.utils.clear_session()
+        make, train, views = variant(row.task, row.task.architecture, options)
+        _, simclr, _ = variant(kssl.tasks.SimCLR, row.task.architecture, options)
+        make(), train(), simclr()
+        times = [(make(), train(), simclr()) for _ in range(options.rounds)]
+        made, trained, compared = np.array(times).T
+        speeds = [f"{np.median(1 / each):,.0f}" for each in (made, trained)]
+        ratios = [f"{np.median(trained / made):.1f}", f"{views:.2f}"]
+        rows.append((row.name, *speeds, *ratios, f"{np.median(trained / compared):.2f}"))
         print(*rows[-1], flush=True)
     print_table(rows)
 

@@ -29,7 +29,7 @@ One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images
 labels (but for `supcon`). Tasks that need another architecture train that one, with as many features.
 All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A rotation is
 a view, a tile counts by its pixels, and the forward pass of a relabeling or of a momentum encoder a third of
-a view.
+a view.{shorter}
 Accuracies are in percent on the 10,000 test images; chance is 10. The data are a JPEG copy of CIFAR-10,
 whose accuracies differ slightly from those of the original pixels.
 
@@ -129,6 +129,7 @@ def page(found, untrained):
         details=markdown(second),
         seeds=f"{len(best)} seeds, whose best stages have {' and '.join(map(percent, best))}",
         others=others(found),
+        shorter=shorter(found),
         machines=" and ".join(sorted({card["machine"] for card in found.values()})),
         absent=f"Not trained yet: {', '.join(missing)}.\n\n" if missing else "",
     )
@@ -141,6 +142,16 @@ def others(found):
         if own := own_base(card):
             lines += f"\n  - `{task}`: {card['encoder']}, untrained {percent(own)}."
     return lines
+
+
+def shorter(found):
+    """Names the tasks that had less than four fifths of the budget, or returns an empty text."""
+    less = [
+        f"`{task}` ({card['views']:,} views)"
+        for task, card in found.items()
+        if card["views"] < 0.8 * VIEWS
+    ]
+    return f" Less was spent on {', '.join(less)}." if less else ""
 
 
 def own_base(card):

@@ -1,7 +1,7 @@
 """Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
 from keras_ssl.encoders.calibration import calibrate
-from keras_ssl.encoders.halves import color_halves
+from keras_ssl.encoders.halves import check_halves, color_halves
 from keras_ssl.encoders.local import local_resnet
 from keras_ssl.encoders.outputs import (
     check_encoder,
@@ -11,6 +11,7 @@ from keras_ssl.encoders.outputs import (
     maps,
     on_patches,
     stages,
+    warn_of_batch_normalization,
 )
 from keras_ssl.encoders.residual import STAGE, resnet
 from keras_ssl.encoders.wrapped import from_keras
@@ -19,6 +20,7 @@ __all__ = [
     "STAGE",
     "calibrate",
     "check_encoder",
+    "check_halves",
     "check_image_shape",
     "check_patches",
     "color_halves",
@@ -29,4 +31,5 @@ __all__ = [
     "on_patches",
     "resnet",
     "stages",
+    "warn_of_batch_normalization",
 ]

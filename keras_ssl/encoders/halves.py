@@ -60,3 +60,17 @@ def color_halves(
         start, parts = end, ops.split(joined, 2, axis=-1)
     features = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(joined)
     return keras.Model(inputs, features, name="color_halves")
+
+
+def check_halves(encoder):
+    """Raises ValueError unless `encoder` has two halves, as built by `color_halves`.
+
+    Example:
+        >>> check_halves(color_halves((8, 8, 3), 2, (1,)))
+    """
+    channels = {layer.channels for layer in encoder._flatten_layers() if isinstance(layer, Lab)}
+    if channels != {"L", "ab"} or encoder.output_shape[-1] % 2:
+        raise ValueError(
+            f"encoder {encoder.name!r} has no two halves, of lightness and of colors: build it with "
+            "keras_ssl.encoders.color_halves"
+        )

@@ -1,5 +1,7 @@
 """Features of stages, views and patches, and checks of an encoder."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -216,3 +218,27 @@ def check_image_shape(encoder):
         shape = shape[1:] if isinstance(shape, tuple) else shape
         raise ValueError(f"encoder must take images (H, W, 3) of fixed size, got {shape}")
     return shape[1:3]
+
+
+def warn_of_batch_normalization(encoder, part):
+    """Warns that batch normalization reveals what is to be predicted from other parts of a batch.
+
+    Args:
+        encoder: keras.Model.
+        part: str, what the encoder sees at a time, such as "patch".
+
+    Warns:
+        UserWarning: the encoder has batch normalization.
+
+    Example:
+        >>> from keras_ssl.encoders import resnet
+        >>> warn_of_batch_normalization(resnet((8, 8, 3), 2, (1,), normalization="layer"), "patch")
+    """
+    for layer in encoder._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            warnings.warn(
+                f"{layer.name!r} normalizes each {part} by the statistics of all others, which reveal those "
+                'that are to be predicted: build the encoder with encoders.resnet(normalization="layer")',
+                stacklevel=3,
+            )
+            return

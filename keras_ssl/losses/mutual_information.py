@@ -143,7 +143,8 @@ def jensen_shannon(scores):
         ValueError: `scores` is not square, or K is less than 2.
 
     Reference: Nowozin et al., "f-GAN", NeurIPS 2016; Hjelm et al., "Learning Deep Representations by Mutual
-    Information Estimation and Maximization", ICLR 2019, and the code of Poole et al. for the value.
+    Information Estimation and Maximization", ICLR 2019; Poole et al., whose notebook has the
+    value of `nwj(scores)`: for the best critic that is 1/e below the mutual information.
 
     Example:
         >>> float(jensen_shannon(2 * tf.eye(4)))

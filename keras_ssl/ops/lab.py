@@ -64,6 +64,26 @@ def lab_to_rgb(lab):
     return 255 * tf.where(linear > 0.0031308, high, 12.92 * linear)
 
 
+def lightness_and_colors(image):
+    """Draws what the channels L and ab contain: the image in gray, and its colors at the same lightness.
+
+    Args:
+        image: (..., 3) tensor, RGB in 0..255.
+
+    Returns:
+        (gray, colors): (..., 3) float32 arrays, RGB in 0..255.
+
+    Example:
+        >>> gray, colors = lightness_and_colors(tf.constant([255.0, 255.0, 255.0]))
+        >>> gray.round().tolist(), colors.round().tolist()
+        ([255.0, 255.0, 255.0], [145.0, 145.0, 145.0])
+    """
+    lightness, a, b = tf.unstack(rgb_to_lab(image), axis=-1)
+    none, same = tf.zeros_like(a), tf.fill(tf.shape(a), 60.0)  # at which most colors can be shown
+    parts = (lightness, none, none), (same, a, b)
+    return tuple(lab_to_rgb(tf.stack(channels, axis=-1)).numpy() for channels in parts)
+
+
 @functools.cache
 def ab_bins():
     """Returns the centers of all bins of a and b, of width 10, that are within the sRGB gamut.

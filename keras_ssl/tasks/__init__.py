@@ -74,6 +74,8 @@ TASKS = [
         "which local features in the batch are of the other view"),
     Row("deep_infomax", "DeepInfoMax", "contrastive", "Hjelm et al. 2019",
         "which feature map in the batch is of the same image"),
+    Row("cmc_depth", "CMCDepth", "contrastive", "Tian et al. 2020",
+        "which lightness in a memory bank the colors, the depth and the normals are of"),
     Row("ego_motion", "EgoMotion", "crossmodal", "Agrawal et al. 2015",
         "how the camera moved between two frames"),
     Row("rgb_depth", "RGBDepth", "crossmodal", "Zhang et al. 2017",
@@ -86,6 +88,8 @@ TASKS = [
         "which of 12 orders four frames are in"),
     Row("frame_prediction", "FramePrediction", "temporal", "Mathieu et al. 2016",
         "the next frame, the one before, or what is hidden in one"),
+    Row("cpc_frames", "CPCFrames", "temporal", "van den Oord et al. 2018",
+        "which frames in the batch come next"),
     Row("moving_objects", "MovingObjects", "temporal", "Pathak et al. 2017",
         "which pixels of a single frame move"),
 ]

@@ -83,14 +83,7 @@ class CMC(PretextModel):
         super().__init__(encoder, **kwargs)
         check_integers(2, num_images=num_images)
         recipes.find(recipe)
-        views = {
-            layer.channels for layer in encoder._flatten_layers() if isinstance(layer, layers.Lab)
-        }
-        if views != {"L", "ab"} or encoder.output_shape[-1] % 2:
-            raise ValueError(
-                f"encoder {encoder.name!r} has no two halves, of lightness and of colors: build it with "
-                "keras_ssl.encoders.color_halves"
-            )
+        encoders.check_halves(encoder)
         self.num_images, self.negatives, self.temperature = num_images, negatives, temperature
         self.momentum, self.dimensions = momentum, dimensions
         self.recipe, self.storage, self.seed = recipe, storage, seed
@@ -157,11 +150,8 @@ class CMC(PretextModel):
         return super().default_optimizer(steps, learning_rate)
 
     def preview(self, x, y, y_pred=None):
-        parts = lab.rgb_to_lab(x["image"]).numpy()
-        gray, flat = parts.copy(), parts.copy()
-        gray[..., 1:], flat[..., 0] = 0, 60  # at a lightness at which most colors can be shown
         rows = []
-        for k, views in enumerate(zip(lab.lab_to_rgb(gray), lab.lab_to_rgb(flat), strict=True)):
+        for k, views in enumerate(zip(*lab.lightness_and_colors(x["image"]), strict=True)):
             odds = ["", ""] if y_pred is None else [f", log-odds {v:.1f}" for v in y_pred[k, :, 0]]
-            rows.append([(v.numpy(), c + o) for v, c, o in zip(views, VIEWS, odds, strict=True)])
+            rows.append([(v, c + o) for v, c, o in zip(views, VIEWS, odds, strict=True)])
         return rows

@@ -1,13 +1,12 @@
 """CPC: predicts the patches below from the rows of patches above them."""
 
 import functools
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ssl import encoders, layers, losses
+from keras_ssl import encoders, layers, losses, metrics
 from keras_ssl.arguments import check_integers, is_integer
 from keras_ssl.losses.local import predicted_scores
 from keras_ssl.ops import augment, patches
@@ -110,7 +109,7 @@ class CPC(PretextModel):
         self.grid = tuple((side - patch) // stride + 1 for side in (height, width))
         self.steps = choose_steps(self.grid[0], ignore, steps)
         encoders.check_patches(encoder, patch - jitter, patch - jitter)
-        _warn_of_batch_normalization(encoder)
+        encoders.warn_of_batch_normalization(encoder, "patch")
         self.patch, self.stride, self.ignore, self.jitter = patch, stride, ignore, jitter
         self.blocks, self.hidden, self.dimensions = blocks, hidden, dimensions
         self.color, self.crop = color, crop
@@ -154,7 +153,7 @@ class CPC(PretextModel):
         return losses.PredictiveCoding(self.ignore + 1)
 
     def default_metrics(self):
-        return [FoundPatches(self.ignore + 1)]
+        return [metrics.FoundPositions(self.ignore + 1)]
 
     def default_optimizer(self, steps, learning_rate=2e-4):
         return optimizers.adam_cosine(learning_rate, steps)
@@ -242,46 +241,3 @@ def choose_steps(rows, ignore, steps=None):
 
 def _linear(dimensions, name):
     return keras.layers.Conv2D(dimensions, 1, use_bias=False, dtype="float32", name=name)
-
-
-def _warn_of_batch_normalization(encoder):
-    for layer in encoder._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            warnings.warn(
-                f"{layer.name!r} normalizes each patch by the statistics of all others, which reveal those "
-                'that are to be predicted: build the encoder with encoders.resnet(normalization="layer")',
-                stacklevel=3,
-            )
-            return
-
-
-@keras.saving.register_keras_serializable(package="keras_ssl")
-class FoundPatches(keras.metrics.MeanMetricWrapper):
-    """Measures how often a predicted patch has the highest score of all patches of all images.
-
-    Args:
-        first: int, as in `losses.PredictiveCoding`.
-        name: str.
-        **kwargs: passed to keras.metrics.Metric.
-
-    Shapes:
-        y_true: not used. y_pred: as in `losses.PredictiveCoding`.
-    """
-
-    def __init__(self, first=1, name="accuracy", **kwargs):
-        super().__init__(self.found, name, **kwargs)
-        self.first = first
-
-    def found(self, y_true, y_pred):
-        """Returns the fraction of the predictions of each image that are right, (B,)."""
-        steps = [
-            tf.reduce_mean(
-                tf.cast(tf.argmax(scores, axis=-1, output_type=tf.int32) == label, tf.float32),
-                axis=1,
-            )
-            for scores, label in predicted_scores(y_pred, self.first)
-        ]
-        return tf.add_n(steps) / len(steps)
-
-    def get_config(self):
-        return {"name": self.name, "dtype": self.dtype, "first": self.first}
