@@ -328,7 +328,9 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
         np.testing.assert_allclose(
             b, a, rtol=0, atol=more * (1e-2 if half else 1e-4) * np.abs(a).max()
         )
-    # The change by training is far smaller than the weights. Measured: at most 5e-4 and 0.16 of it.
+    # The change by training is far smaller than the weights. Measured: at most 5e-4 and 0.16 of it, and of
+    # what compares images 0.55 (of CMCDepth; float16 itself, without XLA, differs from float32 by 0.7).
     for start, a, b in zip(weights, trained, after, strict=True):
-        atol = 1e-7 + (0.4 if half else more * 1e-2) * np.abs(a - start).max()
+        bound = (0.8 if compared else 0.4) if half else more * 1e-2
+        atol = 1e-7 + bound * np.abs(a - start).max()
         np.testing.assert_allclose(b, a, rtol=0, atol=atol)

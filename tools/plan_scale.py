@@ -9,6 +9,7 @@ numbers for your network, images and machines.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -31,24 +32,24 @@ COSTS = {
 SWEEPS = 20  # of k-means
 GIB = 2**30
 ROW = 200  # bytes of a row in a table, without its vector: path, hash, numbers
-KNOWN = 80  # bytes of a row in memory during an update: `tables.known`
+KNOWN = 96  # bytes of a row in memory during an update: `tables.known`
 FILE = 440  # bytes of a file name in memory: `data.from_folder`
 RECORD = 28  # bytes of a record's place in memory: `data.records.index`
 LABEL = 4
 
 
-def seconds_each(run, number, least=2.0):
+def seconds_each(run, number, least):
     """Returns the processor time of one of `number` units that `run` works on, after a first run."""
     run()
-    count, start = 0, time.process_time()
-    while time.process_time() - start < least:
+    count, start, passed = 0, time.process_time(), 0.0
+    while not count or passed < least:
         run()
-        count += number
-    return (time.process_time() - start) / count
+        count, passed = count + number, time.process_time() - start
+    return passed / count
 
 
-def measure(folder, model):
-    """Measures the costs on this machine: a dict of seconds."""
+def measure(folder, model, least=2.0, rows=20_480):
+    """Measures the costs on this machine, each for `least` seconds or more: a dict of seconds."""
     import tensorflow as tf
 
     import keras_ssl as kssl
@@ -60,6 +61,7 @@ def measure(folder, model):
     from keras_ssl.tables.identity import Identity
     from keras_ssl.tables.store import FeatureTable
 
+    each = functools.partial(seconds_each, least=least)
     draw = np.random.default_rng(0)
     files = [Path(name).read_bytes() for name in image_files(folder)[:200]]
     encoder = kssl.load(model)
@@ -72,31 +74,28 @@ def measure(folder, model):
     task = kssl.tasks.SimCLR(encoder)
     task.compile(task.default_optimizer(1000))
     batch = next(iter(task.dataset(kssl.data.from_array(images.numpy()), 256)))
-    vectors = draw.standard_normal((20_000, 128), np.float32)
+    vectors = draw.standard_normal((rows, 128), np.float32)
     costs = {
-        "decode": seconds_each(lambda: [local._pixels(content) for content in files], len(files)),
-        "views": seconds_each(two_views, 256),
-        "step": seconds_each(lambda: task.train_on_batch(*batch), 256),
-        "forward": seconds_each(lambda: local._features(images), 256),
+        "decode": each(lambda: [local._pixels(content) for content in files], len(files)),
+        "views": each(two_views, 256),
+        "step": each(lambda: task.train_on_batch(*batch), 256),
+        "forward": each(lambda: local._features(images), 256),
     }
     with tempfile.TemporaryDirectory() as path:
         table = FeatureTable.create(f"{path}/x.lance", Identity("x", 1), 128)
-        rows = [{"id": i, "path": f"/{i}.jpg", "vector": v} for i, v in enumerate(vectors)]
-        costs["insert"] = seconds_each(lambda: table.add(rows), len(rows))
-        kssl.data.to_tfrecord(
-            kssl.data.from_array(np.tile(images, (40, 1, 1, 1))), f"{path}/r", 1, 0
-        )
+        new = [{"id": i, "path": f"/{i}.jpg", "vector": v} for i, v in enumerate(vectors)]
+        costs["insert"] = each(lambda: table.add(new), rows)
+        stored = kssl.data.from_array(np.tile(images, (rows // 256, 1, 1, 1)))
+        kssl.data.to_tfrecord(stored, f"{path}/r", shards=1, verbose=0)
         (file,) = records.record_files(f"{path}/r")
-        costs["record"] = seconds_each(lambda: records.scan(file), 40 * 256)
-    costs["kmeans"] = seconds_each(
-        lambda: clustering.kmeans(vectors, 1000, iterations=5, seed=0), len(vectors) * 1000 * 5
+        costs["record"] = each(lambda: records.scan(file), len(stored))
+    costs["kmeans"] = each(
+        lambda: clustering.kmeans(vectors, 1000, iterations=5, seed=0), rows * 1000 * 5
     )
     scores = tf.nn.log_softmax(
         vectors @ draw.standard_normal((128, 1000), np.float32) * 0.1
     ).numpy()
-    costs["sinkhorn"] = seconds_each(
-        lambda: transport.sinkhorn(scores, tolerance=1e-6), scores.size
-    )
+    costs["sinkhorn"] = each(lambda: transport.sinkhorn(scores, tolerance=1e-6), scores.size)
     return {name: float(f"{value:.3g}") for name, value in costs.items()}
 
 
@@ -109,7 +108,8 @@ def work(o):
         train = max(on_cores, o.cores * o.images / o.step_rate / 3600)
     clustering = o.clusters * (SWEEPS * costs["kmeans"] + o.heads * costs["sinkhorn"])
     relabel = o.relabelings * (extract + clustering)
-    return {"train": o.epochs * train, "relabel": relabel, "extract": extract}
+    stages = {"train": o.epochs * train, "relabel": relabel, "extract": extract}
+    return {name: hours for name, hours in stages.items() if hours}
 
 
 def sent(o, machines):
@@ -117,57 +117,69 @@ def sent(o, machines):
     return 2 * (machines - 1) / machines * 4 * o.parameters
 
 
+def read_rate(o, machines):
+    """Returns the bytes that a machine reads in a second of training."""
+    return o.epochs * o.images * o.bytes / (o.days * 24 * 3600) / machines
+
+
 def limits(o, machines):
-    """Returns what grows with the data set: a list of (what, value, limit, unit, what would replace it)."""
+    """Returns what grows with the data, the worst first: (what, value, limit, unit, what to use instead)."""
     n, memory, costs, share = o.images, o.memory, o.costs, o.images / machines
     days, hour = o.days * 24, o.cores * 3600
     on_cores = (costs["decode"] + costs["views"] + costs["step"]) / o.cores
     step = o.batch / o.step_rate if o.step_rate else o.batch * on_cores
     root = math.sqrt(n / 1e6)  # cells and the rows of a cell both grow with the root
-    return [
+    indexed, paired = (n * root * costs[name] / hour for name in ("index", "search"))
+    found = [
         ("list of files, on each machine", n * FILE / GIB, memory, "GiB", "TFRecord shards"),
         ("places of records, on each machine", n * RECORD / GIB, memory, "GiB", "index files, memory-mapped"),
         ("scan of records at each start", n * costs["record"] / 3600, 1, "hours", "index files"),
-        ("labels of all heads, on each machine", o.heads * n * LABEL / GIB, memory / 4, "GiB",
-         "labels kept where the image is read"),
-        ("features while relabeling", share * 8 * o.dimensions / GIB, memory / 2, "GiB", "features on disk"),
-        ("kernel of Sinkhorn's algorithm", share * 4 * o.clusters / GIB, memory / 2, "GiB", "scratch="),
         ("memory bank of PIRL, CMC, PCL", n * 4 * 128 / GIB, memory / 2, "GiB", "the queue of MoCo"),
         ("rows known while a table is updated", n * KNOWN / GIB, memory / 2, "GiB", "a table for each shard"),
         ("insertion by the one writer", n * costs["insert"] / 3600, days, "hours", "a table for each shard"),
-        ("index built on one machine", n * root * costs["index"] / hour, days, "hours", "an index for each shard"),
-        ("neighbors of all rows, for duplicates", n * root * costs["search"] / hour, days, "hours",
-         "pairs within a cell"),
+        ("index built on one machine", indexed, days, "hours", "an index for each shard"),
+        ("neighbors of all rows, for duplicates", paired, days, "hours", "pairs within a cell"),
         ("gradients of a step on the network", sent(o, machines) * 8 / (o.network * 1e9), step, "s",
          "more images a step"),
+        ("images read over the network", read_rate(o, machines) / 1e6, o.network * 125 / 2, "MB/s",
+         "smaller images, local disks"),
     ]  # fmt: skip
+    if o.relabelings:
+        found += [
+            ("labels of all heads, on each machine", o.heads * n * LABEL / GIB, memory / 4, "GiB",
+             "labels kept where the image is read"),
+            ("features while relabeling", share * 8 * o.dimensions / GIB, memory / 2, "GiB",
+             "features on disk"),
+            ("kernel of Sinkhorn's algorithm", share * 4 * o.clusters / GIB, memory / 2, "GiB", "scratch="),
+        ]  # fmt: skip
+    return sorted(found, key=lambda row: -row[1] / row[2])
 
 
 def plan(o):
     """Prints the plan for the options `o`."""
     hours = work(o)
-    machines = math.ceil(hours["train"] / o.cores / 24 / o.days)
+    training = hours["train"] + hours.get("relabel", 0)
+    machines = math.ceil(training / o.cores / 24 / o.days)
     table = o.images * (4 * o.dimensions + ROW)
     print(
-        f"{o.images:.0e} images: files of {o.images * o.bytes / 1e12:.3g} TB, table of {table / 1e12:.3g} TB, "
-        f"{machines:,} machines of {o.cores} cores train {o.epochs} epochs in {o.days:g} days"
+        f"{o.images:.0e} images, files {o.images * o.bytes / 1e12:.3g} TB, table {table / 1e12:.3g} TB: "
+        f"{machines:,} x {o.cores} cores train {o.epochs:g} epochs in {o.days:g} days\n"
     )
     rows = [
-        [name, f"{value:,.0f}", f"{value / o.cores / machines:,.1f}"]
-        for name, value in hours.items()
+        [name, number(value), number(value / o.cores / machines)] for name, value in hours.items()
     ]
     print_table([["stage", "core hours", "hours on all machines"], *rows])
-    reads = o.epochs * o.images * o.bytes / (o.days * 24 * 3600) / machines
-    print(
-        f"each machine reads {reads / 1e6:.3g} MB/s and sends {sent(o, machines) / 1e6:.3g} MB a step"
-    )
-    print()
-    found = sorted(limits(o, machines), key=lambda row: -row[1] / row[2])
+    print(f"Each machine sends {number(sent(o, machines) / 1e6)} MB in a step.\n")
     rows = [
-        [what, f"{value:.3g}", f"{limit:.3g}", unit, instead if value > limit else ""]
-        for what, value, limit, unit, instead in found
+        [what, f"{number(value)} {unit}", number(limit), instead if value > limit else ""]
+        for what, value, limit, unit, instead in limits(o, machines)
     ]
-    print_table([["what grows", "needs", "has", "", "breaks; instead"], *rows])
+    print_table([["what grows", "needs", "limit", "breaks, use instead"], *rows])
+
+
+def number(value):
+    """Formats a number with three digits."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def print_table(rows):
@@ -195,20 +207,24 @@ def main():
         ("network", 10, "Gbit/s of a machine"),
         ("step_rate", 0, "images/s of the accelerators of a machine; 0: its cores train"),
     ):  # fmt: skip
-        planned.add_argument(
-            f"--{name.replace('_', '-')}", type=type(default), default=default, help=text or "-"
-        )
+        kind = int if name == "cores" else float
+        flag = f"--{name.replace('_', '-')}"
+        planned.add_argument(flag, type=kind, default=default, help=text or "-")
     options = parser.parse_args()
     if options.command == "measure":
         print(json.dumps(measure(options.folder, options.model), indent=1))
         return
-    if options.images < 1 or options.days <= 0 or options.cores < 1:
-        parser.error("--images, --days and --cores must be positive")
-    given = json.loads(options.costs.read_text()) if options.costs else {}
+    for name, value in vars(options).items():
+        if isinstance(value, int | float) and not (
+            value > 0 or (value == 0 and name in ("step_rate", "relabelings"))
+        ):
+            parser.error(f"--{name.replace('_', '-')} must be positive, got {value:g}")
+    try:
+        given = json.loads(options.costs.read_text()) if options.costs else {}
+    except (OSError, ValueError) as error:
+        parser.error(f"--costs: {str(options.costs)!r} is not what measure prints ({error})")
     if unknown := given.keys() - COSTS.keys():
-        parser.error(
-            f"--costs: {options.costs} has unknown costs {sorted(unknown)}, known are {sorted(COSTS)}"
-        )
+        parser.error(f"--costs: {sorted(unknown)} are unknown, known are {sorted(COSTS)}")
     options.costs = COSTS | given
     plan(options)
 
