@@ -1,4 +1,4 @@
-"""Removes what a Ray cluster of this machine leaves behind; a program of its own, which outlives a killed command.
+"""Program that removes what a Ray cluster of this machine leaves behind when the command is killed.
 
     python ray_cleanup.py FOLDER DRIVER < PIPE
 
