@@ -130,6 +130,8 @@ class _Pool:
 
     def __init__(self, ray, model, batches):
         self._ray, self._model, self._batches = ray, model, batches
+        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": AT_ONCE}
+        self._actor = ray.remote(**options)(Worker)
         self._waiting = collections.deque()  # the next batches, and those of workers that have died
         self._members, self._running = [], {}  # ObjectRef to (member, batch), None while it loads
         self._deaths = collections.Counter()  # of workers, by the file that they had for themselves
@@ -162,8 +164,7 @@ class _Pool:
             self._looked = time.monotonic()
             self._wanted, self._resources = _capacity(self._ray.nodes())
         work = len(self._waiting) + sum(len(member.batches) for member in self._members)
-        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": AT_ONCE}
-        actor = self._ray.remote(Worker).options(**options, **self._resources)
+        actor = self._actor.options(**self._resources)
         for _ in range(min(self._wanted, work) - len(self._members)):
             member = _Member(actor.remote(max(1, self._resources["num_cpus"])))
             self._members.append(member)
