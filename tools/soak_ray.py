@@ -4,21 +4,30 @@
 
 Two nodes with one CPU each, of ray.cluster_utils.Cluster, encode a folder of generated images, some of them
 unreadable. Every driver, a `keras-ssl extract` process, loses a node or a worker process at a random moment,
-and is itself killed by SIGKILL at another one, but for the last one, which completes the table. Then each
-image must have one row, with the features of `keras-ssl extract` without Ray.
+and is itself killed by SIGKILL at another one, but for the last one, which completes the table in this
+process. Then each image must have one row, with the features of the encoder without Ray.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 from bench_ray import write_images
+
+import keras_ssl as kssl
+from keras_ssl.tables import FeatureTable, ray_cleanup, store
+from keras_ssl.tables.encode import LocalEncoder
+from keras_ssl.tables.identity import of_model
+from keras_ssl.tables.ray_engine import RayEngine, update_by_ray
+from keras_ssl.tables.update import update
 
 # So that there is time to kill.
 SLOW = """
@@ -42,13 +51,15 @@ COLUMNS = ["id", "path", "vector", "reason", "hash", "height", "width", "bytes",
 
 
 class Cluster:
-    """Two nodes with one CPU each; their files are in `folder`."""
+    """Two nodes with one CPU each."""
 
-    def __init__(self, folder):
+    def __init__(self):
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        warnings.filterwarnings("ignore", "lancedb fork support")
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": str(folder)}
+        self._folder = tempfile.mkdtemp(prefix="soak-")  # names of sockets must be short
+        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": self._folder}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address, self._other = self._cluster.address, None
         self.complete()
@@ -69,6 +80,9 @@ class Cluster:
 
     def close(self):
         self._cluster.shutdown()
+        for pid in ray_cleanup.users(self._folder) - {os.getpid()}:  # of the nodes that were killed
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self._folder)
 
 
 def descendants():
@@ -117,18 +131,8 @@ class Extraction:
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
         )  # fmt: skip
 
-    def run(self, table, *more):
-        """Runs to the end, and returns the last line of the output."""
-        child = self.start(table, *more)
-        out, err = child.communicate()
-        if child.returncode:
-            raise SystemExit(f"exit code {child.returncode}: {err[-2000:]}")
-        return out.strip()
-
     def rows(self, table):
         """Returns a dict of paths to the rows of a table; raises AssertionError if a path has two."""
-        from keras_ssl.tables import FeatureTable, store
-
         if not store.exists(self._folder / table):
             return {}
         found = FeatureTable(self._folder / table).columns(COLUMNS).to_pylist()
@@ -151,16 +155,17 @@ def soak(folder, model, images, drivers, seed=0, **sizes):
 
     Returns:
         (moments, difference): how many rows the table had at each kill, and the largest difference of the
-        features to those without Ray.
+        features to those of the encoder in this process.
     """
     random, moments = np.random.default_rng(seed), []
     write_images(folder / "photos", images, 64)
     for i in range(0, images, 29):
         (folder / "photos" / f"{i}.jpg").write_text(f"no image {i}")
     extraction = Extraction(folder, model, **sizes)
-    print(extraction.run("alone.lance"), flush=True)
+    alone = LocalEncoder(kssl.load(model))
+    print(update(folder / "alone.lance", folder / "photos", of_model(model), alone), flush=True)
     expected = extraction.rows("alone.lance")
-    cluster = Cluster(folder / "ray")
+    cluster = Cluster()
     engine = ("--engine", "ray", "--address", cluster.address, "--import", "slow")
     try:
         stops = np.sort(random.choice(np.arange(1, 8), 2 * drivers - 2, replace=drivers > 4)) / 8.5
@@ -173,7 +178,8 @@ def soak(folder, model, images, drivers, seed=0, **sizes):
             child.kill()
             child.communicate()
             cluster.complete()
-        print(extraction.run("ray.lance", *engine), flush=True)
+        engine = RayEngine(model, of_model(model), kssl.load, 64, cluster.address)
+        print(update_by_ray(folder / "ray.lance", folder / "photos", of_model(model), engine))
     finally:
         cluster.close()
     found = extraction.rows("ray.lance")

@@ -126,7 +126,7 @@ def _folder():
         [sys.executable, "-I", "-S", ray_cleanup.__file__, folder, str(os.getpid())],
         stdin=subprocess.PIPE, start_new_session=True, cwd="/",
     )  # fmt: skip
-    # Ray's ports are open to other users and machines, so it wants a token; it would keep one in ~/.ray.
+    # Ray's ports are open to other machines, so it wants a token; without one it keeps one in ~/.ray.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         yield folder

@@ -1,6 +1,7 @@
 """Ray: the pool on a simulated cluster whose workers die, a real cluster that loses a node, wrong input."""
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,29 @@ import soak_ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_ssl.tables import FeatureTable, ray_cluster, ray_engine
-from keras_ssl.tables.ray_worker import Found
+import keras_ssl as kssl
+from keras_ssl.tables import FeatureTable, ray_cleanup, ray_cluster, ray_engine
+from keras_ssl.tables.identity import of_model
+from keras_ssl.tables.ray_worker import Found, Worker
+from keras_ssl.tables.update import read
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
+needs_ray = pytest.mark.skipif(
+    not importlib.util.find_spec("ray"), reason="Ray is not installed: pip install ray"
+)
+
+# Starts a cluster twice; the second time the process is killed.
+TWICE = """
+import os, signal, sys
+sys.argv[0] = "keras-ssl"  # without TensorFlow
+from keras_ssl.tables import ray_cluster
+for killed in (False, True):
+    with ray_cluster.connected() as ray:
+        print("lost")
+        print(int(ray.cluster_resources()["CPU"]), file=sys.stderr)
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+    print(os.listdir(os.environ["TMPDIR"]))
+"""
 
 
 class Died(Exception):
@@ -240,7 +261,10 @@ def test_warns_if_no_worker_starts():
         ([], (0, {"num_cpus": 1})),
         ([{"CPU": 64.0, "GPU": 8.0}], (8, {"num_cpus": 8, "num_gpus": 1})),
         # Workers of GPUs must fit on every node; CPUs of other nodes have none.
-        ([{"CPU": 9.0, "GPU": 2.0}, {"CPU": 5.0, "GPU": 2.0}, {"CPU": 99.0}], (4, {"num_cpus": 2, "num_gpus": 1})),
+        (
+            [{"CPU": 9.0, "GPU": 2.0}, {"CPU": 5.0, "GPU": 2.0}, {"CPU": 99.0}],
+            (4, {"num_cpus": 2, "num_gpus": 1}),
+        ),
         ([{"GPU": 1.0}], (1, {"num_cpus": 0, "num_gpus": 1})),
     ],
 )  # fmt: skip
@@ -248,3 +272,173 @@ def test_capacity(nodes, expected):
     alive = [{"Alive": True, "Resources": resources} for resources in nodes]
     dead = [{"Alive": False, "Resources": {"CPU": 100.0, "GPU": 100.0}}]
     assert ray_engine._capacity(alive + dead) == expected
+
+
+@pytest.fixture
+def photos(tmp_path):
+    soak_ray.write_images(tmp_path / "photos", 5, 20)
+    (tmp_path / "photos" / "bad.jpg").write_text("text")
+    return tmp_path / "photos"
+
+
+def test_a_worker(photos, exported, tmp_path):
+    worker, here = Worker.__new__(Worker), os.getcwd()
+    digest = of_model(exported).sha256
+    assert worker.load(str(exported), digest, kssl.load, 4, str(tmp_path)) is None
+    assert os.getcwd() == str(tmp_path)
+    os.chdir(here)
+    first, second, third, bad, folder, gone = (
+        str(photos / name)
+        for name in ("0/000000.jpg", "1/000001.jpg", "0/000002.jpg", "bad.jpg", "", "gone.jpg")
+    )
+    known = read(second, None)[0]["hash"]
+    files = [
+        (first, None),
+        (second, known),
+        (third, known),
+        (bad, None),
+        (folder, None),
+        (gone, "ab"),
+    ]
+    found = {one.path: one for one in worker.encode(files)}
+    assert found.keys() == {path for path, _ in files}
+    for path in (first, third):
+        pixels = kssl.images.resize(kssl.ops.decode.decode(Path(path).read_bytes()), 32, 32)
+        expected = worker._encoder._features(pixels[None]).numpy()[0]
+        np.testing.assert_allclose(found[path].result, expected, rtol=1e-4, atol=1e-5)
+        status = os.stat(path)
+        assert found[path].columns == {
+            "hash": read(path, None)[0]["hash"], "bytes": status.st_size,
+            "modified": status.st_mtime_ns, "height": 20, "width": 20,
+        }  # fmt: skip
+    assert found[second].columns["hash"] == known
+    assert found[second].result is None
+    assert found[bad].result == "Unknown image file format (JPEG, PNG, GIF, BMP)"
+    assert found[bad].columns["bytes"] == 4
+    assert found[folder] == (folder, {}, "Is a directory")
+    assert found[gone] == (gone, None, socket.gethostname())
+
+
+def test_models_that_a_worker_cannot_load(exported):
+    worker = Worker.__new__(Worker)
+    start = f"machine {socket.gethostname()!r} of the cluster cannot load the model: "
+    assert worker.load("/nowhere/m", "ab", kssl.load, 4, "/").startswith(
+        start + "there is no export in '/nowhere/m'"
+    )
+    assert worker.load(str(exported), "ab", kssl.load, 4, "/") == (
+        f"{start}{str(exported)!r} has other weights there"
+    )
+
+    def fail(path):
+        raise KeyError("my_layer")
+
+    assert (
+        worker.load(str(exported), of_model(exported).sha256, fail, 4, "/") == start + "'my_layer'"
+    )
+
+
+@needs_ray
+def test_a_cluster_of_this_machine_leaves_nothing(tmp_path):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    child = subprocess.run(
+        [sys.executable, "-c", TWICE], env={**os.environ, "TMPDIR": str(folder), "HOME": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert child.stdout in ("[]\n", "")  # not flushed before the kill
+    assert child.stderr.split() == [str(len(os.sched_getaffinity(0)))] * 2
+    end = time.monotonic() + 10
+    while (left := os.listdir(folder)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left == []
+    assert ray_cleanup.users(str(folder)) == set()
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_cleanup_spares_the_driver(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    with open(folder / "log", "w") as log:  # this process is the driver
+        other = subprocess.Popen(["sleep", "60"], stdout=log)
+        assert ray_cleanup.users(str(folder)) == {os.getpid(), other.pid}
+        subprocess.run(
+            [sys.executable, ray_cleanup.__file__, folder, str(os.getpid())],
+            stdin=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+    assert other.wait() == -signal.SIGKILL
+    assert not folder.exists()
+
+
+@needs_ray
+def test_a_node_and_a_driver_are_killed(exported, tmp_path):
+    moments, difference = soak_ray.soak(
+        tmp_path, exported, 150, drivers=2, fragment=8, batch_size=8, pause=0.25
+    )
+    assert [what for what, _ in moments] == ["node", "driver"]
+    assert all(0 < has < 150 for _, has in moments)
+    assert difference < 1e-4
+    left = map(soak_ray.command_of, soak_ray.descendants())
+    assert [line for line in left if "ray" in line] == []
+
+
+@pytest.fixture
+def extract(command, exported, photos):
+    def run(*options, out="f.lance", folder=photos):
+        begin = time.monotonic()
+        code, printed, error = command(
+            "extract", folder, "--model", exported, "--out", out, *options
+        )
+        assert (code, printed) == (2, "")
+        assert time.monotonic() - begin < 10
+        return error
+
+    return run
+
+
+def test_wrong_options(extract, monkeypatch):
+    ray = ("--engine", "ray")
+    assert extract("--address", "a:1") == "keras-ssl: --address needs --engine ray\n"
+    assert "a table: give an --out that ends in .lance, not 'f.npz'" in extract(*ray, out="f.npz")
+    for address in ("a", "a:", ":1", "a:b", "ray://a:1", "a:0", "a:70000"):
+        error = extract(*ray, "--address", address)
+        assert (
+            f"--address must be of the form HOST:PORT, that of `ray start --head`, got {address!r}"
+            in error
+        )
+        assert error.count("\n") == 1
+    assert "leave --server or --engine out" in extract(*ray, "--server", "a:1")
+    assert "'spark' is not" in extract("--engine", "spark")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert extract(*ray) == (
+        'keras-ssl: --engine ray needs Ray: pip install "keras-ssl[ray]", or pip install ray\n'
+    )
+
+
+@needs_ray
+def test_addresses_without_a_cluster(extract, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        error = extract("--engine", "ray", "--address", address)
+        assert (
+            f"no Ray cluster answers at {address!r} (what listens there is not Ray's): start"
+            in error
+        )
+    error = extract("--engine", "ray", "--address", address)
+    assert (
+        f"no Ray cluster answers at {address!r} (Connection refused): start it by `ray start"
+        in error
+    )
+    assert "Name or service not known" in extract("--engine", "ray", "--address", "no-such-host:1")
+
+
+@needs_ray
+def test_tables_of_another_model_and_videos(extract, tmp_path):
+    identity = kssl.tables.store.Identity("other", 1, "ab12")
+    FeatureTable.create(tmp_path / "f.lance", identity, 4)
+    error = extract("--engine", "ray")
+    assert "'f.lance' holds features of the model other version 1, not of rotation_digits" in error
+    assert "reads folders of images, not videos" in extract(
+        "--engine", "ray", "--frames", 2, out="c.lance"
+    )
