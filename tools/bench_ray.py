@@ -11,6 +11,7 @@ processes including Ray's own, hardly does. The results are medians over the rou
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ BATCH = 64
 
 
 def run_child(path, arguments):
-    """Runs the command; writes when each row reached the table, and the CPU time of the encoding."""
-    from keras_ssl import cli
+    """Runs the command; writes when each row reached the table, and the CPU time of encoding."""
+    sys.argv = ["keras-ssl", *arguments]
     from keras_ssl.tables import ray_engine
     from keras_ssl.tables.update import Writer
 
@@ -54,27 +55,33 @@ def run_child(path, arguments):
         timed_close,
         timed_received,
     )
-    sys.argv = ["keras-ssl", *arguments]
     try:
-        cli.main()
+        runpy.run_path(str(Path(sys.executable).with_name("keras-ssl")), run_name="__main__")
     finally:
         np.savez(path, moments=moments, marks=marks[:2])
 
 
 def cpu_seconds():
     """Returns the CPU time of this process and its descendants."""
-    parents, seconds = {}, {}
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        parents[int(name)] = int(fields[1])
-        seconds[int(name)] = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    ticks = sum(sum(map(int, stat(pid)[11:13])) for pid in (os.getpid(), *descendants()))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def descendants():
+    """Returns the ids of the processes that this one has started, directly or not."""
+    parents = {int(name): int(stat(name)[1]) for name in os.listdir("/proc") if name.isdecimal()}
     family = {os.getpid()}
     while more := {child for child, parent in parents.items() if parent in family} - family:
         family |= more
-    return sum(seconds[member] for member in family)
+    return sorted(family - {os.getpid()})
+
+
+def stat(pid):
+    """Returns the fields of /proc/<pid>/stat after the name; zeros if the process has ended."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [0] * 50
 
 
 def write_images(folder, number, pixels):

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from bench_ray import write_images
+from bench_ray import descendants, write_images
 
 import keras_ssl as kssl
 from keras_ssl.tables import FeatureTable, ray_cleanup, store
@@ -40,12 +40,11 @@ def slow(self, items):
 LocalEncoder.files = slow
 """
 COMMAND = """
-import sys
-from keras_ssl import cli
+import runpy, sys
+sys.argv[0] = "keras-ssl"
 from keras_ssl.tables import update
 update.FRAGMENT = {fragment}
-sys.argv[0] = "keras-ssl"
-cli.main()
+runpy.run_path({script!r}, run_name="__main__")
 """
 COLUMNS = ["id", "path", "vector", "reason", "hash", "height", "width", "bytes", "modified"]
 
@@ -85,21 +84,6 @@ class Cluster:
         shutil.rmtree(self._folder)
 
 
-def descendants():
-    """Returns the ids of the processes that this one has started, directly or not."""
-    parents = {}
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        parents[int(name)] = int(fields[1])
-    family = {os.getpid()}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return sorted(family - {os.getpid()})
-
-
 def command_of(pid):
     try:
         return Path("/proc", str(pid), "cmdline").read_text()
@@ -118,7 +102,9 @@ class Extraction:
     """
 
     def __init__(self, folder, model, fragment=1024, batch_size=64, pause=0.3):
-        self._folder, self._code = folder, COMMAND.format(fragment=fragment)
+        self._folder = folder
+        script = str(Path(sys.executable).with_name("keras-ssl"))
+        self._code = COMMAND.format(fragment=fragment, script=script)
         (folder / "slow.py").write_text(SLOW.format(pause=pause))
         self._arguments = ["extract", str(folder / "photos"), "--model", os.path.abspath(model)]
         self._arguments += ["--batch-size", str(batch_size)]
@@ -177,7 +163,8 @@ def soak(folder, model, images, drivers, seed=0, **sizes):
             moments.append(("driver", extraction.wait(child, "ray.lance", second)))
             child.kill()
             child.communicate()
-            cluster.complete()
+            if i < drivers - 2:  # the last driver has what is left
+                cluster.complete()
         engine = RayEngine(model, of_model(model), kssl.load, 64, cluster.address)
         print(update_by_ray(folder / "ray.lance", folder / "photos", of_model(model), engine))
     finally:
