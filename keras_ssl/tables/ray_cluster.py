@@ -4,10 +4,12 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 
 from keras_ssl.tables import ray_cleanup
 
@@ -75,8 +77,12 @@ def connected(address=None):
                 "object_store_memory": STORE_BYTES, "_temp_dir": folder,
             }  # fmt: skip
         stack.callback(ray.shutdown)
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**started, **quiet)
+            # Ray's own handler prints a stack.
+            if threading.current_thread() is threading.main_thread() and before is not None:
+                signal.signal(signal.SIGTERM, before)
         except Exception as error:  # Ray's are not documented
             reason = " ".join(str(error).split())[:200]
             if address:

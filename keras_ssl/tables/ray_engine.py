@@ -223,7 +223,7 @@ class _Pool:
         ((path, _),) = batch
         self._deaths[path] += 1
         if self._deaths[path] < DEATHS:
-            self._waiting.append(batch)
+            self._waiting.appendleft(batch)  # or other such files add up to `_in_vain`
             return []
         self._in_vain = 0
         return [Found(path, {}, f"{DEATHS} worker processes died of it")]

@@ -205,8 +205,9 @@ def test_each_file_once_whatever_dies(data):
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 7])
-def test_a_file_that_kills_becomes_unreadable(cpus):
-    killers = {"/p/5", "/p/77", "/p/78"}
+@pytest.mark.parametrize("last", [78, 99])
+def test_files_that_kill_become_unreadable(cpus, last):
+    killers = {"/p/5", *(f"/p/{last - k}" for k in range(4))}
     simulated = Simulated(lambda _, batch: any(path in killers for path, _ in batch or ()), [cpus])
     found, _ = encode(simulated, 100)
     assert paths(found) == list(range(100))
