@@ -26,6 +26,7 @@ BATCH = 64
 def run_child(path, arguments):
     """Runs the command; writes when each row reached the table, and the CPU time of encoding."""
     sys.argv = ["keras-ssl", *arguments]
+    import keras_ssl._public  # noqa: F401  (as the command does)
     from keras_ssl.tables import ray_engine
     from keras_ssl.tables.update import Writer
 
