@@ -64,13 +64,13 @@ def main():
         sys.exit(0)
     except click.ClickException as error:
         _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):  # before RuntimeError, which Abort is
+        click.echo("keras-ssl: stopped", err=True)
+        sys.exit(130)
     except (
         ValueError, OSError, RuntimeError, ImportError, FloatingPointError, *_tensorflow_errors()
     ) as error:  # fmt: skip
         _fail(_out_of_memory(error) or str(error))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("keras-ssl: stopped", err=True)
-        sys.exit(130)
 
 
 def _tensorflow_errors():

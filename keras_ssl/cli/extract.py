@@ -1,6 +1,7 @@
 """`keras-ssl extract`: computes the features of a folder of images or videos."""
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl import files
 from keras_ssl.cli import common, table_options
-from keras_ssl.tables import store
+from keras_ssl.tables import ray_cluster, store
 
 
 @click.command()
@@ -33,10 +34,17 @@ from keras_ssl.tables import store
     help="Average or concatenate the features of a clip's frames.",
 )
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--engine",
+    type=click.Choice(["ray"]),
+    help="Encode by the processors of this machine, or of a cluster, to a table.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster; needs --engine.")
 @table_options.server_options
 def extract(
-    folder, out, model, modules, frames, stride, cache, pool, batch_size, server, retries, **tls
-):
+    folder, out, model, modules, frames, stride, cache, pool, batch_size, engine, address, server,
+    retries, **tls,
+):  # fmt: skip
     """Computes the features of a folder of images, videos or TFRecords.
 
     Writes them to an .npz, or to a table if --out ends in .lance: of videos a row for each frame, or with
@@ -54,6 +62,7 @@ def extract(
     if server and modules:
         raise ValueError(f"--import {modules[0]} has no effect with --server, which has the model")
     table_options.check_model(model, server, tls)
+    _check_engine(engine, address, out, server)
 
     common.import_tensorflow()
     from keras_ssl.data import records, video_files
@@ -72,6 +81,11 @@ def extract(
             raise ValueError(
                 f"--out must be a table, such as features.lance, for TFRecords, got {out!r}"
             )
+    if engine:
+        if clips_of or records.record_files(folder):
+            raise ValueError("--engine ray reads folders of images only: leave it out")
+        click.echo(f"{out}: {_update_by_ray(folder, out, model, modules, batch_size, address)}")
+        return
     with contextlib.ExitStack() as stack:
         client = None
         if server:
@@ -100,6 +114,37 @@ def _check_out(out):
     if not store.is_remote(out):
         common.check_folder("--out", str(Path(out).absolute().parent))
     store.lancedb()
+
+
+def _check_engine(engine, address, out, server):
+    """Raises ValueError if the options of the engine contradict others, ImportError without Ray."""
+    if address and not engine:
+        raise ValueError("--address needs --engine ray")
+    if not engine:
+        return
+    if server:
+        raise ValueError("--engine ray runs the model itself: leave --server or --engine out")
+    if not out.endswith(store.SUFFIX):
+        raise ValueError(
+            f"--engine ray writes a table: give an --out that ends in .lance, not {out!r}"
+        )
+    ray_cluster.import_ray()
+    if address:
+        ray_cluster.check_address(address)
+
+
+def _update_by_ray(folder, out, model, modules, batch_size, address):
+    """Brings a table up to date by a Ray cluster, and returns its Counts."""
+    from keras_ssl.tables import ray_engine
+    from keras_ssl.tables.identity import of_model
+
+    load, identity = functools.partial(_encoder, modules=modules), of_model(model)
+    engine = ray_engine.RayEngine(model, identity, load, batch_size, address)
+    return ray_engine.update_by_ray(out, folder, identity, engine, progress=True)
+
+
+def _encoder(model, modules):
+    return common.load_model(model, modules)[1]
 
 
 def _update(folder, clips_of, clip, out, client, model, modules, batch_size):

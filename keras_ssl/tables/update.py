@@ -74,38 +74,70 @@ def _changed(paths, folder, writer, advance):
     """Yields (row, bytes) for the files that are new or have changed; writes the rows of unreadable ones."""
     for path in paths:
         known = writer.known(path)
-        try:
-            status = os.stat(path)
-            if known and (known["bytes"], known["modified"]) == (
-                status.st_size,
-                status.st_mtime_ns,
-            ):
-                writer.unchanged += 1
-                advance(1)
+        if is_same(path, known):
+            writer.unchanged += 1
+        else:
+            columns, content = read(path, known and known["hash"])
+            if isinstance(content, bytes):
+                yield {"path": path, "label": label_of(path, folder), **columns}, content
                 continue
-            content = Path(path).read_bytes()
-        except FileNotFoundError:  # since the folder was listed
-            advance(1)
-            continue
-        except OSError as error:
-            # What could be read before may be read again: a network disk may be away for a moment.
-            if known:
-                writer.unchanged += 1
-                advance(1)
-                continue
-            writer.write({"path": path, "label": label_of(path, folder)}, error.strerror)
-            advance(1)
-            continue
-        digest = hashlib.sha256(content).hexdigest()
-        if known and known["hash"] == digest:
-            writer.touch(known["id"], status.st_size, status.st_mtime_ns)
-            advance(1)
-            continue
-        height, width = image_size(content)
-        yield {
-            "path": path, "label": label_of(path, folder), "hash": digest, "bytes": status.st_size,
-            "modified": status.st_mtime_ns, "height": height, "width": width,
-        }, content  # fmt: skip
+            if columns is not None:
+                settle(writer, {"path": path, "label": label_of(path, folder), **columns}, content)
+        advance(1)
+
+
+def is_same(path, known):
+    """Returns whether a file has the size and time stamp that the table has of it."""
+    if not known:
+        return False
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False  # `read` finds out why
+    return (known["bytes"], known["modified"]) == (status.st_size, status.st_mtime_ns)
+
+
+def read(path, known):
+    """Reads a file, and describes it.
+
+    Args:
+        path: str.
+        known: str, the SHA-256 that the table has of it, or None.
+
+    Returns:
+        (columns, content): the columns of its row, and its bytes, or None instead of bytes that the table
+        knows; {} and the reason if it cannot be read; (None, None) if it is not there.
+    """
+    try:
+        status, content = os.stat(path), Path(path).read_bytes()
+    except FileNotFoundError:  # since the folder was listed
+        return None, None
+    except OSError as error:
+        return {}, error.strerror
+    digest = hashlib.sha256(content).hexdigest()
+    columns = {"hash": digest, "bytes": status.st_size, "modified": status.st_mtime_ns}
+    if digest == known:
+        return columns, None
+    height, width = image_size(content)
+    return {**columns, "height": height, "width": width}, content
+
+
+def settle(writer, row, result):
+    """Records what has become of a file.
+
+    Args:
+        writer: Writer.
+        row: dict with `path`, `label` and the columns of `read`.
+        result: (D,) float32 array, the reason why there is none, or None if the table knows the content.
+    """
+    known = writer.known(row["path"])
+    if result is None:
+        writer.touch(known["id"], row["bytes"], row["modified"])
+    elif known and "hash" not in row:
+        # What could be read before may be read again: a network disk may be away for a moment.
+        writer.unchanged += 1
+    else:
+        writer.write(row, result)
 
 
 def _has_text(path):

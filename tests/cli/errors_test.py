@@ -318,3 +318,11 @@ def test_numbers_of_slurm(command, monkeypatch, name):
     code, _, err = command("pretrain", "rotation")
     assert code == 2
     assert err == f"keras-ssl: {name} must be a number, which Slurm sets, got 'abc': unset it\n"
+
+
+def test_an_interrupted_command(command, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "find_row", interrupted)
+    assert command("preview", "rotation") == (130, "", "\nkeras-ssl: stopped\n")

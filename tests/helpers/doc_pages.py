@@ -43,6 +43,7 @@ NOT_RUN = (
     (r"python3 -m venv", "installs the package: .ci/run runs it, as docs_text_test.py checks"),
     (r"(cd serving && )?docker ", "needs the Docker daemon and images from the internet"),
     (r"kubectl |for pod in \$\(kubectl", "needs a Kubernetes cluster"),
+    (r"ray (start|stop)", "several machines: tests/tables/ray_engine_test.py"),
     (r"(DATA=\S+ OUT=\S+ )?sbatch |for .*; do sbatch", "needs a Slurm cluster"),
     (r"export TF_CONFIG=", "describes two machines"),
 )
@@ -51,6 +52,7 @@ NOT_RUN = (
 PARSED = (
     (r"keras-ssl serve", "serves until it is stopped: tests/serving"),
     (r"keras-ssl explore", "serves until it is stopped: tests/tables/explore_test.py"),
+    (r"keras-ssl .*--engine ray", "starts a Ray cluster: tests/tables/ray_engine_test.py"),
     (r"keras-ssl data-service", "serves until it is stopped: tests/data/service_test.py"),
     (
         r"keras-ssl .*--strategy multi_worker",

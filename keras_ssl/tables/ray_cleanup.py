@@ -1,0 +1,46 @@
+"""Program that removes what a Ray cluster of this machine leaves behind when the command is killed.
+
+    python ray_cleanup.py FOLDER DRIVER < PIPE
+
+Waits until the other end of the pipe is closed, which the kernel does for a process that is killed. Then it
+kills the processes that have files in FOLDER open, except DRIVER (two of Ray's outlive a killed driver), and
+removes FOLDER.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+
+
+def users(folder):
+    """Returns the ids of the processes that have files in a folder open; under Linux only."""
+    start, found = os.path.join(folder, ""), set()
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        with contextlib.suppress(OSError, ValueError):  # no process, or not one of this user
+            files = f"/proc/{int(name)}/fd"
+            for file in os.listdir(files):
+                if os.readlink(f"{files}/{file}").startswith(start):
+                    found.add(int(name))
+                    break
+    return found
+
+
+def main():
+    folder, driver = sys.argv[1], int(sys.argv[2])
+    sys.stdin.buffer.read()
+    for _ in range(50):
+        running = users(folder) - {driver}
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not running and not os.path.exists(folder):  # what is still running may write again
+            return
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
