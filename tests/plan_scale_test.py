@@ -31,7 +31,7 @@ def table(text, first):
 
 
 def test_sums_by_hand(plan, tmp_path):
-    costs = {name: 0 for name in plan_scale.COSTS}
+    costs = dict.fromkeys(plan_scale.COSTS, 1e-12)
     costs |= {
         "decode": 3.6,
         "views": 0.4,
@@ -42,18 +42,22 @@ def test_sums_by_hand(plan, tmp_path):
     }
     (tmp_path / "costs.json").write_text(json.dumps(costs))
     common = ["--images", 4e6, "--costs", tmp_path / "costs.json", "--epochs", 5, "--cores", 10]
-    text = plan([*common, "--days", 100, "--relabelings", 2, "--clusters", 90])
+    text = plan([
+        *common, "--days", 100, "--relabelings", 2, "--clusters", 90, "--relabel-by", "kmeans",
+        "--dimensions", 256,
+    ])  # fmt: skip
     stages = table(text, "stage")
-    # 4e6 images, 7.2 s each, five times; 3.96 s and 90 clusters in 20 iterations, twice.
+    # 4e6 images, 7.2 s each, five times; twice 3.96 s, half of the views, and 90 clusters in 20 iterations
+    # with twice as many dimensions as in the measurement.
     assert stages["train"][0] == "40,000"
-    assert stages["relabel"][0] == "12,800"
+    assert stages["relabel"][0] == "17,200"
     assert stages["extract"] == ["4,400", "147"]  # on three machines
     assert "3 x 10 cores train 5 epochs in 100 days" in text
     limits = table(text, "what grows")
     # Twice as long for each of the rows as at a million; 4/3 of the gradients.
     assert limits["index built on one machine"][:2] == ["800 hours", "2,400"]
     assert "Each machine sends 58.7 MB in a step." in text
-    assert limits["features while relabeling"][0] == "5.09 GiB"
+    assert limits["features while relabeling"][0] == "2.54 GiB"
     assert "labels of all heads, on each machine" not in table(plan(common), "what grows")
 
     # Accelerators take longer than the cores; then they are faster, and wait for them.
@@ -81,11 +85,15 @@ def test_what_is_out_of_bounds(plan):
         (["--images", "5", "--step-rate", "-1"], "--step-rate must be positive, got -1"),
         (["--images", "5", "--costs", "nowhere"], "--costs: 'nowhere' is not what measure prints"),
         (["--images", "5", "--costs", "costs.json"], "--costs: ['speed'] are unknown, known are"),
+        (["--images", "5", "--costs", "list.json"], "'list.json' must hold positive numbers"),
+        (["--images", "5", "--costs", "zero.json"], "'zero.json' must hold positive numbers"),
     ],
 )
 def test_wrong_input(plan, capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "costs.json").write_text('{"speed": 1}')
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "zero.json").write_text('{"decode": 0}')
     with pytest.raises(SystemExit):
         plan(arguments)
     assert message in capsys.readouterr().err
@@ -94,7 +102,7 @@ def test_wrong_input(plan, capsys, tmp_path, monkeypatch, arguments, message):
 def test_the_tables_of_the_page(plan):
     """The page shows what the command prints."""
     text = PAGE.read_text()
-    pages = re.findall(r"plan_scale.py plan (.*)\n```\n\n((?:.*\n)*?)(?=\n#|\nWhat|\Z)", text)
+    pages = re.findall(r"```sh\npython tools/plan_scale.py plan (.*)\n```\n\n((?:.*\n)*?)(?=#|\Z)", text)
     assert len(pages) == 3
     for arguments, shown in pages:
         assert shown.strip() == plan(arguments.split()).strip()

@@ -10,6 +10,7 @@ numbers for your network, images and machines.
 
 import argparse
 import functools
+import hashlib
 import json
 import math
 import os
@@ -22,12 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 # Seconds of one core for an image: a JPEG of 500 x 375 decoded and resized to 32 x 32, two views of SimCLR,
-# a step with both, the features of an encoder with 16 filters; for a record that is found; for a row that is
-# inserted, and in a table of a million rows indexed or searched for; for a row, cluster and iteration of
-# k-means; for a row and cluster of Sinkhorn's algorithm to 1e-6.
+# a step with both, the features of an encoder with 16 filters, SHA-256; for a record that is found; for a row
+# that is inserted, and in a table of a million rows indexed or searched for; for a row, cluster and iteration
+# of k-means; for a row and cluster of Sinkhorn's algorithm to 1e-6.
 COSTS = {
-    "decode": 2.5e-3, "views": 9.9e-5, "step": 4.7e-3, "forward": 7.5e-4, "record": 1.9e-6, "insert": 4.2e-6,
-    "index": 2.1e-4, "search": 1e-2, "kmeans": 1e-8, "sinkhorn": 2.9e-8,
+    "decode": 3.1e-3, "views": 1.0e-4, "step": 5.0e-3, "forward": 7.2e-4, "hash": 6.3e-5, "record": 2.0e-6,
+    "insert": 6.2e-6, "index": 2.1e-4, "search": 1e-2, "kmeans": 5.9e-9, "sinkhorn": 2.8e-8,
 }  # fmt: skip
 SWEEPS = 20  # of k-means
 GIB = 2**30
@@ -80,6 +81,7 @@ def measure(folder, model, least=2.0, rows=20_480):
         "views": each(two_views, 256),
         "step": each(lambda: task.train_on_batch(*batch), 256),
         "forward": each(lambda: local._features(images), 256),
+        "hash": each(lambda: [hashlib.sha256(content) for content in files], len(files)),
     }
     with tempfile.TemporaryDirectory() as path:
         table = FeatureTable.create(f"{path}/x.lance", Identity("x", 1), 128)
@@ -102,12 +104,14 @@ def measure(folder, model, least=2.0, rows=20_480):
 def work(o):
     """Returns the core hours of each stage that all machines share: a dict."""
     costs = {name: o.images * value / 3600 for name, value in o.costs.items()}
+    # Measured with 128 dimensions.
+    rounds = {"kmeans": SWEEPS * o.dimensions / 128, "sinkhorn": o.heads}[o.relabel_by]
     on_cores, extract = costs["decode"] + costs["views"], costs["decode"] + costs["forward"]
     train = on_cores + costs["step"]
     if o.step_rate:  # accelerators step while the cores decode
         train = max(on_cores, o.cores * o.images / o.step_rate / 3600)
-    clustering = o.clusters * (SWEEPS * costs["kmeans"] + o.heads * costs["sinkhorn"])
-    relabel = o.relabelings * (extract + clustering)
+    clustering = o.clusters * rounds * costs[o.relabel_by]
+    relabel = o.relabelings * (extract + costs["views"] / 2 + clustering)
     stages = {"train": o.epochs * train, "relabel": relabel, "extract": extract}
     return {name: hours for name, hours in stages.items() if hours}
 
@@ -118,8 +122,8 @@ def sent(o, machines):
 
 
 def read_rate(o, machines):
-    """Returns the bytes that a machine reads in a second of training."""
-    return o.epochs * o.images * o.bytes / (o.days * 24 * 3600) / machines
+    """Returns the bytes that a machine reads in a second of training, relabelings included."""
+    return (o.epochs + o.relabelings) * o.images * o.bytes / (o.days * 24 * 3600) / machines
 
 
 def limits(o, machines):
@@ -129,14 +133,16 @@ def limits(o, machines):
     on_cores = (costs["decode"] + costs["views"] + costs["step"]) / o.cores
     step = o.batch / o.step_rate if o.step_rate else o.batch * on_cores
     root = math.sqrt(n / 1e6)  # cells and the rows of a cell both grow with the root
-    indexed, paired = (n * root * costs[name] / hour for name in ("index", "search"))
+    # Measured with 256 dimensions, insertion with 128.
+    indexed, paired = (n * root * costs[k] * o.dimensions / 256 / hour for k in ("index", "search"))
+    written = n * (costs["insert"] * o.dimensions / 128 + costs["hash"]) / 3600
     found = [
         ("list of files, on each machine", n * FILE / GIB, memory, "GiB", "TFRecord shards"),
         ("places of records, on each machine", n * RECORD / GIB, memory, "GiB", "index files, memory-mapped"),
         ("scan of records at each start", n * costs["record"] / 3600, 1, "hours", "index files"),
         ("memory bank of PIRL, CMC, PCL", n * 4 * 128 / GIB, memory / 2, "GiB", "the queue of MoCo"),
         ("rows known while a table is updated", n * KNOWN / GIB, memory / 2, "GiB", "a table for each shard"),
-        ("insertion by the one writer", n * costs["insert"] / 3600, days, "hours", "a table for each shard"),
+        ("insertion by the one writer", written, days, "hours", "a table for each shard"),
         ("index built on one machine", indexed, days, "hours", "an index for each shard"),
         ("neighbors of all rows, for duplicates", paired, days, "hours", "pairs within a cell"),
         ("gradients of a step on the network", sent(o, machines) * 8 / (o.network * 1e9), step, "s",
@@ -162,14 +168,15 @@ def plan(o):
     machines = math.ceil(training / o.cores / 24 / o.days)
     table = o.images * (4 * o.dimensions + ROW)
     print(
-        f"{o.images:.0e} images, files {o.images * o.bytes / 1e12:.3g} TB, table {table / 1e12:.3g} TB: "
+        f"{number(o.images)} images, files {o.images * o.bytes / 1e12:.3g} TB, table {table / 1e12:.3g} TB: "
         f"{machines:,} x {o.cores} cores train {o.epochs:g} epochs in {o.days:g} days\n"
     )
     rows = [
         [name, number(value), number(value / o.cores / machines)] for name, value in hours.items()
     ]
     print_table([["stage", "core hours", "hours on all machines"], *rows])
-    print(f"Each machine sends {number(sent(o, machines) / 1e6)} MB in a step.\n")
+    if machines > 1:
+        print(f"Each machine sends {number(sent(o, machines) / 1e6)} MB in a step.\n")
     rows = [
         [what, f"{number(value)} {unit}", number(limit), instead if value > limit else ""]
         for what, value, limit, unit, instead in limits(o, machines)
@@ -210,6 +217,9 @@ def main():
         kind = int if name == "cores" else float
         flag = f"--{name.replace('_', '-')}"
         planned.add_argument(flag, type=kind, default=default, help=text or "-")
+    planned.add_argument(
+        "--relabel-by", choices=["sinkhorn", "kmeans"], default="sinkhorn", help="-"
+    )
     options = parser.parse_args()
     if options.command == "measure":
         print(json.dumps(measure(options.folder, options.model), indent=1))
@@ -223,6 +233,10 @@ def main():
         given = json.loads(options.costs.read_text()) if options.costs else {}
     except (OSError, ValueError) as error:
         parser.error(f"--costs: {str(options.costs)!r} is not what measure prints ({error})")
+    if not isinstance(given, dict) or not all(
+        isinstance(value, int | float) and value > 0 for value in given.values()
+    ):
+        parser.error(f"--costs: {str(options.costs)!r} must hold positive numbers by name")
     if unknown := given.keys() - COSTS.keys():
         parser.error(f"--costs: {sorted(unknown)} are unknown, known are {sorted(COSTS)}")
     options.costs = COSTS | given

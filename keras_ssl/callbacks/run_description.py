@@ -35,8 +35,9 @@ def described(task, dataset, override=()):
     arguments = {
         name: json.dumps(_without_names(keras.saving.serialize_keras_object(value)))
         for name, value in configuration.arguments_of(task).items()
-        # The layers of equal networks have different names, so their variables are compared instead.
-        if name not in task.networks
+        # The layers of equal networks have different names, so their variables are compared instead; and
+        # `scratch` is where a run computes, not what.
+        if name not in task.networks and name != "scratch"
     }
     run = {
         "number of images": dataset.number,

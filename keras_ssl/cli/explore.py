@@ -36,7 +36,7 @@ def explore(table, port, model, server, retries, **tls):
         client = table_options.connect(server, model, retries, tls) if server else model
         encoder = neighbors.encoder_of(opened, client)
     token = secrets.token_urlsafe(16)
-    address = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
+    address = f"http://{HOST}:{listener.getsockname()[1]}/{token}/"
     click.echo(f"{address} shows {table}; Ctrl-C stops")
     web.run_app(application(opened, encoder, token), sock=listener, print=None, access_log=None)
 

@@ -65,8 +65,9 @@ def extract(
     _check_engine(engine, address, out, server)
 
     common.import_tensorflow()
-    from keras_ssl.data import records, video_files
+    from keras_ssl.data import video_files
 
+    has_records = False
     if frames or stride or cache or video_files.holds_videos(folder):
         frames, stride = frames or 1, stride or 1
 
@@ -77,12 +78,9 @@ def extract(
 
     else:
         clips_of = None
-        if records.record_files(folder) and not out.endswith(store.SUFFIX):
-            raise ValueError(
-                f"--out must be a table, such as features.lance, for TFRecords, got {out!r}"
-            )
+        has_records = _has_records(folder, out)
     if engine:
-        if clips_of or records.record_files(folder):
+        if clips_of or has_records:
             raise ValueError("--engine ray reads folders of images only: leave it out")
         click.echo(f"{out}: {_update_by_ray(folder, out, model, modules, batch_size, address)}")
         return
@@ -94,7 +92,15 @@ def extract(
             )
         if out.endswith(store.SUFFIX):
             counts = _update(
-                folder, clips_of, (frames, stride, pool), out, client, model, modules, batch_size
+                folder,
+                clips_of,
+                has_records,
+                (frames, stride, pool),
+                out,
+                client,
+                model,
+                modules,
+                batch_size,
             )
             click.echo(f"{out}: {counts}")
             return
@@ -114,6 +120,26 @@ def _check_out(out):
     if not store.is_remote(out):
         common.check_folder("--out", str(Path(out).absolute().parent))
     store.lancedb()
+
+
+def _has_records(folder, out):
+    """Returns whether a folder holds TFRecords, and no images."""
+    from keras_ssl.data import records
+    from keras_ssl.data.folder import walk
+    from keras_ssl.ops import decode
+
+    if not records.record_files(folder):
+        return False
+    images, _ = walk(Path(folder), decode.SUFFIXES)
+    if not images and not out.endswith(store.SUFFIX):
+        raise ValueError(
+            f"--out must be a table, such as features.lance, for TFRecords, got {out!r}"
+        )
+    if images and out.endswith(store.SUFFIX):
+        raise ValueError(
+            f"FOLDER: {folder!r} holds images and TFRecords: give a folder that holds one of them"
+        )
+    return not images
 
 
 def _check_engine(engine, address, out, server):
@@ -147,9 +173,8 @@ def _encoder(model, modules):
     return common.load_model(model, modules)[1]
 
 
-def _update(folder, clips_of, clip, out, client, model, modules, batch_size):
+def _update(folder, clips_of, has_records, clip, out, client, model, modules, batch_size):
     """Brings a table up to date, and returns its Counts."""
-    from keras_ssl.data import records
     from keras_ssl.tables import encode
     from keras_ssl.tables.clips import update_clips
     from keras_ssl.tables.identity import Identity, of_model
@@ -161,7 +186,7 @@ def _update(folder, clips_of, clip, out, client, model, modules, batch_size):
     else:
         identity = of_model(model)
         encoder = encode.LocalEncoder(common.load_model(model, modules)[1], batch_size)
-    if clips_of is None and records.record_files(folder):
+    if has_records:
         return update_records(out, folder, identity, encoder, progress=True)
     if clips_of is None:
         return update(out, folder, identity, encoder, progress=True)

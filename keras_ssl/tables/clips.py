@@ -55,7 +55,12 @@ def update_clips(path, folder, clips, identity, encoder, progress=False):
             if (known := writer.known(*key)) and known["hash"] == found[key[0]]["hash"]
         }  # fmt: skip
         writer.remove_others(same)
-        writer.unchanged = len(same)
+        for key in same:
+            known, now = writer.known(*key), found[key[0]]
+            if (known["bytes"], known["modified"]) == (now["bytes"], now["modified"]):
+                writer.unchanged += 1
+            else:
+                writer.touch(known["id"], now["bytes"], now["modified"])
         for name, _ in sorted(empty - same):
             row = {"path": name, "label": label_of(name, folder), **found[name]}
             writer.write(row, "no clip of these frames in it, or it is damaged")

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import hmac
 import logging
 from pathlib import Path
 
@@ -16,7 +15,6 @@ PAGE = Path(__file__).with_name("explore.html")
 HOST = "127.0.0.1"
 NUMBER, MAX_NUMBER = 24, 200  # neighbors
 SIDES = (160, 640)  # pixels of thumbnails
-TOKEN = web.AppKey("token", object)
 MAX_FILE = 64 * 2**20  # bytes of a query
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
@@ -38,7 +36,7 @@ def application(table, encoder=None, token=None):
     Args:
         table: FeatureTable with features.
         encoder: what `neighbors.encoder_of` returns, for queries by files that are not in the table; or None.
-        token: str. The page must be opened as "/?token=<token>", which sets a cookie. None for no token.
+        token: str, with which all paths begin, "/<token>/"; None: they begin with "/".
 
     Returns:
         aiohttp.web.Application.
@@ -47,16 +45,17 @@ def application(table, encoder=None, token=None):
         >>> web.run_app(application(FeatureTable("features.lance")), host=HOST)     # doctest: +SKIP
     """
     app = web.Application(middlewares=[_guarded], client_max_size=MAX_FILE)
-    app[TOKEN] = token
     explorer = _Explorer(table, encoder)
+    # In the path, since browsers send cookies to all ports of a host, whoever listens there.
+    base = f"/{token}/" if token else "/"
     app.add_routes([
-        web.get("/", explorer.page),
-        web.get("/api/table", explorer.table),
-        web.get("/api/rows", explorer.rows),
-        web.get("/api/map", explorer.map),
-        web.get("/api/neighbors/{id:[0-9]{1,18}}", explorer.neighbors),
-        web.post("/api/search", explorer.search),
-        web.get("/thumbnails/{id:[0-9]{1,18}}", explorer.thumbnail),
+        web.get(base, explorer.page),
+        web.get(base + "api/table", explorer.table),
+        web.get(base + "api/rows", explorer.rows),
+        web.get(base + "api/map", explorer.map),
+        web.get(base + "api/neighbors/{id:[0-9]{1,18}}", explorer.neighbors),
+        web.post(base + "api/search", explorer.search),
+        web.get(base + "thumbnails/{id:[0-9]{1,18}}", explorer.thumbnail),
     ])  # fmt: skip
     return app
 
@@ -68,16 +67,19 @@ async def _guarded(request, handler):
     foreign = request.url.host not in (HOST, "localhost")
     foreign |= origin not in (None, f"http://{request.host}")
     # A link from elsewhere may open the page, but not embed an image of it.
-    foreign |= site not in ("same-origin", "none") and request.path != "/"
+    foreign |= site not in ("same-origin", "none") and not request.path.endswith("/")
     if foreign:
         response = web.json_response({"error": f"use http://{HOST}, from its own page"}, status=403)
-    elif (refused := _ask_for_token(request)) is not None:
-        response = refused
     else:
         try:
             response = await handler(request)
         except ValueError as error:
             response = web.json_response({"error": str(error)}, status=400)
+        except web.HTTPNotFound as error:
+            reason = (
+                error.reason if error.reason != "Not Found" else "open the address that was printed"
+            )
+            response = web.json_response({"error": reason}, status=404)
         except web.HTTPException as error:
             response = web.json_response({"error": error.reason}, status=error.status)
         except Exception as error:  # of LanceDB, or a server that is away
@@ -85,21 +87,6 @@ async def _guarded(request, handler):
             response = web.json_response({"error": str(error)[:500]}, status=500)
     response.headers.update(HEADERS)
     return response
-
-
-def _ask_for_token(request):
-    """Returns the response to a request without the right cookie; None if it has the cookie."""
-    token = request.app[TOKEN]
-    # Browsers send the cookies of all ports of a host.
-    cookie = f"explore_{request.url.port}"
-    if token is None or hmac.compare_digest(request.cookies.get(cookie, ""), token):
-        return None
-    if request.path == "/" and hmac.compare_digest(request.query.get("token", ""), token):
-        response = web.Response(status=303, headers={"Location": "/"})
-        response.set_cookie(cookie, token, httponly=True, samesite="Lax")
-        return response
-    error = "open the address that keras-ssl explore has printed, with its token"
-    return web.json_response({"error": error}, status=401)
 
 
 class _Explorer:

@@ -11,7 +11,7 @@ from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
 from keras_ssl.tables.ray_cluster import connected
 from keras_ssl.tables.ray_worker import Found, Worker
-from keras_ssl.tables.update import Writer, _has_text, is_same, label_of, settle
+from keras_ssl.tables.update import Writer, has_text, is_same, label_of, settle
 
 AT_ONCE = 2  # batches of a worker: it reads and decodes one while the other is in the model
 QUEUED = 4  # batches of a worker that it has or is about to get, while the driver writes rows
@@ -46,7 +46,7 @@ def update_by_ray(path, folder, identity, engine, progress=False):
     """
     with store.locked(path):
         writer = Writer(path, folder, identity, encoder=None)
-        paths = list(filter(_has_text, map(os.path.abspath, image_files(folder))))
+        paths = list(filter(has_text, map(os.path.abspath, image_files(folder))))
         writer.remove_others((name, None) for name in paths)
         with progress_bar(paths, progress) as advance:
             for found in engine.encoded(_candidates(paths, writer, advance)):

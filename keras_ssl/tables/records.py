@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from keras_ssl.data import records, schema
 from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
-from keras_ssl.tables.update import Writer, image_size
+from keras_ssl.tables.update import RECORD, Writer, has_text, image_size
 
 
 def update_records(path, folder, identity, encoder, progress=False):
@@ -38,54 +38,71 @@ def update_records(path, folder, identity, encoder, progress=False):
         >>> update_records("features.lance", "records/", identity, encoder)     # doctest: +SKIP
         Counts(new=1000, changed=0, removed=0, unchanged=0, unreadable=0)
     """
+    start = os.path.abspath(folder)
     with store.locked(path):
         writer = Writer(path, folder, identity, encoder)
-        names = list(map(os.path.abspath, records.record_files(folder)))
+        names = list(filter(has_text, map(os.path.abspath, records.record_files(folder))))
         index = records.index(folder, names)
-        places = list(
-            zip(*(index[name].tolist() for name in ("file", "offset", "length")), strict=True)
+        keys = (
+            (f"{names[i]}#{k}", None) for i, k in zip(index["file"], index["offset"], strict=True)
         )
-        writer.remove_others((f"{names[file]}#{offset}", None) for file, offset, _ in places)
-        class_names = schema.read_manifest(folder).get("class_names")
-        with progress_bar(places, progress) as advance:
-            for row, result in encoder.files(_changed(places, names, class_names, writer, advance)):
+        writer.remove_others(
+            keys, lambda path: RECORD.search(path) and os.path.dirname(path) == start
+        )
+        class_names, number = schema.read_manifest(folder).get("class_names"), len(index["id"])
+        with progress_bar(range(number), progress) as advance:
+            for row, result in encoder.files(_changed(index, names, class_names, writer, advance)):
                 writer.write(row, result)
                 advance(1)
-        return writer.close(f"{len(places)} records in {str(folder)!r}")
+        return writer.close(f"{number} records in {str(folder)!r}")
 
 
-def _changed(places, names, class_names, writer, advance):
+def _changed(index, names, class_names, writer, advance):
     """Yields (row, bytes of the image) for the records that are new or have changed."""
-    modified = [os.stat(name).st_mtime_ns for name in names]
-    for file, offset, length in places:
-        row = {"path": f"{names[file]}#{offset}", "bytes": length, "modified": modified[file]}
+    for file, offset, length in zip(*(index[k] for k in ("file", "offset", "length")), strict=True):
+        name, offset, length = names[file], int(offset), int(length)
+        row = {"path": f"{name}#{offset}"}
         known = writer.known(row["path"])
-        if known and (known["bytes"], known["modified"]) == (length, modified[file]):
-            writer.unchanged += 1
+        try:
+            modified = os.stat(name).st_mtime_ns
+            if known and (known["bytes"], known["modified"]) == (length, modified):
+                writer.unchanged += 1
+                advance(1)
+                continue
+            record = records.read(name, offset, length).numpy()
+        except tf.errors.DataLossError:
+            record = b""
+        except (OSError, tf.errors.OpError) as error:
+            # What could be read before may be read again: a network disk may be away for a moment.
+            if known:
+                writer.unchanged += 1
+            else:
+                writer.write(row, str(error).partition("\n")[0])
             advance(1)
             continue
-        content, label = _image(names[file], offset, length)
+        content, label = _image(record)
+        row |= {"bytes": length, "modified": modified}
+        if label is not None:
+            known_name = class_names and 0 <= label < len(class_names)
+            row["label"] = class_names[label] if known_name else str(label)
         if content is None:
             writer.write(row, "a damaged record, or none with one image in 'image'")
             advance(1)
             continue
         row["hash"] = hashlib.sha256(content).hexdigest()
         if known and known["hash"] == row["hash"]:
-            writer.touch(known["id"], length, modified[file])
+            writer.touch(known["id"], length, modified, label=row.get("label"))
             advance(1)
             continue
-        if label is not None:
-            row["label"] = class_names[label] if class_names else str(label)
         row["height"], row["width"] = image_size(content)
         yield row, content
 
 
-def _image(file, offset, length):
+def _image(record):
     """Returns the bytes of the image in a record, or None, and its class, an int or None."""
     try:
-        record = records.read(file, offset, length).numpy()
         features = tf.train.Example.FromString(record).features.feature
-    except (tf.errors.OpError, DecodeError):
+    except DecodeError:
         return None, None
     image, label = features["image"].bytes_list.value, features["label"].int64_list.value
     return (image[0] if len(image) == 1 else None), (label[0] if len(label) == 1 else None)

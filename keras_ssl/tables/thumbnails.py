@@ -9,7 +9,6 @@ import struct
 
 import numpy as np
 
-MAGIC = rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM"  # of the formats that are read
 SIDE = 160  # pixels of the longer side
 
 
@@ -50,14 +49,34 @@ def jpeg(image):
 
 
 def _record(path):
-    """Returns the image in a record as a file."""
+    """Returns the column `image` of a tf.train.Example in a TFRecord file, as a file."""
     path, _, offset = path.rpartition("#")
     with open(path, "rb") as file:
         file.seek(int(offset))
         length, _ = struct.unpack("<QI", file.read(12))
-        record = file.read(length)
-    # The image begins somewhere in the message; what follows it does no harm.
-    return io.BytesIO(record[re.search(MAGIC, record).start() :])
+        example = file.read(length)
+    # Example, Features, entries of the map (key and Feature), BytesList, value.
+    for features in _messages(example):
+        for entry in _messages(features):
+            name, feature = _messages(entry)
+            if name == b"image":
+                return io.BytesIO(_messages(_messages(feature)[0])[0])
+    raise ValueError("no image in the record")
+
+
+def _messages(message):
+    """Returns the fields of a protobuf message of which all have a length: a list of bytes."""
+    found, position = [], 0
+    while position < len(message):
+        length, shift, position = 0, 0, position + 1
+        while True:
+            length |= (message[position] & 127) << shift
+            shift, position = shift + 7, position + 1
+            if message[position - 1] < 128:
+                break
+        found.append(message[position : position + length])
+        position += length
+    return found
 
 
 def _frame(path, time):

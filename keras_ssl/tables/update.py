@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from keras_ssl.tables import store
 from keras_ssl.tables.known import KnownRows
 
 FRAGMENT = 1024  # rows of a commit
+TOUCHED = 65_536  # new time stamps of a commit
+RECORD = re.compile(r"#\d+$")  # of the path of a row that is a record of a file
 
 
 class Counts(NamedTuple):
@@ -60,7 +63,7 @@ def update(path, folder, identity, encoder, progress=False):
     """
     with store.locked(path):
         writer = Writer(path, folder, identity, encoder)
-        paths = list(filter(_has_text, map(os.path.abspath, image_files(folder))))
+        paths = list(filter(has_text, map(os.path.abspath, image_files(folder))))
         writer.remove_others((name, None) for name in paths)
         with progress_bar(paths, progress) as advance:
             items = _changed(paths, folder, writer, advance)
@@ -140,7 +143,7 @@ def settle(writer, row, result):
         writer.write(row, result)
 
 
-def _has_text(path):
+def has_text(path):
     """Returns whether a path can be stored, as UTF-8; warns if not."""
     try:
         path.encode()
@@ -202,20 +205,26 @@ class Writer:
         """Returns what the table has of a file or clip, as `KnownRows.get`."""
         return self._known and self._known.get(path, time)
 
-    def remove_others(self, keys):
-        """Removes the rows of files in the folder whose (path, time) is not among `keys`."""
+    def remove_others(self, keys, of_kind=lambda path: not RECORD.search(path)):
+        """Removes the rows in the folder that are `of_kind` and whose (path, time) is not in `keys`."""
         gone = self._known.others(keys) if self._known else ()
         names = self._table.rows(gone, ["path"]) if len(gone) else ()
-        gone = [row["id"] for row in names if not _is_hidden(row["path"])]
+        gone = [row["id"] for row in names if of_kind(row["path"]) and not _is_hidden(row["path"])]
         if gone:
             self._known.forget(gone)
             self._table.remove(gone)
         self._counts["removed"] = len(gone)
 
-    def touch(self, row_id, size, modified):
-        """Records the new time stamp of a file with the same content, so that it is not read again."""
+    def touch(self, row_id, size, modified, **more):
+        """Records the new time stamp of a file with the same content, and `more` columns."""
         self.unchanged += 1
-        self._touched.append({"id": row_id, "bytes": size, "modified": modified})
+        self._touched.append({"id": row_id, "bytes": size, "modified": modified, **more})
+        if len(self._touched) >= TOUCHED:
+            self._commit_touched()
+
+    def _commit_touched(self):
+        self._table.amend(self._touched)
+        self._touched = []
 
     def write(self, row, result):
         """Adds or replaces the row of a file or clip.
@@ -276,7 +285,7 @@ class Writer:
             raise ValueError(
                 f"none of {what} is a readable image (first: {first['path']!r}, {first['reason']})"
             )
-        self._table.amend(self._touched)
+        self._commit_touched()
         self._table.optimize()
         return Counts(
             **self._counts, unchanged=self.unchanged, unreadable=self._table.count(store.UNREADABLE)

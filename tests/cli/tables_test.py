@@ -1,6 +1,7 @@
 """extract to a table, search, duplicates, index: as a user would, and wrong input."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -114,6 +115,10 @@ def test_tfrecords(command, photos, exported):
     assert f"r.lance: {len(images)} new, 0 changed" in out
     labels = FeatureTable("r.lance").columns(["label"])["label"].to_pylist()
     assert set(labels) == {"blue", "red"}
+    shutil.copy(photos / "red" / "0.png", "records")
+    code, _, err = command(*extract, "--out", "r.lance")
+    assert code == 2
+    assert "FOLDER: 'records' holds images and TFRecords: give a folder that holds one" in err
 
 
 def test_reports_of_a_ready_table(command, written):

@@ -98,7 +98,7 @@ def test_the_page_in_a_browser(tmp_path, identity, encoder, smooth_image):
         server = TestServer(application(table, encoder, "s3cret"))
         async with (
             server,
-            browser(str(server.make_url("/?token=s3cret")), tmp_path / "profile") as tab,
+            browser(str(server.make_url("/s3cret/")), tmp_path / "profile") as tab,
         ):
             await tab.call("Runtime.enable")
             await tab.call("Log.enable")

@@ -1,13 +1,16 @@
 """Updates of a table from TFRecord files: keys, labels, changed files, damaged and foreign records."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import keras_ssl as kssl
-from keras_ssl.tables import FeatureTable, thumbnails
+from keras_ssl.data import records
+from keras_ssl.tables import FeatureTable, thumbnails, update
 from keras_ssl.tables.records import update_records
 
 
@@ -74,6 +77,70 @@ def test_changed_and_damaged_records(folder, identity, encoder, tmp_path):
     reasons = [row["reason"] for row in rows(table) if row["vector"] is None]
     assert reasons == ["a damaged record, or none with one image in 'image'"]
     assert update_records(table, folder, identity, encoder) == (0, 0, 0, number, 1)
+
+
+def test_other_labels_are_taken_over(images, identity, encoder, tmp_path):
+    """Also those that are no class: -1 is one without a label in many data sets."""
+    table, folder = tmp_path / "x.lance", tmp_path / "records"
+    for labels in ([0, 1, 1, 0, 0, 1, 1], [1, 0, 1, 1, 0, 5, 0]):
+        shutil.rmtree(folder, ignore_errors=True)
+        data = kssl.data.from_array(images, np.array(labels))
+        data.class_names = ["a", "b"]
+        kssl.data.to_tfrecord(data, folder, shards=1, verbose=0)
+        encoder.encoded.clear()
+        update_records(table, folder, identity, encoder)
+    assert encoder.encoded == []
+    found = sorted(rows(table), key=lambda row: int(row["path"].rpartition("#")[2]))
+    assert [row["label"] for row in found] == ["b", "a", "b", "b", "a", "5", "a"]
+
+
+def test_what_cannot_be_read_for_the_moment(folder, identity, encoder, tmp_path, monkeypatch):
+    table = tmp_path / "x.lance"
+    update_records(table, folder, identity, encoder)
+    before = rows(table)
+    for file in folder.glob("*.tfrecord"):
+        os.utime(file, ns=(1, 1))
+
+    def away(*_):
+        raise tf.errors.UnknownError(None, None, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "read", away)
+        assert update_records(table, folder, identity, encoder) == (0, 0, 0, 7, 0)
+        with pytest.raises(ValueError, match="Input/output error"):
+            update_records(tmp_path / "y.lance", folder, identity, encoder)
+    assert rows(table) == before
+
+
+def test_images_and_records_side_by_side_keep_their_rows(folder, images, identity, encoder):
+    """A folder with images above one of records, and records above records."""
+    above, table = folder.parent, folder.parent / "x.lance"
+    update_records(table, folder, identity, encoder)
+    Image.fromarray(images[0]).save(above / "a.png")
+    assert update.update(table, above, identity, encoder) == (1, 0, 0, 0, 0)
+    shutil.copy(folder / "pictures-00000-of-00002.tfrecord", above / "b.tfrecord")
+    counts = update_records(table, above, identity, encoder)
+    assert counts.new > 0
+    assert counts.removed == 0
+    assert FeatureTable(table).count() == 8 + counts.new
+
+
+def test_thumbnails_of_records_with_other_columns(images, tmp_path):
+    """Columns before the image, some with what other formats begin with."""
+    png, other = (tf.io.encode_png(image).numpy() for image in images[:2])
+    columns = {"caption": b"a BMW in Rome", "depth": other, "image": png, "zebra": other}
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in columns.items()
+    }
+    features["boxes"] = tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 1e6]))
+    features["label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[3, 300]))
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        writer.write(b"x" * 7)
+        writer.write(example.SerializeToString(deterministic=True))
+    found = thumbnails.thumbnail(f"{tmp_path}/a.tfrecord#23")
+    np.testing.assert_array_equal(found, images[0])
 
 
 def test_records_without_images(identity, encoder, tmp_path):
