@@ -102,7 +102,9 @@ def test_wrong_input(plan, capsys, tmp_path, monkeypatch, arguments, message):
 def test_the_tables_of_the_page(plan):
     """The page shows what the command prints."""
     text = PAGE.read_text()
-    pages = re.findall(r"```sh\npython tools/plan_scale.py plan (.*)\n```\n\n((?:.*\n)*?)(?=#|\Z)", text)
+    pages = re.findall(
+        r"```sh\npython tools/plan_scale.py plan (.*)\n```\n\n((?:.*\n)*?)(?=#|\Z)", text
+    )
     assert len(pages) == 3
     for arguments, shown in pages:
         assert shown.strip() == plan(arguments.split()).strip()

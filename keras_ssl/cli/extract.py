@@ -67,7 +67,7 @@ def extract(
     common.import_tensorflow()
     from keras_ssl.data import video_files
 
-    has_records = False
+    clips_of, has_records = None, False
     if frames or stride or cache or video_files.holds_videos(folder):
         frames, stride = frames or 1, stride or 1
 
@@ -77,7 +77,6 @@ def extract(
             )
 
     else:
-        clips_of = None
         has_records = _has_records(folder, out)
     if engine:
         if clips_of or has_records:
