@@ -135,6 +135,7 @@ class Extraction:
         end = time.monotonic() + seconds
         while (has := len(self.rows(table))) < number:
             if child.poll() is not None or time.monotonic() > end:
+                child.kill()
                 raise SystemExit(f"{has} of {number} rows: {child.communicate()[1][-2000:]}")
             time.sleep(0.05)
         return has

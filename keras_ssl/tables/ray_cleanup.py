@@ -30,6 +30,12 @@ def users(folder):
 
 def main():
     folder, driver = sys.argv[1], int(sys.argv[2])
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+    ):  # for all processes of a service or job
+        signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
     for _ in range(50):
         running = users(folder) - {driver}

@@ -57,11 +57,13 @@ def connected(address=None):
         the module `ray`.
 
     Raises:
-        ValueError: no cluster answers at that address, or Ray cannot join it.
+        ValueError: no cluster answers at that address, Ray cannot join it, or this process has joined one.
         RuntimeError: Ray does not start on this machine.
         ImportError: Ray is not installed.
     """
     ray = import_ray()
+    if ray.is_initialized():
+        raise ValueError("this process is connected to a Ray cluster: call ray.shutdown() first")
     with contextlib.ExitStack() as stack:
         # Ray prints the deaths of processes on stdout, whatever its log level.
         nothing = stack.enter_context(open(os.devnull, "w"))
@@ -124,10 +126,10 @@ def _check_alive(address):
 @contextlib.contextmanager
 def _folder():
     """Yields a folder for the files of a cluster, and removes it, even if this process is killed."""
-    folder = tempfile.mkdtemp(prefix="kssl-")
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="kssl-"))  # as /proc names it
     if len(os.fsencode(folder)) + SESSION_BYTES > SOCKET_BYTES:
         os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="kssl-", dir="/tmp")
+        folder = os.path.realpath(tempfile.mkdtemp(prefix="kssl-", dir="/tmp"))
     cleaner = subprocess.Popen(
         [sys.executable, "-I", "-S", ray_cleanup.__file__, folder, str(os.getpid())],
         stdin=subprocess.PIPE, start_new_session=True, cwd="/",

@@ -11,7 +11,7 @@ from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
 from keras_ssl.tables.ray_cluster import connected
 from keras_ssl.tables.ray_worker import Found, Worker
-from keras_ssl.tables.update import Writer, has_text, is_same, label_of, settle
+from keras_ssl.tables.update import Writer, has_text, is_same, label_of, read, settle
 
 AT_ONCE = 2  # batches of a worker: it reads and decodes one while the other is in the model
 QUEUED = 4  # batches of a worker that it has or is about to get, while the driver writes rows
@@ -101,18 +101,22 @@ class RayEngine:
             return
         with connected(self._address) as ray:
             pool = _Pool(ray, self._model, itertools.chain([first], batches))
-            for found in pool.results():
-                if found.columns is None and os.path.exists(found.path):
-                    raise RuntimeError(
-                        f"machine {found.result!r} of the cluster finds no file {found.path!r}: all machines "
-                        "need the folder under the same path"
-                    )
-                yield found
+            yield from _while_connected(ray, pool.results())
         if pool.lost:
             warnings.warn(
                 f"{pool.lost} worker processes were lost; others have encoded their images",
                 stacklevel=2,
             )
+
+
+def _while_connected(ray, results):
+    """Yields results; raises RuntimeError if Ray itself fails, such as when its head is gone."""
+    try:
+        yield from results
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(
+            f"the Ray cluster is gone ({_last_line(error)}): the same command continues where it was"
+        ) from None
 
 
 class _Member:
@@ -156,7 +160,8 @@ class _Pool:
     def _has_work(self):
         missing = max(1, QUEUED * self._wanted) - len(self._waiting)
         self._waiting.extend(itertools.islice(self._batches, max(0, missing)))
-        return self._waiting or any(member.batches for member in self._members)
+        # Not what the living have: the second batch of a worker that has died comes back later.
+        return self._waiting or any(batch for _, batch in self._running.values())
 
     def _add_workers(self):
         """Starts workers for the CPUs or GPUs of the cluster that have none, if there is work for them."""
@@ -196,6 +201,8 @@ class _Pool:
                 raise ValueError(result)
             member.loaded = True
             return []
+        for found in result:
+            _check(found)
         member.batches.remove(batch)
         member.useful, self._in_vain = True, 0
         return result
@@ -229,16 +236,33 @@ class _Pool:
         return [Found(path, {}, f"{DEATHS} worker processes died of it")]
 
     def _warn(self):
-        """Warns once if no worker has started for half a minute."""
-        if self._started is None or any(member.loaded for member in self._members):
-            self._started = None
-        elif time.monotonic() - self._started > WARN_SECONDS:
+        """Warns if there has been no worker with the model for half a minute."""
+        if any(member.loaded for member in self._members):
+            self._started = time.monotonic()
+        elif self._started is not None and time.monotonic() - self._started > WARN_SECONDS:
             self._started = None
             warnings.warn(
                 f"no worker has loaded the model in {WARN_SECONDS} s: the cluster may be slow, or busy with "
                 "other jobs",
                 stacklevel=2,
             )
+
+
+def _check(found):
+    """Raises RuntimeError if a machine cannot read a file that this one can.
+
+    It would be faster than all others, and most images would become unreadable ones.
+    """
+    if found.columns is None and os.path.exists(found.path):
+        raise RuntimeError(
+            f"machine {found.result!r} of the cluster finds no file {found.path!r}: all machines need the "
+            "folder under the same path"
+        )
+    if found.columns == {} and isinstance(read(found.path, None)[1], bytes):
+        raise RuntimeError(
+            f"a machine of the cluster cannot read {found.path!r} ({found.result}), but this one can: all "
+            "machines need the rights to read the folder"
+        )
 
 
 def _capacity(nodes):

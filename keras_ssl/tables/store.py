@@ -131,9 +131,11 @@ class FeatureTable:
     def count(self, where=READ):
         """Counts rows: those with features, or those of another condition in SQL."""
         version = self.lance.version
-        if (version, where) not in self._counts:  # it takes 10 ms
-            self._counts = {(version, where): self.lance.count_rows(where)}
-        return self._counts[version, where]
+        known, number = self._counts.get(where, (None, 0))
+        if known != version:  # to count takes 10 ms
+            number = self.lance.count_rows(where)
+            self._counts[where] = version, number
+        return number
 
     def columns(self, names, where=None):
         """Reads columns of all rows, or of those of a condition in SQL, as a pyarrow.Table."""

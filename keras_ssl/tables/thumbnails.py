@@ -33,7 +33,9 @@ def thumbnail(path, time=None, side=SIDE):
         if time is not None:
             image = Image.fromarray(_frame(path, time))
         else:
-            image = Image.open(path if os.path.exists(path) else _record(path))
+            # Not what else Pillow knows, some by running other programs.
+            source = path if os.path.exists(path) else _record(path)
+            image = Image.open(source, formats=("JPEG", "PNG", "GIF", "BMP"))
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
         image = image.convert("RGB")
         image.thumbnail((side, side))

@@ -17,7 +17,8 @@ from keras_ssl.tables.known import KnownRows
 
 FRAGMENT = 1024  # rows of a commit
 TOUCHED = 65_536  # new time stamps of a commit
-RECORD = re.compile(r"#\d+$")  # of the path of a row that is a record of a file
+# The path of a row that is a record of a TFRecord file.
+RECORD = re.compile(r"(\.tfrecords?(-\d{5}-of-\d{5})?|-\d{5}-of-\d{5})#\d+$")
 
 
 class Counts(NamedTuple):

@@ -204,6 +204,28 @@ def test_each_file_once_whatever_dies(data):
     assert warned == ([lost] if simulated.dead else [])
 
 
+def test_a_death_that_is_told_batch_by_batch():
+    """The second batch of a dead worker fails when the others have done everything else."""
+
+    class Late(Simulated):
+        def wait(self, refs, timeout):
+            return sorted(refs, key=lambda ref: ref.value[1] in self.dead)[:1], []
+
+    simulated = Late(lambda worker, batch: worker == 0 and batch is not None)
+    assert paths(encode(simulated, 60)[0]) == list(range(60))
+    assert simulated.dead == {0}
+
+
+def test_the_head_of_the_cluster_dies():
+    class Gone(Simulated):
+        def wait(self, refs, timeout):
+            raise Died("GCS is gone\nfor ever")
+
+    message = r"the Ray cluster is gone \(for ever\): the same command continues"
+    with pytest.raises(RuntimeError, match=message):
+        encode(Gone(), 5)
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 7])
 @pytest.mark.parametrize("last", [78, 99])
 def test_files_that_kill_become_unreadable(cpus, last):
@@ -234,6 +256,18 @@ def test_errors_of_workers():
         RuntimeError, match="^a worker of the cluster failed: ValueError: out of me"
     ):
         encode(simulated, 100)
+
+
+def test_files_that_only_one_machine_cannot_read(tmp_path):
+    simulated = Simulated()
+    found = Found(str(tmp_path / "a.jpg"), {}, "Permission denied")
+    simulated.get = lambda ref: ref.value[2] and [found]
+    assert encode(simulated, 1)[0] == [found]  # here neither
+    (tmp_path / "a.jpg").write_text("a")
+    with pytest.raises(
+        RuntimeError, match=r"cannot read '.*a.jpg' \(Permission denied\), but this"
+    ):
+        encode(simulated, 1)
 
 
 def test_files_that_a_machine_does_not_find(tmp_path):

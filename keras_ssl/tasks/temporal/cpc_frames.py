@@ -21,8 +21,8 @@ SCALE = 0.1  # of predictions: large scores at the start, of no use yet, would m
 class CPCFrames(PretextModel):
     """Predicts the features of the frames that follow from those of the frames before them.
 
-    The encoder computes the features of each frame by itself, and a causal network summarizes all frames up
-    to frame t in a context. From it the features of the frames after t are predicted, and each has to be
+    The encoder computes the features of each frame by itself, and a causal network summarizes frame t and up
+    to `blocks` before it in a context. From it the features of the frames after t are predicted, and each has to be
     found among all frames of all clips of the batch. What is in a frame tells it from those of other clips,
     and what has changed from those of its own. There are shortcuts:
 
