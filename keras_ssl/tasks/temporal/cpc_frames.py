@@ -22,9 +22,9 @@ class CPCFrames(PretextModel):
     """Predicts the features of the frames that follow from those of the frames before them.
 
     The encoder computes the features of each frame by itself, and a causal network summarizes frame t and up
-    to `blocks` before it in a context. From it the features of the frames after t are predicted, and each has to be
-    found among all frames of all clips of the batch. What is in a frame tells it from those of other clips,
-    and what has changed from those of its own. There are shortcuts:
+    to `blocks` before it in a context. From it the features of the frames after t are predicted, and each
+    has to be found among all frames of all clips of the batch. What is in a frame tells it from those of
+    other clips, and what has changed from those of its own. There are shortcuts:
 
     - *Batch normalization* in the encoder makes each frame depend on all others, also on those to be
       predicted. The command builds `encoders.resnet(normalization="layer")`.
