@@ -83,7 +83,7 @@ def test_what_is_out_of_bounds(plan):
         (["--images", "0"], "--images must be positive, got 0"),
         (["--images", "nan"], "--images must be positive, got nan"),
         (["--images", "5", "--step-rate", "-1"], "--step-rate must be positive, got -1"),
-        (["--images", "5", "--costs", "nowhere"], "--costs: 'nowhere' is not what measure prints"),
+        (["--images", "5", "--costs", "nowhere"], "--costs: 'nowhere' is not what measure writes"),
         (["--images", "5", "--costs", "costs.json"], "--costs: ['speed'] are unknown, known are"),
         (["--images", "5", "--costs", "list.json"], "'list.json' must hold positive numbers"),
         (["--images", "5", "--costs", "zero.json"], "'zero.json' must hold positive numbers"),

@@ -1,9 +1,9 @@
 """What a data set of any size costs: machines, hours, memory, network and storage, and what fails first.
 
-    python tools/plan_scale.py measure photos/ --model saved_models/simclr_cifar10 > costs.json
+    python tools/plan_scale.py measure photos/ --model saved_models/simclr_cifar10 --out costs.json
     python tools/plan_scale.py plan --images 1e8 --costs costs.json --days 7
 
-`measure` prints the processor time of each unit of work on this machine, in JSON. `plan` multiplies by it, or
+`measure` writes the processor time of each unit of work on this machine, in JSON. `plan` multiplies by it, or
 without --costs by what was measured on two cores with AVX-512 and bfloat16 (docs/scale.md). Give your own
 numbers for your network, images and machines.
 """
@@ -202,9 +202,10 @@ def main():
     measured = commands.add_parser("measure", help="the cost of each unit of work on this machine")
     measured.add_argument("folder", help="images such as those of the data set")
     measured.add_argument("--model", required=True, help="an export with the network to train")
+    measured.add_argument("--out", type=Path, default=Path("costs.json"), help="the file to write")
     planned = commands.add_parser("plan", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     planned.add_argument("--images", type=float, required=True)
-    planned.add_argument("--costs", type=Path, help="the JSON of measure, some or all of the costs")
+    planned.add_argument("--costs", type=Path, help="the file of measure, or some of its costs")
     for name, default, text in (
         ("days", 7, "for training; for each of the others, too"), ("epochs", 100, ""),
         ("relabelings", 0, "of a clustering task"), ("clusters", 3000, ""), ("heads", 1, "of SelfLabel"),
@@ -222,7 +223,8 @@ def main():
     )
     options = parser.parse_args()
     if options.command == "measure":
-        print(json.dumps(measure(options.folder, options.model), indent=1))
+        options.out.write_text(json.dumps(measure(options.folder, options.model), indent=1))
+        print(options.out.read_text())
         return
     for name, value in vars(options).items():
         if isinstance(value, int | float) and not (
@@ -232,7 +234,7 @@ def main():
     try:
         given = json.loads(options.costs.read_text()) if options.costs else {}
     except (OSError, ValueError) as error:
-        parser.error(f"--costs: {str(options.costs)!r} is not what measure prints ({error})")
+        parser.error(f"--costs: {str(options.costs)!r} is not what measure writes ({error})")
     if not isinstance(given, dict) or not all(
         isinstance(value, int | float) and value > 0 for value in given.values()
     ):
