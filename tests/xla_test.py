@@ -84,6 +84,7 @@ LOSSES = {
 METRICS = {
     "AbsRel": (metrics.AbsRel(), np.maximum(normal(5, 6, 7, 1), 0), normal(5, 6, 7, 1)),
     "Contrast": (metrics.Contrast("negative"), np.zeros(5, np.float32), normal(5, 2, 3)),
+    "FoundPositions": (metrics.FoundPositions(2), np.zeros(3), normal(3, 3, 5, 2, 4)),
     "MaskIoU": (metrics.MaskIoU(), TRIMAP, normal(5, 6, 7, 1)),
     "OrderedPairs": (metrics.OrderedPairs(), PAIRS, normal(5, 6, 7, 1)),
     "PSNR": (metrics.PSNR(), np.tanh(normal(2, 6, 7, 3)), np.tanh(normal(2, 6, 7, 3))),

@@ -21,7 +21,7 @@ class DiskBlocks:
         OSError: the folder does not exist, or the disk is full.
 
     Example:
-        >>> blocks = DiskBlocks("/tmp", [tf.ones((2, 3)), tf.zeros((1, 3))])
+        >>> blocks = DiskBlocks("/tmp", [np.ones((2, 3)), np.zeros((1, 3))])
         >>> [block.shape for block in blocks], blocks.map(np.sum)
         ([(2, 3), (1, 3)], [6.0, 0.0])
     """

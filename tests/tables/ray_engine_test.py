@@ -44,6 +44,12 @@ for killed in (False, True):
 """
 
 
+@pytest.fixture(autouse=True)
+def stay(monkeypatch):
+    """A worker changes to the folder of its driver."""
+    monkeypatch.chdir(os.getcwd())  # and back
+
+
 class Died(Exception):
     pass
 
@@ -317,11 +323,10 @@ def photos(tmp_path):
 
 
 def test_a_worker(photos, exported, tmp_path):
-    worker, here = Worker.__new__(Worker), os.getcwd()
+    worker = Worker.__new__(Worker)
     digest = of_model(exported).sha256
     assert worker.load(str(exported), digest, kssl.load, 4, str(tmp_path)) is None
     assert os.getcwd() == str(tmp_path)
-    os.chdir(here)
     first, second, third, bad, folder, gone = (
         str(photos / name)
         for name in ("0/000000.jpg", "1/000001.jpg", "0/000002.jpg", "bad.jpg", "", "gone.jpg")

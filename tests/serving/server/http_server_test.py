@@ -20,7 +20,7 @@ from keras_ssl.serving.server import connections, http_server
 from keras_ssl.serving.server.connections import Phase
 from keras_ssl.serving.server.errors import StatusError
 
-MAX_BODY = 2**20
+MAX_BODY, READ = 2**20, 2**18  # bytes; asyncio reads up to READ at a time
 
 
 @contextlib.contextmanager
@@ -206,7 +206,8 @@ def test_bodies_that_are_not_completed_do_not_take_all_memory(echo, wait_for):
     data = POST % MAX_BODY + b"x" * (MAX_BODY - 1)
     slow = [connect(echo, data, f"127.0.0.{2 + i % 3}") for i in range(12)]
     wait_for(lambda: sum(one.held for one in echo.connections) > 6 * MAX_BODY)
-    assert sum(one.held for one in echo.connections) <= 8 * MAX_BODY
+    # What has just been read is counted before an older body gives way, and another thread may see that.
+    assert sum(one.held for one in echo.connections) <= 8 * MAX_BODY + READ
     for source in ("127.0.0.1", "127.0.0.2"):
         assert fetch(echo, "POST", b"x" * MAX_BODY, source) == (200, f"/x {MAX_BODY}")
     for one in slow:
