@@ -22,7 +22,7 @@ class DiskBlocks:
 
     Example:
         >>> blocks = DiskBlocks("/tmp", [np.ones((2, 3)), np.zeros((1, 3))])
-        >>> [block.shape for block in blocks], blocks.map(np.sum)
+        >>> [block.shape for block in blocks], blocks.map(lambda b: b.sum().item())
         ([(2, 3), (1, 3)], [6.0, 0.0])
     """
 
