@@ -90,16 +90,9 @@ def extract(
                 table_options.connect(server, model, retries, tls, batch_size)
             )
         if out.endswith(store.SUFFIX):
+            clip = frames, stride, pool
             counts = _update(
-                folder,
-                clips_of,
-                has_records,
-                (frames, stride, pool),
-                out,
-                client,
-                model,
-                modules,
-                batch_size,
+                folder, clips_of, has_records, clip, out, client, model, modules, batch_size
             )
             click.echo(f"{out}: {counts}")
             return

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from keras_ssl.data import records, schema
 from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
-from keras_ssl.tables.update import RECORD, Writer, has_text, image_size
+from keras_ssl.tables.update import Writer, has_text, image_size, is_record
 
 
 def update_records(path, folder, identity, encoder, progress=False):
@@ -46,9 +46,7 @@ def update_records(path, folder, identity, encoder, progress=False):
         keys = (
             (f"{names[i]}#{k}", None) for i, k in zip(index["file"], index["offset"], strict=True)
         )
-        writer.remove_others(
-            keys, lambda path: RECORD.search(path) and os.path.dirname(path) == start
-        )
+        writer.remove_others(keys, lambda path: is_record(path) and os.path.dirname(path) == start)
         class_names, number = schema.read_manifest(folder).get("class_names"), len(index["id"])
         with progress_bar(range(number), progress) as advance:
             for row, result in encoder.files(_changed(index, names, class_names, writer, advance)):

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_ssl.data.folder import image_files
+from keras_ssl.data.records import FILE_NAMES
 from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
 from keras_ssl.tables.known import KnownRows
 
 FRAGMENT = 1024  # rows of a commit
 TOUCHED = 65_536  # new time stamps of a commit
-# The path of a row that is a record of a TFRecord file.
-RECORD = re.compile(r"(\.tfrecords?(-\d{5}-of-\d{5})?|-\d{5}-of-\d{5})#\d+$")
 
 
 class Counts(NamedTuple):
@@ -154,6 +152,12 @@ def has_text(path):
     return True
 
 
+def is_record(path):
+    """Returns whether the path of a row is that of a TFRecord file with "#" and the place of a record."""
+    file, _, place = os.path.basename(path).rpartition("#")
+    return place.isdecimal() and bool(FILE_NAMES.fullmatch(file))
+
+
 def label_of(path, folder):
     """Returns the name of the first subfolder that a file is in, or None if it is in `folder` itself."""
     inside = os.path.relpath(path, os.path.abspath(folder)).split(os.sep)
@@ -206,7 +210,7 @@ class Writer:
         """Returns what the table has of a file or clip, as `KnownRows.get`."""
         return self._known and self._known.get(path, time)
 
-    def remove_others(self, keys, of_kind=lambda path: not RECORD.search(path)):
+    def remove_others(self, keys, of_kind=lambda path: not is_record(path)):
         """Removes the rows in the folder that are `of_kind` and whose (path, time) is not in `keys`."""
         gone = self._known.others(keys) if self._known else ()
         names = self._table.rows(gone, ["path"]) if len(gone) else ()
