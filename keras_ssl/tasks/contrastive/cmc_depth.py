@@ -36,7 +36,7 @@ class CMCDepth(PretextModel):
             `encoders.color_halves`.
         num_images: int N, images in the data set; their ids are 0 to N - 1.
         depth_encoder: functional keras.Model of (B, H, W, 3) maps of `ops.depth.to_image`; by default the
-            architecture of `encoder`, untrained.
+            architecture of `encoder`, untrained, but its halves see the map as it is instead of Lab.
         normals_encoder: such a model, of normals that are scaled to 0..255.
         near, far: float, meters, the range of depth that the depth encoder sees.
         negatives: int, images drawn from the banks in each step.
@@ -162,12 +162,19 @@ class CMCDepth(PretextModel):
 
 
 def _like(encoder, other, name):
-    """Returns `other`, or an untrained copy of `encoder`; raises ValueError if its input is another."""
+    """Returns `other`, or `encoder` untrained and for maps; raises ValueError if its input is another."""
     if other is None:
-        return keras.models.clone_model(encoder)
+        return keras.models.clone_model(encoder, clone_function=_without_lab, recursive=True)
     encoders.check_encoder(other)
     if other.input_shape != encoder.input_shape:
         raise ValueError(
             f"{name} must take {encoder.input_shape[1:]} as the encoder does, got {other.input_shape[1:]}"
         )
     return other
+
+
+def _without_lab(layer):
+    # A map of depth is gray, so that a half for colors would see nothing; normals have no lightness.
+    if isinstance(layer, layers.Lab):
+        return keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=layer.dtype_policy)
+    return type(layer).from_config(layer.get_config())

@@ -128,6 +128,18 @@ def test_other_encoders_have_their_own_weights(task, halves):
     assert task.depth_encoder.name == halves.name
 
 
+def test_both_halves_of_other_encoders_see_a_gray_map(task, halves):
+    """The half for colors saw nothing of it, so that half of the depth encoder was constant."""
+    dark, bright = tf.fill((1, SIDE, SIDE, 3), 20.0), tf.fill((1, SIDE, SIDE, 3), 200.0)
+
+    def changes(encoder):
+        difference = abs(encoder(bright) - encoder(dark)).numpy()
+        return [half.max() > 1e-3 for half in np.split(difference, 2, axis=-1)]
+
+    assert changes(halves) == [True, False]
+    assert changes(task.depth_encoder) == changes(task.normals_encoder) == [True, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
