@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_ssl.data.renderer import trace
-from keras_ssl.data.renderer.world import CHECKS, GRADIENT, NOISE, PLAIN, STRIPES
+from keras_ssl.data.renderer.world import CHECKS, GRADIENT, NOISE, STRIPES
 
 HAZE = 1 / 60  # per meter
 SHININESS = 5  # doublings of the exponent of highlights: 2^5
@@ -32,7 +32,7 @@ def shade(world, shapes, origin, directions, hits, pixel):
     if not len(seen):
         return color, normal, code
     surface, distance = hits.surface[seen], hits.distance[seen]
-    ray = directions[:, seen]
+    ray = directions.take(seen, axis=1)
     points = origin[:, None] + ray * distance
     normals, part, place, direction = trace.describe(shapes, points, surface)
     toward = -ray / length[seen]
@@ -56,13 +56,16 @@ def _lit(world, shapes, points, normals, surface, toward):
     for bit, (direction, strength) in enumerate(zip(world.lights, world.light_colors, strict=True)):
         cosine = direction @ normals
         lit = np.flatnonzero(cosine > 0)
-        dark = trace.in_shadow(shapes, points[:, lit], surface[lit], direction)
-        shadows[lit] |= dark << bit
+        dark = trace.in_shadow(shapes, points.take(lit, axis=1), surface[lit], direction)
+        shadows[lit[dark]] |= 1 << bit
         lit = lit[~dark]
-        light[:, lit] += strength[:, None] * cosine[lit]
+        received = np.zeros_like(cosine)
+        received[lit] = cosine[lit]
+        light += strength[:, None] * received
         lit = lit[glossy[lit]]
-        half = toward[:, lit] + direction[:, None]
-        shine = (half * normals[:, lit]).sum(0) / np.sqrt((half * half).sum(0))
+        half = toward.take(lit, axis=1) + direction[:, None]
+        shine = np.einsum("ip,ip->p", half, normals.take(lit, axis=1))
+        shine /= np.sqrt(np.einsum("ip,ip->p", half, half))
         for _ in range(SHININESS):
             shine = shine * shine
         highlight[:, lit] += strength[:, None] * shine
@@ -82,31 +85,33 @@ def texture(textures, place, direction, surface, footprint):
         footprint: (P,) float32, size of a pixel on the surface, in meters.
     """
     kind, frequency = textures.kind[surface], textures.frequency[surface]
-    mix = np.zeros(len(surface), np.float32)
-    for pattern, function in PATTERNS.items():
+    mix = np.full(len(surface), -1, np.float32)  # PLAIN
+    for pattern, (rows, function) in PATTERNS.items():
         at = np.flatnonzero(kind == pattern)
         if len(at):
-            axes = np.moveaxis(textures.axes, 0, -1)[:, :, surface[at]]
-            where = (axes * place[:, at]).sum(1) * frequency[at]
-            along = (axes * direction[:, at]).sum(1)
+            axes = np.moveaxis(textures.axes[:, rows], 0, -1).take(surface[at], axis=2)
+            where = np.einsum("ijp,jp->ip", axes, place.take(at, axis=1)) * frequency[at]
+            along = np.einsum("ijp,jp->ip", axes, direction.take(at, axis=1))
             blur = footprint[at] * frequency[at] * np.sqrt(np.maximum(1 - along * along, 0))
             mix[at] = function(where, blur, textures)
-    first, second = textures.colors.transpose(1, 2, 0)[:, :, surface]
+    first, second = textures.colors.transpose(1, 2, 0).take(surface, axis=2)
     return first + (second - first) * (0.5 + 0.5 * mix)
 
 
 def _square(phase, blur):
     """A square wave of period 1 between -1 and 1, averaged over `blur` periods, about."""
-    return np.clip(np.sin(2 * np.pi * phase) / np.maximum(np.pi * blur, 0.02), -1, 1) * _fade(blur)
+    wave = np.sin(2 * np.pi * phase) / np.maximum(np.pi * blur, 0.02)
+    return np.minimum(np.maximum(wave, -1), 1) * _fade(blur)
 
 
 def _fade(blur):
-    return 1 / (1 + (2 * blur) ** 4)
+    square = 4 * blur * blur
+    return 1 / (1 + square * square)
 
 
 def _checks(where, blur, _):
-    x, y, z = (_square(w + 0.013, b) for w, b in zip(where, blur, strict=True))
-    return x * y * z  # shifted, so that no edge lies in a face of a box
+    x, y, z = _square(where + 0.013, blur)  # shifted, so that no edge lies in a face of a box
+    return x * y * z
 
 
 def _noise(where, blur, textures):
@@ -118,12 +123,12 @@ def _noise(where, blur, textures):
     return np.clip((value * faded).sum(0), -1, 1)
 
 
+# Of a pattern, the axes along which it changes, and its function; PLAIN has none.
 PATTERNS = {
-    PLAIN: lambda where, blur, _: np.float32(-1),
-    CHECKS: _checks,
-    STRIPES: lambda where, blur, _: _square(where[0], blur[0]),
-    NOISE: _noise,
-    GRADIENT: lambda where, blur, _: np.sin(where[1]),
+    CHECKS: (slice(0, 3), _checks),
+    STRIPES: (slice(0, 1), lambda where, blur, _: _square(where[0], blur[0])),
+    NOISE: (slice(0, 3), _noise),
+    GRADIENT: (slice(1, 2), lambda where, *_: np.sin(where[0])),
 }
 
 

@@ -59,13 +59,14 @@ def first_hits(shapes, origin, directions):
     entry, leave = _spans(start, _rotated(inside, directions), shapes.kind)
     with np.errstate(divide="ignore"):
         ground = -origin[1] / directions[1]
-    ground[(ground <= 0) | (ground > FAR)] = np.inf
-    entry[(entry >= leave) | (entry <= 0)] = np.inf
-    entry = np.concatenate([entry, ground[None]])
-    surface = entry.argmin(0)
-    distance = np.take_along_axis(entry, surface[None], 0)[0]
-    surface[distance > FAR] = -1
-    distance[surface < 0] = np.inf
+    entry[~((entry < leave) & (entry > 0))] = np.inf
+    entry = np.concatenate([entry, np.where(ground > 0, ground, np.inf)[None]])
+    distance = entry.min(0)
+    # The first one of those; `argmin` along the first axis takes ten times as long.
+    order = np.arange(len(entry), 0, -1, dtype=np.int16)[:, None]
+    surface = len(entry) - ((entry == distance) * order).max(0).astype(int)
+    sky = distance > FAR
+    surface[sky], distance[sky] = -1, np.inf
     return Hits(distance, surface)
 
 
@@ -86,7 +87,8 @@ def in_shadow(shapes, points, surface, direction):
     start -= inside @ shapes.center[..., None]
     entry, leave = _spans(start, inside @ direction[:, None], shapes.kind)
     blocked = (entry < leave) & (leave > 0)
-    blocked &= np.arange(len(blocked))[:, None] != surface
+    own = np.flatnonzero(surface < len(blocked))
+    blocked[surface[own], own] = False
     return blocked.any(0)
 
 
@@ -100,11 +102,11 @@ def _rotated(matrices, vectors):
 
 
 def _spans(origin, direction, kind):
-    """Computes where rays enter and leave unit shapes; a ray that misses enters after it leaves.
+    """Computes where rays enter and leave unit shapes; of a ray that misses, not `entry < leave`, or NaN.
 
     `origin` and `direction` are (K, 3, P), or (K, 3, 1) if it is the same for all rays.
     """
-    direction = np.where(np.abs(direction) < ALMOST_ZERO, ALMOST_ZERO, direction)
+    _keep_from_zero(direction)
     entry, leave = _slab(origin[:, 1], direction[:, 1])
     boxes = np.searchsorted(kind, BOX)
     for axis in (0, 2):
@@ -117,10 +119,16 @@ def _spans(origin, direction, kind):
     return entry, leave
 
 
+def _keep_from_zero(values):
+    tiny = np.abs(values) < ALMOST_ZERO
+    if tiny.any():
+        values[tiny] = ALMOST_ZERO
+
+
 def _slab(origin, direction):
     """Where the coordinate is between -1 and 1."""
-    middle = -origin / direction
-    half = np.abs(1 / direction)
+    inverse = 1 / direction
+    middle, half = -origin * inverse, np.abs(inverse)
     return middle - half, middle + half
 
 
@@ -131,12 +139,12 @@ def _quadric(origin, direction, kind):
     a = dx * dx + dz * dz + square * (dy * dy)
     b = ox * dx + oz * dz + (square * oy + linear / 2) * dy
     c = ox * ox + oz * oz + (square * oy + linear) * oy + constant
-    a[np.abs(a) < ALMOST_ZERO] = ALMOST_ZERO
-    root = b * b - a * c
-    missed = root < 0
-    root = np.sqrt(np.maximum(root, 0, out=root), out=root)
-    entry, leave = (-b - root) / a, (root - b) / a
-    entry[missed] = np.inf
+    _keep_from_zero(a)
+    with np.errstate(invalid="ignore"):
+        root = np.sqrt(b * b - a * c)  # NaN if the ray misses
+    inverse = 1 / a
+    middle, root = -b * inverse, root * inverse
+    entry, leave = middle - root, middle + root
     cones = np.searchsorted(kind, CONE)
     # A steep ray passes through both halves, and is outside in between.
     steep, downward = (np.broadcast_to(m[cones:] < 0, root[cones:].shape) for m in (a, dy))
@@ -157,30 +165,39 @@ def describe(shapes, points, surface):
         (normal (3, P) float32 of length 1, part (P,) int: which face of the surface, place (3, P) and
         direction (3, P) float32: the point in meters and the normal along the axes of the shape).
     """
-    K = len(shapes.kind)
-    kind = np.append(shapes.kind, GROUND)[surface]
-    center = np.vstack([shapes.center, np.zeros((1, 3), np.float32)]).T[:, surface]
-    scale = np.vstack([shapes.scale, np.ones((1, 3), np.float32)]).T[:, surface]
-    axes = np.concatenate([shapes.axes, np.eye(3, dtype=np.float32)[None]])
-    axes = np.moveaxis(axes, 0, -1)[:, :, surface]  # (3, 3, P)
-    place = ((points - center)[:, None] * axes).sum(0)
-    unit = place / scale
-    size = np.abs(unit)
+    normal, place = np.zeros_like(points), points.copy()
+    normal[1], part = -1, np.zeros(len(surface), int)  # of the ground
+    direction = normal.copy()
+    on = np.flatnonzero(surface < len(shapes.kind))
+    surface = surface[on]
+    # `take` gathers in a quarter of the time of indexing.
+    axes = np.moveaxis(shapes.axes, 0, -1).take(surface, axis=2)  # (3, 3, P)
+    center, scale = shapes.center.T.take(surface, axis=1), shapes.scale.T.take(surface, axis=1)
+    local = np.einsum("ip,ijp->jp", points.take(on, axis=1) - center, axes)
+    place[:, on], unit = local, local / scale
+    straight, part[on] = _unit_normal(shapes.kind[surface], unit)
+    straight /= scale
+    straight /= np.sqrt(np.einsum("ip,ip->p", straight, straight))
+    direction[:, on] = straight
+    normal[:, on] = np.einsum("ijp,jp->ip", axes, straight)
+    return normal, part, place, direction
+
+
+def _unit_normal(kind, unit):
+    """Returns normals (3, P), of any length, on unit shapes at the points `unit` (3, P), and parts (P,)."""
+    size, positive = np.abs(unit), unit > 0
     face = size.argmax(0)
-    sign = np.where(unit < 0, np.float32(-1), np.float32(1))
-    corner = np.arange(3)[:, None] == face
-    square, linear, constant = QUADRICS.take(np.minimum(kind, CONE), axis=0).T
-    side = unit[0] ** 2 + unit[2] ** 2 + (square * unit[1] + linear) * unit[1] + constant
+    square, linear, constant = QUADRICS.T.take(np.minimum(kind, CONE), axis=1)
+    x, y, z = unit
+    slope = square * y + linear
+    side = x * x + z * z + slope * y + constant
     # At a rim the point lies on the end or on the side, whichever it is closer to.
-    end = (size[1] - 1 > side) & ((kind == CYLINDER) | ((kind == CONE) & (unit[1] < 0)))
-    normal = np.stack([unit[0], square * unit[1] + linear / 2, unit[2]])
-    upright = np.float32([[0], [1], [0]])
-    normal = np.where(end, upright * sign, normal)
-    normal = np.where(kind == BOX, corner * sign, normal)
-    normal = np.where(kind == GROUND, -upright, normal)
-    direction = normal / scale
-    direction /= np.sqrt((direction * direction).sum(0))
-    normal = (axes * direction).sum(1)
-    positive = np.take_along_axis(sign, face[None], 0)[0] > 0
-    part = np.where(kind == BOX, 2 * face + positive, np.where(end, 1 + (unit[1] > 0), 0))
-    return normal, np.where(surface == K, 0, part), place, direction
+    end = (size[1] - 1 > side) & ((kind == CYLINDER) | ((kind == CONE) & (y < 0)))
+    normal = np.stack([x, slope - linear / 2, z])
+    flat, box = np.flatnonzero(end), np.flatnonzero(kind == BOX)
+    normal[:, flat], normal[1, flat] = 0, np.sign(y[flat])
+    face, away = face[box], positive[face[box], box]
+    normal[:, box], normal[face, box] = 0, np.where(away, 1, -1)
+    part = np.where(end, 1 + positive[1], 0)
+    part[box] = 2 * face + away
+    return normal, part
