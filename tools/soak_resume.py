@@ -2,7 +2,7 @@
 
     python tools/soak_resume.py [--kills 10] [--tasks rotation exemplar_triplet deep_cluster gan]
 
-Trains eight tasks from all families by default. Every run is a process that kills itself after a random step
+Trains ten tasks of several families by default. Every run is a process that kills itself after a random step
 and is restarted with the same arguments until it completes. It writes a checkpoint every other step, so that
 about half of the kills lose a step. At the end all variables are compared: weights, labels, centroids, and
 the slots of all optimizers.
@@ -21,6 +21,7 @@ import numpy as np
 
 TASKS = [
     "rotation", "exemplar_triplet", "deep_cluster", "self_label", "inpainting", "gan", "moco", "byol",
+    "cmc", "pcl",
 ]  # fmt: skip
 IMAGES, BATCH, EPOCHS = 40, 8, 6
 STEPS = EPOCHS * IMAGES // BATCH

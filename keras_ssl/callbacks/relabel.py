@@ -1,6 +1,7 @@
 """Recomputes the labels of clustering tasks on a schedule."""
 
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -42,6 +43,9 @@ class Relabel(keras.callbacks.Callback):
         ValueError: `when` is unknown; `warmup` is negative, or the task needs labels; `teacher` is not an
             encoder of images, or the task does not cluster features; the ids of `images` are not 0 to
             task.num_images - 1.
+
+    Warns:
+        UserWarning: `fit` has no more epochs than `warmup`.
 
     Example:
         >>> import keras_ssl as kssl
@@ -89,6 +93,12 @@ class Relabel(keras.callbacks.Callback):
             raise ValueError(
                 f"warmup must be 0, since {type(self.model).__name__} does not train without labels, got "
                 f"{self.warmup}"
+            )
+        if self.warmup >= epochs:
+            warnings.warn(
+                f"warmup={self.warmup} leaves none of epochs={epochs} in which images are clustered: train "
+                "for more epochs, or set a shorter warmup",
+                stacklevel=2,
             )
         self.due = [step for step in due if step >= self.warmup * self.steps]
         self.epoch, self.resumed, self.checked = None, True, False

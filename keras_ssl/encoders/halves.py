@@ -1,8 +1,10 @@
 """Encoders of two halves, each of which sees other channels of the image."""
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_ssl.arguments import is_integer
 from keras_ssl.encoders.residual import STAGE, resnet
 from keras_ssl.layers.lab import Lab
 
@@ -37,9 +39,9 @@ def color_halves(
         raise ValueError(
             f"preprocessing must be None, the halves convert to Lab, got {preprocessing!r}"
         )
-    if len(input_shape) != 3 or input_shape[-1] != 3:
+    if np.shape(input_shape) != (3,) or input_shape[-1] != 3:
         raise ValueError(f"input_shape must be (height, width, 3), RGB, got {input_shape!r}")
-    if not isinstance(width, int) or width < 2 or width % 2:
+    if not is_integer(width, 2) or width % 2:
         raise ValueError(f"width must be an even integer, half of it for each half, got {width!r}")
     halves = [
         resnet(input_shape, width // 2, blocks, stem, synchronized, Lab(channels))

@@ -1,6 +1,7 @@
 """Residual networks without padding, each of whose features depends on a small part of the image only."""
 
 import keras
+import numpy as np
 from keras import layers
 
 from keras_ssl.arguments import is_integer
@@ -18,7 +19,8 @@ def local_resnet(
     """Builds a residual network with local receptive fields, as AMDIM needs it.
 
     No convolution is padded, and most of the depth are 1x1 convolutions, so that a position of a feature map
-    depends on a small square of the image: 8x8 pixels for the map of 7x7 positions, 16x16 for that of 5x5.
+    depends on a small square of the image: of 32x32 pixels, 8x8 for the map of 7x7 positions and 16x16 for
+    that of 5x5.
     With padding and 3x3 convolutions throughout, every position would soon see the whole image, and
     predicting one from another would be trivial.
 
@@ -122,13 +124,13 @@ def _check(input_shape, width, blocks, stem):
         raise ValueError(f'stem must be "small" or "imagenet", got {stem!r}')
     kernel, stride = STEMS[stem]
     least = (ROOM - 1) * stride + kernel
-    sides = input_shape[:2]
-    if len(input_shape) != 3 or sides[0] != sides[1] or not is_integer(sides[0], least):
+    square = np.shape(input_shape) == (3,) and input_shape[0] == input_shape[1]
+    if not square or not is_integer(input_shape[0], least):
         raise ValueError(
             f"input_shape must be (side, side, channels) with a side of at least {least} pixels for the "
             f"stem {stem!r}, got {input_shape!r}"
         )
     if not is_integer(width, 1):
         raise ValueError(f"width must be a positive integer, got {width!r}")
-    if not blocks or not all(is_integer(number, 1) for number in blocks):
+    if np.ndim(blocks) != 1 or not len(blocks) or not all(is_integer(n, 1) for n in blocks):
         raise ValueError(f"blocks must be positive integers, got {blocks!r}")

@@ -1,8 +1,10 @@
 """Residual networks with named stages."""
 
 import keras
+import numpy as np
 from keras import layers
 
+from keras_ssl.arguments import is_integer
 from keras_ssl.layers import BatchNormalization
 
 STAGE = "stage"
@@ -47,11 +49,11 @@ def resnet(
         >>> resnet((32, 32, 3), width=16).output_shape
         (None, 128)
     """
-    if len(input_shape) != 3:
+    if np.shape(input_shape) != (3,):
         raise ValueError(f"input_shape must be (height, width, channels), got {input_shape!r}")
-    if not (isinstance(width, int) and width > 0):
+    if not is_integer(width, 1):
         raise ValueError(f"width must be a positive integer, got {width!r}")
-    if not blocks or not all(isinstance(n, int) and n > 0 for n in blocks):
+    if np.ndim(blocks) != 1 or not len(blocks) or not all(is_integer(n, 1) for n in blocks):
         raise ValueError(f"blocks must be positive integers, one per stage, got {blocks!r}")
     if normalization not in ("batch", "layer"):
         raise ValueError(f'normalization must be "batch" or "layer", got {normalization!r}')

@@ -5,7 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from keras_ssl.arguments import check_fraction, check_integers, check_positive
+from keras_ssl.arguments import check_fraction, check_integer, check_integers, check_positive
 from keras_ssl.training import distribute
 
 STORAGE = ("float32", "bfloat16")
@@ -16,16 +16,16 @@ class MemoryBank(keras.layers.Layer):
     """Keeps an embedding of every image, a moving average of those that the network computed for it.
 
     An embedding is compared with the one that the bank has of the same image and with those of random other
-    images, so that the number of negatives does not depend on the batch. The question that is asked of
-    each is that of noise-contrastive estimation: is it the image, or a draw from all images? With the
-    probability P(i) = exp(similarity / t) / Z of image i among N, and m draws with the probability 1 / N
-    each, the answer is a logistic regression with the log-odds ln(N P(i) / m). The constant Z is estimated
-    from the first batch, as N times the mean of exp(similarity / t), and then kept.
+    images, so that the number of negatives does not depend on the batch. The scores are those of
+    noise-contrastive estimation: the log-odds ln(N P(i) / m) that an embedding is of image i, and not one
+    of m draws from all N images with the probability 1 / N each. P(i) = exp(similarity / t) / Z, and the
+    constant Z is estimated from the first batch, as N times the mean of exp(similarity / t), and then kept.
 
     It starts with random unit vectors. On several replicas each writes the embeddings of all, so that all
     have the same bank. It is saved with the task and in checkpoints, not in exports. ImageNet's 1.28 million
     images with 128 dimensions take 656 MB on each device, or half of that in bfloat16; CIFAR's 50,000 take
-    26 MB. It is written in place; compiled with XLA, a second copy is made.
+    26 MB. The rows are not divided among devices. The bank is written in place; compiled with XLA, a second
+    copy is made.
 
     Args:
         size: int N, images in the data set; their ids are 0 to N - 1.
@@ -39,7 +39,7 @@ class MemoryBank(keras.layers.Layer):
 
     Raises:
         ValueError: `size`, `dimensions` or `negatives` is less than 1, `temperature` is not positive,
-            `momentum` is not in [0, 1], or `storage` is unknown.
+            `momentum` is not in [0, 1], `storage` is unknown, or `seed` is negative.
 
     Reference: Wu, Xiong, Yu & Lin, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", CVPR 2018, section 3.
@@ -58,6 +58,7 @@ class MemoryBank(keras.layers.Layer):
     ):  # fmt: skip
         super().__init__(**{"autocast": False, **kwargs})
         check_integers(1, size=size, dimensions=dimensions, negatives=negatives)
+        check_integer("seed", seed, 0)
         if storage not in STORAGE:
             raise ValueError(f"storage must be one of {', '.join(STORAGE)}, got {storage!r}")
         self.size, self.dimensions, self.negatives = size, dimensions, negatives
@@ -72,7 +73,7 @@ class MemoryBank(keras.layers.Layer):
         self.built = True  # or Keras warns when it loads a task with a bank
 
     def _first_rows(self, shape, dtype):
-        rows = tf.random.stateless_normal(shape, (self.seed, 0))
+        rows = tf.random.stateless_normal(shape, (self.seed, -1))  # the draws have 0, 1, ...
         return tf.cast(tf.math.l2_normalize(rows, axis=-1), dtype)
 
     def read(self, ids):
@@ -107,16 +108,17 @@ class MemoryBank(keras.layers.Layer):
                 f"queries must be (B, Q, {self.dimensions}) like the rows of the bank, got {queries.shape}"
             )
         queries, ids = tf.cast(queries, tf.float32), tf.cast(ids, tf.int32)
-        first = tf.convert_to_tensor(self.batches)
+        batches = tf.convert_to_tensor(self.batches)
+        seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(batches, tf.int64)])
         drawn = tf.random.stateless_uniform(
-            (self.negatives,), (self.seed, first), maxval=self.size, dtype=tf.int32
+            (self.negatives,), seed, maxval=self.size, dtype=tf.int32
         )
         rows = self.read(tf.concat([ids, drawn], 0))
         own, others = tf.split(rows, [tf.shape(ids)[0], self.negatives])
         positive = tf.reduce_sum(queries * own[:, None], axis=-1, keepdims=True)
         scores = tf.concat([positive, tf.tensordot(queries, others, [[2], [1]])], -1)
         scores /= self.temperature
-        log_mean = tf.where(first > 0, tf.convert_to_tensor(self.log_mean), _log_mean(scores))
+        log_mean = tf.where(batches > 0, tf.convert_to_tensor(self.log_mean), _log_mean(scores))
         if training:
             self.log_mean.assign(log_mean)
         odds = scores - log_mean - tf.math.log(float(self.negatives))
@@ -126,7 +128,7 @@ class MemoryBank(keras.layers.Layer):
     def write(self, ids, embeddings):
         """Updates the embeddings of images: the moving average, normalized again.
 
-        Write what the bank is asked about after asking: otherwise the answer is in it.
+        Write after scoring: otherwise the positive of an embedding is the embedding itself.
 
         Args:
             ids: (B,) integer tensor, the images of this replica, each at most once in the whole batch.

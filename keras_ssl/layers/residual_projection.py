@@ -48,7 +48,7 @@ def residual_projection(channels, units, normalized=True, name="residual_project
         ValueError: a number is less than 1, or `normalized` is no bool.
 
     Reference: Hjelm et al., "Learning Deep Representations by Mutual Information Estimation and
-    Maximization", ICLR 2019, appendix A; MI1x1ConvNet (normalized) and MIFCNet in the authors' code.
+    Maximization", ICLR 2019, appendix A; `MI1x1ConvNet` in the authors' code.
 
     Example:
         >>> residual_projection(64, 256).output_shape

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_ssl.arguments import is_number
 from keras_ssl.ops import filters
 from keras_ssl.ops.jitter import color_jitter
 from keras_ssl.ops.random import uniform
@@ -201,5 +202,5 @@ def check_crop(crop):
     Raises:
         ValueError: `crop` is not in (0, 1].
     """
-    if not 0 < crop <= 1:
+    if not is_number(crop) or not 0 < crop <= 1:
         raise ValueError(f"crop must be in (0, 1], got {crop!r}")

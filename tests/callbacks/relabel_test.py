@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
+import warnings
 
 import keras
 import numpy as np
@@ -198,6 +200,20 @@ def test_invalid_arguments(images):
     message = "warmup must be 0, since DeepCluster does not train without labels, got 1"
     with pytest.raises(ValueError, match=message):
         task.fit(data, callbacks=[Relabel(images, warmup=1)], verbose=0)
+
+
+def test_warns_of_a_warmup_that_never_ends(images):
+    callback = Relabel(images, warmup=2)
+    callback.set_model(types.SimpleNamespace(warmup=2))
+    callback.set_params({"epochs": 2, "steps": 5})
+    message = "warmup=2 leaves none of epochs=2 in which images are clustered: train for more"
+    with pytest.warns(UserWarning, match=message):
+        callback.on_train_begin()
+    callback.set_params({"epochs": 3, "steps": 5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.on_train_begin()
+    assert callback.due == [10]
 
 
 RUN = """

@@ -46,6 +46,8 @@ def test_halves_have_the_stages_of_a_residual_network(noise, tmp_path):
     [
         ({"width": 5}, "width must be an even integer, half of it for each half, got 5"),
         ({"width": 0}, "width must be an even integer"),
+        ({"input_shape": 32}, r"input_shape must be \(height, width, 3\), RGB, got 32"),
+        ({"blocks": 2}, "blocks must be positive integers, one per stage, got 2"),
         ({"input_shape": (32, 32, 1)}, r"input_shape must be \(height, width, 3\), RGB, got"),
         ({"preprocessing": "sobel"}, "preprocessing must be None, the halves convert to Lab"),
         ({"blocks": ()}, "blocks must be positive integers"),

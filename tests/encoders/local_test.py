@@ -138,6 +138,8 @@ def test_gradients_of_odd_batches_match_float64(encoder, noise):
             "at least 19 pixels for the stem 'image",
         ),
         ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"input_shape": 32}, r"input_shape must be \(side, side, channels\) .* got 32"),
+        ({"blocks": 2}, "blocks must be positive integers, got 2"),
         ({"blocks": ()}, r"blocks must be positive integers, got \(\)"),
         ({"blocks": (1, 0)}, r"blocks must be positive integers, got \(1, 0\)"),
         ({"blocks": (1,) * 5}, "blocks must have at most 4 numbers, .* images of 32 pixels"),

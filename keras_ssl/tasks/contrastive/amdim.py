@@ -38,7 +38,7 @@ class AMDIM(PretextModel):
         dimensions: int, of the embeddings; 1024 in the authors' code for CIFAR.
         clip: float, c in c * tanh(score / c), the score of two embeddings.
         penalty: float, weight of the mean squared score.
-        shift: float in 0..1, the largest shift of a view as a fraction of height and width; None for 0.125,
+        shift: float in 0..0.5, the largest shift of a view as a fraction of height and width; None for 0.125,
             or 0 if the recipe crops.
         recipe: augmentation of both views, a Recipe without flip or the name of one: "AMDIM_SMALL" for small
             images; "AMDIM", which crops, for larger ones.
@@ -87,7 +87,7 @@ class AMDIM(PretextModel):
         self.dimensions, self.recipe = dimensions, recipe
         if shift is None:
             shift = 0.125 if recipes.find(recipe).area == (1.0, 1.0) else 0.0
-        self.shift = check_fraction("shift", shift)
+        self.shift = check_fraction("shift", shift, most=0.5)
         _warn_of_padding(encoder)
         self.levels = _levels(encoder)
         shapes = [output.shape[1:] for output in self.levels.outputs]

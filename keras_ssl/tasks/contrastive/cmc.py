@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ssl import encoders, layers, losses
-from keras_ssl.arguments import check_integers
+from keras_ssl.arguments import check_integer, check_integers
 from keras_ssl.ops import augment, lab, recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive import memory
@@ -21,7 +21,7 @@ class CMC(PretextModel):
 
     What both views have in common is what is in the image; noise and color casts are in one of them only. The
     views are the channels L and ab of CIE Lab. Each has a network of half the width, and both together are
-    the encoder (section 3.3): their features are concatenated.
+    the encoder: their features are concatenated.
 
     Every view is compared with a memory bank of the *other* view, in which the embedding of the same
     image is the positive and those of random other images are negatives.
@@ -29,7 +29,8 @@ class CMC(PretextModel):
     The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
     paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(1, 1)))`: docs/contrastive.md.
 
-    Only images of the training set can be evaluated: others are not in the banks.
+    Only images of the training set can be evaluated: others would be compared with the rows of those with
+    the same ids.
 
     Augmentation is a random crop and a flip, before the image is split into its views. Colors are not
     changed: grayscale would erase a view.
@@ -42,8 +43,7 @@ class CMC(PretextModel):
         temperature: float.
         momentum: float in [0, 1], of the banks.
         dimensions: int, of the embeddings.
-        recipe: augmentation of the image, a Recipe or the name of one: "CMC", or another such as
-            "SIMCLR_SMALL", which changes colors, too.
+        recipe: augmentation of the image, a Recipe or the name of one, without grayscale.
         storage: "float32" or "bfloat16", of the banks.
         seed: int, of the banks.
         **kwargs: passed to keras.Model.
@@ -54,8 +54,8 @@ class CMC(PretextModel):
         `layers.MemoryBank`.
 
     Raises:
-        ValueError: the encoder has no two halves, a number is out of range, `recipe` or `storage` is unknown;
-            in `dataset`, there are more images than `num_images`.
+        ValueError: the encoder has no two halves, a number is out of range, `recipe` is unknown or converts
+            to grayscale, `storage` is unknown; in `dataset`, there are more images than `num_images`.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Warns:
@@ -82,7 +82,11 @@ class CMC(PretextModel):
     ):  # fmt: skip
         super().__init__(encoder, **kwargs)
         check_integers(2, num_images=num_images)
-        recipes.find(recipe)
+        check_integer("seed", seed, 0)
+        if recipes.find(recipe).gray:
+            raise ValueError(
+                f"recipe must have gray=0, since a gray image has no colors to compare, got {recipe!r}"
+            )
         encoders.check_halves(encoder)
         self.num_images, self.negatives, self.temperature = num_images, negatives, temperature
         self.momentum, self.dimensions = momentum, dimensions
@@ -116,7 +120,7 @@ class CMC(PretextModel):
             tf.math.l2_normalize(head(half), axis=-1)
             for head, half in zip(self.heads, halves, strict=True)
         ]
-        # Each view asks the bank of the other one.
+        # Each view is scored against the bank of the other one.
         odds = [
             bank(query[:, None], x["id"], training=training)
             for bank, query in zip(self.banks[::-1], embeddings, strict=True)

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_ssl import encoders, layers, losses
-from keras_ssl.arguments import check_integers
+from keras_ssl.arguments import check_integer, check_integers
 from keras_ssl.ops import augment, depth, lab
 from keras_ssl.ops.random import integer, split
 from keras_ssl.pretext import PretextModel
@@ -23,13 +23,14 @@ class CMCDepth(PretextModel):
     paradigm, section 3.3). It has to hold what it shares with any of them, such as form and distance.
 
     The lightness and the colors are the halves of `encoder`, and what features and export are computed
-    from. Depth and normals have encoders of their own. Each comparison has two terms: the core asks the
-    memory bank of the other view, and the other view that of the core.
+    from. Depth and normals have encoders of their own. Each comparison has two terms: the core is scored
+    against the memory bank of the other view, and the other view against that of the core.
 
     All views are shifted and mirrored alike, and not zoomed: an object would appear nearer while its depth
     stays the same. Normals of a mirrored scene point to the other side.
 
-    Only images of the training set can be evaluated: others are not in the banks.
+    Only images of the training set can be evaluated: others would be compared with the rows of those with
+    the same ids.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) of two halves, as built by
@@ -54,8 +55,8 @@ class CMCDepth(PretextModel):
         the lightness.
 
     Raises:
-        ValueError: the encoder has no two halves, an encoder has another input, a number is out of range, or
-            `storage` is unknown; in `dataset`, there are more images than `num_images`.
+        ValueError: the encoder has no two halves, an encoder has another input or is used twice, a number is
+            out of range, or `storage` is unknown; in `dataset`, there are more images than `num_images`.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Reference: Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020, section 4.3.
@@ -80,6 +81,7 @@ class CMCDepth(PretextModel):
         super().__init__(encoder, **kwargs)
         check_integers(2, num_images=num_images)
         check_integers(1, dimensions=dimensions)
+        check_integer("seed", seed, 0)
         encoders.check_halves(encoder)
         depth.check_range(near, far)
         self.num_images, self.negatives, self.temperature = num_images, negatives, temperature
@@ -87,6 +89,13 @@ class CMCDepth(PretextModel):
         self.storage, self.seed = storage, seed
         self.depth_encoder = _like(encoder, depth_encoder, "depth_encoder")
         self.normals_encoder = _like(encoder, normals_encoder, "normals_encoder")
+        if (
+            encoder in (depth_encoder, normals_encoder)
+            or self.depth_encoder is self.normals_encoder
+        ):
+            raise ValueError(
+                "encoder, depth_encoder and normals_encoder must differ, got one network twice"
+            )
         half = encoder.output_shape[-1] // 2
         sizes = (
             half,

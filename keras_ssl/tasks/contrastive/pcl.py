@@ -1,4 +1,4 @@
-"""PCL: finds the prototype of an image's cluster, besides the key of its other view."""
+"""PCL: contrasts each image with the keys of other images, and with the prototypes of their clusters."""
 
 import functools
 
@@ -17,7 +17,7 @@ from keras_ssl.tasks.contrastive.moco import MoCo, QueueContrast, QueueInfoNCE
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class PCL(MoCo):
-    """Finds the key of the other view among those of a queue, and the image's prototype among all clusters'.
+    """Contrasts a view with momentum keys, as MoCo does, and with the prototypes of clusters (ProtoNCE).
 
     `MoCo` separates all images, also those that show the same. So the embeddings of all images by the
     momentum encoder are clustered in every epoch. Each image is drawn to the centroid of its cluster, the
@@ -87,6 +87,7 @@ class PCL(MoCo):
         check_integer("num_images", num_images, 2)
         check_integer("warmup", warmup, 0)
         check_integer("when", when, 1)
+        check_integer("seed", seed, 0)
         if clusters is None:
             clusters = [max(2, num_images // each) for each in (200, 100, 50)]
         self.clusters = tuple(np.atleast_1d(clusters).tolist())
@@ -121,6 +122,7 @@ class PCL(MoCo):
         rows = [similarities[:, 0], *(_compare(queries, *clusters) for clusters in each)]
         return tf.stack(rows, axis=1)
 
+    @tf.function(reduce_retracing=True, autograph=False)
     def descriptors(self, batch):
         """Computes the embeddings by the momentum encoder that are clustered, (B, dimensions)."""
         features = batch["image"]

@@ -34,7 +34,7 @@ class PIRL(PretextModel):
     that order and mapped linearly to that of the transformed image.
 
     Only the image's embedding is written to the bank, after both comparisons. So only images of the training
-    set can be evaluated: others have no memory.
+    set can be evaluated: others would be compared with the rows of those with the same ids.
 
     The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
     paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(0.5, 0.5)))`; see

@@ -169,7 +169,7 @@ def test_takes_other_encoders_with_two_maps(noise):
         ({"dimensions": 0}, r"dimensions must be an integer \(int64\) of at least 1, got 0"),
         ({"clip": 0}, "clip must be a positive number, got 0"),
         ({"penalty": -1}, "penalty must be a number of at least 0, got -1"),
-        ({"shift": 1.5}, r"shift must be in 0..1, got 1.5"),
+        ({"shift": 1.0}, r"shift must be in 0..0.5, got 1.0"),
         ({"recipe": "AMDIM_TINY"}, "recipe must be a Recipe or one of .*'AMDIM_TINY'"),
         ({"recipe": "SIMCLR"}, "recipe must have flip=0, since AMDIM mirrors both views alike"),
     ],

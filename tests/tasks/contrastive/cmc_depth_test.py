@@ -93,19 +93,24 @@ def test_the_lightness_is_compared_with_each_other_view(halves, batch):
     found = task(x, training=True).numpy()
     assert found.shape == (6, 6, 6)
     embedded = [normalized(head(z).numpy()) for head, z in zip(task.heads, features, strict=True)]
-    pairs = [(0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]  # who asks, whose bank
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]  # whose embedding, whose bank
+    constants, own_scores = [], []
     for query, (own, other) in enumerate(pairs):
         drawn = tf.random.stateless_uniform((5,), (other, 0), maxval=8, dtype=tf.int32).numpy()
         rows = np.concatenate(
             [before[other][ids][:, None], before[other][drawn][None].repeat(6, 0)], axis=1
         )
         scores = np.einsum("bd,bkd->bk", embedded[own], rows) / 0.07
-        # Up to the constant Z, which all queries of a bank have in common.
         mask = np.pad(drawn[None] == ids[:, None], ((0, 0), (1, 0)))
         difference = np.where(mask, 0, found[:, query] - scores)
-        constant = difference[~mask].mean()
-        np.testing.assert_allclose(difference[~mask], constant, atol=2e-3)
+        constants.append(difference[~mask].mean())
+        own_scores.append(scores.astype(np.float64))
+        np.testing.assert_allclose(difference[~mask], constants[-1], atol=2e-3)
         np.testing.assert_array_equal(found[:, query][mask], -1e9)
+    # -ln(m Z / N), which all three queries of the bank of the lightness have in common.
+    normalizers = [np.exp(scores).mean() for scores in (*own_scores[:3], own_scores[3:])]
+    expected = -np.log(5) - np.log([*normalizers, normalizers[3], normalizers[3]])
+    np.testing.assert_allclose(constants, expected, atol=2e-3)
     for bank, old, new in zip(task.banks, before, embedded, strict=True):
         np.testing.assert_allclose(
             bank.rows.numpy()[ids], normalized(0.25 * old[ids] + 0.75 * new), atol=1e-4
@@ -149,6 +154,7 @@ def test_both_halves_of_other_encoders_see_a_gray_map(task, halves):
         ({"temperature": 0}, "temperature must be a positive number"),
         ({"momentum": 1.5}, "momentum must be"),
         ({"dimensions": 0}, "dimensions must be an integer"),
+        ({"seed": -1}, "seed must be an integer .* of at least 0, got -1"),
         ({"storage": "float64"}, "storage must be one of"),
     ],
 )
@@ -166,6 +172,8 @@ def test_refuses_encoders_and_data(task, halves, columns):
         message = rf"{name} must take \(8, 8, 3\) as the encoder does, got \(8, 16, 3\)"
         with pytest.raises(ValueError, match=message):
             make(halves, **{name: wide})
+    with pytest.raises(ValueError, match="normals_encoder must differ, got one network twice"):
+        make(halves, depth_encoder=halves)
     given = {name: np.tile(columns[name], (2, 1, 1, 1)) for name in ("image", "depth", "normals")}
     images = kssl.data.from_array(given.pop("image"), **given)
     with pytest.raises(ValueError, match="images are 12, more than the num_images=8"):

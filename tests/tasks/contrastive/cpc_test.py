@@ -208,6 +208,7 @@ def test_warns_of_batch_normalization():
         ({"dimensions": 0}, r"dimensions must be an integer \(int64\) of at least 1, got 0"),
         ({"color": "blue"}, "color must be one of .*, got 'blue'"),
         ({"crop": 0}, r"crop must be in \(0, 1\], got 0"),
+        ({"crop": "a"}, r"crop must be in \(0, 1\], got 'a'"),
     ],
 )
 def test_invalid_arguments(arguments, message):

@@ -113,6 +113,7 @@ def test_an_unknown_id_is_an_error(encoder, batch, seeds):
         ({"grid": 12}, "grid=12 gives patches of 2 pixels, less than 4: choose a smaller grid"),
         ({"weight": 1.1}, "weight must be in 0..1, got 1.1"),
         ({"negatives": 0}, "negatives must be an integer"),
+        ({"seed": "a"}, "seed must be an integer .* of at least 0, got 'a'"),
         ({"recipe": "PURL"}, "recipe must be a Recipe or one of .*PIRL"),
     ],
 )
