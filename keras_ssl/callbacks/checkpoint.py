@@ -1,6 +1,7 @@
 """Checkpoint and resume training."""
 
 import contextlib
+import errno
 import json
 import re
 import warnings
@@ -28,8 +29,9 @@ class Checkpoint(keras.callbacks.Callback):
     after all others.
 
     A checkpoint is one file, `step-<number>.npz`, which appears only when it is complete. A damaged one is
-    skipped with a warning, in favor of the one before. While `fit` runs, no other process can use the folder.
-    With several workers only the chief reads, writes and locks it, and it sends the others what it reads.
+    skipped with a warning, in favor of the one before, and renamed to `step-<number>.npz.damaged` when
+    training saves the next one. While `fit` runs, no other process can use the folder. With several workers
+    only the chief reads, writes and locks it, and it sends the others what it reads.
 
     Args:
         directory: folder; created if it does not exist.
@@ -45,6 +47,7 @@ class Checkpoint(keras.callbacks.Callback):
             or the checkpoint belongs to another task, or one with other arguments, encoder or optimizer, or
             to other images or another batch size, shuffling or seed. Schedules of the learning rate may
             differ in length, so that a run can be continued for more epochs.
+        OSError, MemoryError: in `fit`, a checkpoint cannot be read, but may be whole.
         FloatingPointError: in `fit`, the weights are no longer finite; they are not saved.
 
     Example:
@@ -69,6 +72,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.run = {}  # what a resumed run must have in common with this one
         self._lock, self._locked = contextlib.ExitStack(), False
         self._metrics, self._states = [], {}  # to restore when the first epoch begins
+        self._damaged = []  # paths of files that `restore` has skipped
 
     def restore(self, task, dataset):
         """Restores a task from the newest valid checkpoint, and locks the directory until `release`.
@@ -83,13 +87,14 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             ValueError: another process uses the directory, the checkpoint belongs to another training run, or
                 its step is not a multiple of `steps_per_execution`.
+            OSError, MemoryError: a checkpoint cannot be read, but may be whole.
         """
         strategy = task.distribute_strategy
         with strategy.scope():
             # Creates all variables, also those of the metrics, which the first step would create.
             task._symbolic_build(data_batch=next(iter(dataset)))
         variables = [*task.state(), *task.metrics_variables]
-        found, problem, states = None, "", b""
+        found, problem, states = None, None, b""
         if distribute.worker(strategy)[0] == 0:
             try:
                 self._hold()
@@ -100,13 +105,13 @@ class Checkpoint(keras.callbacks.Callback):
                     self._check(task, dataset.steps_per_epoch, variables, path, meta)
                     self.latest = (step, path)
                     states = json.dumps(meta.get("callbacks", {})).encode()
-            except ValueError as error:
-                problem = str(error)
+            except Exception as error:
+                problem = error
         # Either all workers resume, or all stop.
         state = np.array([step if found else 0, bool(problem), len(states)], np.int64)
         step, refused, length = distribute.from_chief(strategy, [state])[0]
         if refused:
-            raise ValueError(problem or "the chief cannot use the checkpoints: see its error")
+            raise problem or ValueError("the chief cannot use the checkpoints: see its error")
         if not step:
             return 0
         if not found:
@@ -167,6 +172,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Reads (step, path, arrays, meta) of the newest valid checkpoint, or None."""
         for leftover in self.directory.glob(".new-step-*"):  # of a run that was killed
             leftover.unlink()
+        self._damaged = []
         for _, path in reversed(saved_in(self.directory)):
             try:
                 with zipfile.ZipFile(path) as file:
@@ -176,7 +182,13 @@ class Checkpoint(keras.callbacks.Callback):
                     meta = json.loads(file["meta"].tobytes())
                     arrays = [file[f"{i:05d}"] for i in range(len(meta["variables"]))]
                 return meta["step"], path, arrays, meta
+            except MemoryError as error:
+                raise MemoryError(_unread(path, "out of memory")) from error
             except Exception as error:  # which one depends on the byte that is wrong
+                # A wrong position in the file is EINVAL; no other error of the system comes from its content.
+                if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                    raise OSError(_unread(path, error.strerror)) from error
+                self._damaged.append(path)
                 reason = str(error) or type(error).__name__
                 warnings.warn(
                     f"checkpoint {path} is damaged ({reason}): going back to the one before",
@@ -244,18 +256,25 @@ class Checkpoint(keras.callbacks.Callback):
         path = self.directory / f"step-{step:09d}.npz"
         # Some states of callbacks are NumPy's numbers.
         encoded = np.frombuffer(json.dumps(meta, default=lambda v: v.item()).encode(), np.uint8)
+        while self._damaged:  # not earlier: `restore` may refuse this run
+            damaged = self._damaged.pop()
+            damaged.rename(f"{damaged}.damaged")
         with files.complete(path) as draft:
             np.savez(draft, meta=encoded, **{f"{i:05d}": a for i, a in enumerate(arrays)})
         self.latest = (step, path)
-        saved = saved_in(self.directory)
-        # Those of later steps are damaged: this run would have resumed from them.
-        late = [other for number, other in saved if number > step]
-        for old in late + [other for number, other in saved if number <= step][: -self.keep]:
+        for _, old in saved_in(self.directory)[: -self.keep]:
             old.unlink()
 
     def last_good(self):
         """Names the newest valid checkpoint, for error messages."""
         return f"; the last good checkpoint is {self.latest[1]}" if self.latest else ""
+
+
+def _unread(path, reason):
+    return (
+        f"checkpoint {path} cannot be read ({reason}), but may be whole: try again, or move it to another "
+        "folder to resume from the one before"
+    )
 
 
 def _shapes(variables):

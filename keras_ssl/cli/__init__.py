@@ -68,9 +68,9 @@ def main():
         click.echo("keras-ssl: stopped", err=True)
         sys.exit(130)
     except (
-        ValueError, OSError, RuntimeError, ImportError, FloatingPointError, *_tensorflow_errors()
+        ValueError, OSError, RuntimeError, ImportError, FloatingPointError, MemoryError, *_tensorflow_errors()
     ) as error:  # fmt: skip
-        _fail(_out_of_memory(error) or str(error))
+        _fail(_out_of_memory(error) or str(error) or "not enough memory")  # a bare MemoryError
 
 
 def _tensorflow_errors():

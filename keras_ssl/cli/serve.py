@@ -46,8 +46,8 @@ def parser():
     p = common.ArgumentParser(
         prog="keras-ssl serve",
         description="Serves the newest version of every model in DIRECTORY, or what the flags of "
-        "tensorflow_model_server say. Without any of these flags this process becomes "
-        "tensorflow_model_server where that is on the PATH.",
+        "tensorflow_model_server say. With --host 0.0.0.0, and without any of these flags but --port, "
+        "this process becomes tensorflow_model_server where that is on the PATH.",
         allow_abbrev=False,
     )
     switch = {"nargs": "?", "const": True, "default": False, "type": _switch, "metavar": "BOOL"}
@@ -114,7 +114,13 @@ def main(arguments):
     common.import_tensorflow()
     binary = shutil.which("tensorflow_model_server")
     if binary and args.directory and given <= {"directory", "port", "host"}:
-        _become(binary, args)
+        # It listens on all addresses, which nobody gets without asking for it.
+        if args.host == EVERYWHERE:
+            _become(binary, args)
+        print(
+            f"the embedded server runs, and not {binary}, which --host {EVERYWHERE} would run",
+            file=sys.stderr,
+        )
     _log_requests()
     stop = StopSignal()
     host = args.host or ("127.0.0.1" if args.directory else EVERYWHERE)
@@ -163,17 +169,7 @@ def _exit():
 
 
 def _become(binary, args):
-    """Replaces this process by tensorflow_model_server.
-
-    Raises:
-        ValueError: `--host` is given, which that server does not have.
-    """
-    if args.host not in (None, EVERYWHERE):
-        raise ValueError(
-            f"serve: --host {args.host} cannot be passed to {binary}, which listens on all addresses: "
-            f"give --host {EVERYWHERE}, or --model_config_file instead of DIRECTORY, with which the "
-            "embedded server runs"
-        )
+    """Replaces this process by tensorflow_model_server."""
     from google.protobuf import text_format
 
     from keras_ssl.serving.server import configs

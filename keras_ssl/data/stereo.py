@@ -1,6 +1,7 @@
 """Reader for rectified stereo pairs with disparity maps: images with depth."""
 
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -148,12 +149,15 @@ def _scenes(folder):
 def _scene(image, files_of, calibration_of, bias):
     """Returns the Scene of a left image, or None if a file is missing or the calibration is damaged."""
     disparities, calibration = files_of(image)
-    existing = [file for file in disparities if file.is_file()]
+    existing = [file for file in disparities if os.path.isfile(file)]
+    # Reading what is no regular file, such as a FIFO, could wait forever.
+    if not existing or not os.path.isfile(image) or not os.path.isfile(calibration):
+        return None
     try:
         fx, *_, baseline, _ = numbers = calibration_of(calibration.read_text())
     except (OSError, LookupError, TypeError, ValueError):
         return None
-    if not existing or not np.isfinite(numbers).all() or fx <= 0 or baseline <= 0:
+    if not np.isfinite(numbers).all() or fx <= 0 or baseline <= 0:
         return None
     return Scene(image, existing[0], np.array(numbers), bias)
 

@@ -14,6 +14,8 @@ import threading
 from keras_ssl.tables import ray_cleanup
 
 CONNECT_SECONDS = 5
+# Ray's ports are open to other machines. A process has one token: Ray reads the variable only once.
+TOKEN = secrets.token_hex(32)
 STORE_BYTES = 2**28  # of the results that wait for the driver, a few hundred kilobytes each
 SOCKET_BYTES = 107  # longest name of a Unix socket
 SESSION_BYTES = (
@@ -74,6 +76,7 @@ def connected(address=None):
             started = {"address": address}
         else:
             folder = stack.enter_context(_folder())
+            stack.enter_context(_token())
             started = {
                 "address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False,
                 "object_store_memory": STORE_BYTES, "_temp_dir": folder,
@@ -124,6 +127,23 @@ def _check_alive(address):
 
 
 @contextlib.contextmanager
+def _token():
+    """Sets the variables of a cluster's token, of which Ray sets one, and then resets them.
+
+    Programs that this process starts later need not know it. Without a token Ray keeps one in ~/.ray.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
+    os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
 def _folder():
     """Yields a folder for the files of a cluster, and removes it, even if this process is killed."""
     folder = os.path.realpath(tempfile.mkdtemp(prefix="kssl-"))  # as /proc names it
@@ -134,8 +154,6 @@ def _folder():
         [sys.executable, "-I", "-S", ray_cleanup.__file__, folder, str(os.getpid())],
         stdin=subprocess.PIPE, start_new_session=True, cwd="/",
     )  # fmt: skip
-    # Ray's ports are open to other machines, so it wants a token; without one it keeps one in ~/.ray.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         yield folder
     finally:

@@ -17,6 +17,7 @@ AT_ONCE = 2  # batches of a worker: it reads and decodes one while the other is 
 QUEUED = 4  # batches of a worker that it has or is about to get, while the driver writes rows
 DEATHS = 3  # of workers that had a file for themselves, until the file counts as unreadable
 NODES_SECONDS, WAIT_SECONDS, WARN_SECONDS = 5, 1, 30
+MEMORY_SECONDS = 10  # without new workers after Ray has killed one since memory is full
 
 
 def update_by_ray(path, folder, identity, engine, progress=False):
@@ -141,7 +142,7 @@ class _Pool:
         self._deaths = collections.Counter()  # of workers, by the file that they had for themselves
         self._wanted, self._resources, self._looked = 1, {}, -NODES_SECONDS
         self._in_vain = self.lost = 0
-        self._started = time.monotonic()
+        self._started, self._paused_until = time.monotonic(), 0.0
 
     def results(self):
         """Yields a `Found` for each file, as they arrive."""
@@ -168,6 +169,8 @@ class _Pool:
         if time.monotonic() - self._looked >= NODES_SECONDS:
             self._looked = time.monotonic()
             self._wanted, self._resources = _capacity(self._ray.nodes())
+        if time.monotonic() < self._paused_until:
+            return
         work = len(self._waiting) + sum(len(member.batches) for member in self._members)
         actor = self._actor.options(**self._resources)
         for _ in range(min(self._wanted, work) - len(self._members)):
@@ -215,6 +218,9 @@ class _Pool:
         self._ray.kill(member.actor)
         self.lost += 1
         self._in_vain += not member.useful
+        if isinstance(error, self._ray.exceptions.OutOfMemoryError):
+            # Another one at once would be killed, too, and its file count as one that kills.
+            self._paused_until = time.monotonic() + MEMORY_SECONDS
         if self._in_vain > DEATHS * (self._wanted + 1):
             raise RuntimeError(
                 f"{self._in_vain} worker processes died before their first result: is there memory for the "

@@ -1,9 +1,11 @@
 """The files of checkpoints: damage of any kind, other processes, which ones are kept."""
 
+import errno
 import random
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import keras_ssl as kssl
 from keras_ssl.callbacks import Checkpoint
 from keras_ssl.callbacks.checkpoint import saved_in
+from keras_ssl.training import distribute
 
 
 @pytest.fixture
@@ -67,8 +70,10 @@ def test_no_damage_raises_or_changes_a_value(train, tmp_path):
 def test_a_damaged_file_is_not_the_newest_that_is_kept(train, tmp_path):
     train(4)
     assert steps(tmp_path) == [2, 3, 4]
+    damaged = {}
     for step, path in saved_in(tmp_path):
         if step > 2:
+            damaged[f"{path}.damaged"] = path.read_bytes()[:-1]
             path.write_bytes(path.read_bytes()[:-1])
     with (
         pytest.warns(UserWarning, match="step-000000004.npz is damaged"),
@@ -76,8 +81,46 @@ def test_a_damaged_file_is_not_the_newest_that_is_kept(train, tmp_path):
     ):
         train(5, Stop(), keep=1)
     assert steps(tmp_path) == [3]  # its first epoch, after step 2
+    # They are kept for whoever wants to look at them.
+    assert {str(p): p.read_bytes() for p in tmp_path.glob("*.damaged")} == damaged
     train(5, keep=1)
     assert steps(tmp_path) == [5]
+
+
+def fail(error):
+    def raises(*_):
+        raise error
+
+    return raises
+
+
+def test_a_file_that_cannot_be_read_now_is_not_damaged(train, tmp_path, monkeypatch):
+    """Going back would train again what has been trained, and the next save would put it aside."""
+    train(2)
+    names = sorted(tmp_path.iterdir())
+    told, from_chief = [], distribute.from_chief
+    monkeypatch.setattr(
+        distribute, "from_chief", lambda *sent: told.append(sent[1][0][1]) or from_chief(*sent)
+    )
+    whole = r"step-000000002.npz cannot be read \({}\), but may be whole: try again, or move it"
+    for target, error, kind, reason in (
+        (zipfile.ZipFile, OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
+        (np.lib.npyio.NpzFile, MemoryError("Unable to allocate"), MemoryError, "out of memory"),
+    ):
+        name = "testzip" if target is zipfile.ZipFile else "__getitem__"
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, fail(error))
+            with pytest.raises(kind, match=whole.format(reason)):
+                train(3)
+        assert sorted(tmp_path.iterdir()) == names
+        assert told.pop()  # or the other workers would wait forever
+    saved_in(tmp_path)[-1][1].rename(tmp_path / "elsewhere")
+    (tmp_path / "step-000000002.npz").symlink_to("step-000000002.npz")  # an error of the system
+    with pytest.raises(OSError, match=whole.format("Too many levels of symbolic links")):
+        train(3)
+    (tmp_path / "elsewhere").replace(tmp_path / "step-000000002.npz")
+    train(3)
+    assert steps(tmp_path) == [1, 2, 3]
 
 
 class Stop(keras.callbacks.Callback):

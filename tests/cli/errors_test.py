@@ -306,6 +306,16 @@ def test_too_little_memory(command, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("text", ["", "checkpoint a cannot be read (out of memory)"])
+def test_too_little_memory_in_python(command, monkeypatch, text):
+    def fail(path):
+        raise MemoryError(text) if text else MemoryError
+
+    monkeypatch.setattr(common, "check_model", fail)
+    expected = f"keras-ssl: {text or 'not enough memory'}\n"
+    assert command("evaluate", "model.keras") == (2, "", expected)
+
+
 def test_a_remote_folder_is_left_to_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     common.check_folder("--tensorboard", "gs://bucket/logs")

@@ -1,6 +1,7 @@
 """Reading rectified stereo pairs: the test writes folders in the layouts of three data sets."""
 
 import json
+import os
 import re
 import warnings
 
@@ -173,6 +174,22 @@ def test_incomplete_and_damaged_scenes_are_named_in_one_warning(tmp_path):
         assert name in str(record[0].message)
     assert dataset.paths == [str(tmp_path / "good/im0.png")]
     assert data.to_arrays(dataset)["depth"].shape == (1, 16, 16, 1)
+
+
+def test_files_that_are_no_regular_files_are_not_read(tmp_path):
+    """Each file of a scene is a FIFO once: reading it would wait forever."""
+    middlebury(tmp_path / "good")
+    for layout, write in enumerate((middlebury, kitti, cityscapes)):
+        for k in range(3):
+            folder = tmp_path / f"{layout}{k}"
+            write(folder)
+            files = [p for p in folder.rglob("*") if p.is_file() and "_11.png" not in p.name]
+            file = sorted(files)[k]
+            file.unlink()
+            os.mkfifo(file)
+    with pytest.warns(UserWarning, match="skipped 9 of 10 scenes"):
+        dataset = data.from_stereo(tmp_path, 16, check=False)
+    assert dataset.paths == [str(tmp_path / "good/im0.png")]
 
 
 def test_without_check_a_damaged_file_fails_on_loading(tmp_path):

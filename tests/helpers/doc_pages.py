@@ -42,6 +42,7 @@ NO_COMMAND = (("images -> pretext labels", "a diagram"),)
 NOT_RUN = (
     (r"python3 -m venv", "installs the package: .ci/run runs it, as docs_text_test.py checks"),
     (r"(cd serving && )?docker ", "needs the Docker daemon and images from the internet"),
+    (r"for image in .*docker-compose", "asks a registry: serving/deployment/consistency_test.py"),
     (r"kubectl |for pod in \$\(kubectl", "needs a Kubernetes cluster"),
     (r"ray (start|stop)", "several machines: tests/tables/ray_engine_test.py"),
     (r"(DATA=\S+ OUT=\S+ )?sbatch |for .*; do sbatch", "needs a Slurm cluster"),

@@ -41,6 +41,7 @@ for killed in (False, True):
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
     print(os.listdir(os.environ["TMPDIR"]))
+    assert not [name for name in os.environ if name.startswith("RAY_AUTH")]
 """
 
 
@@ -51,6 +52,10 @@ def stay(monkeypatch):
 
 
 class Died(Exception):
+    pass
+
+
+class Full(Died):
     pass
 
 
@@ -67,7 +72,7 @@ class Simulated:
         answer: what loading the model returns.
     """
 
-    exceptions = types.SimpleNamespace(RayTaskError=Failed, RayError=Died)
+    exceptions = types.SimpleNamespace(RayTaskError=Failed, RayError=Died, OutOfMemoryError=Full)
 
     def __init__(self, dies=lambda worker, batch: False, cpus=(2,), answer=None):
         self.dies, self.cpus, self.answer = dies, list(cpus), answer
@@ -249,6 +254,43 @@ def test_workers_that_all_die(dies):
         encode(Simulated(dies), 100)
 
 
+def full(worker):
+    """Ray kills this worker at its first batch, because the memory of the machine is full."""
+
+    def dies(number, batch):
+        if number == worker and batch:
+            raise Full("1 worker(s) were killed")
+
+    return dies
+
+
+def test_no_new_worker_at_once_where_memory_is_full():
+    class Killing(Simulated):
+        def get(self, ref):
+            try:
+                return super().get(ref)
+            except Full:
+                self.dead.add(ref.value[1])
+                self.killed = time.monotonic()
+                raise
+
+        def _actor(self, *arguments):
+            self.last = time.monotonic()
+            return super()._actor(*arguments)
+
+    simulated = Killing(full(1))
+    found, _ = encode(simulated, 100, MEMORY_SECONDS=1000)  # the other one goes on
+    assert paths(found) == list(range(100))
+    assert len(simulated.started) == 2
+    simulated = Killing(full(0), cpus=[1])
+    found, _ = encode(simulated, 100, MEMORY_SECONDS=0.3)
+    assert paths(found) == list(range(100))
+    assert len(simulated.started) == 2
+    assert simulated.last - simulated.killed >= 0.3
+    found, _ = encode(Simulated(lambda *what: what[0] == 0, [1]), 100, MEMORY_SECONDS=1000)
+    assert paths(found) == list(range(100))  # any other death: at once
+
+
 def test_errors_of_workers():
     with pytest.raises(ValueError, match="^machine 'a' cannot load the model$"):
         encode(Simulated(answer="machine 'a' cannot load the model"), 100)
@@ -394,6 +436,16 @@ def test_a_cluster_of_this_machine_leaves_nothing(tmp_path):
     assert left == []
     assert ray_cleanup.users(str(folder)) == set()
     assert os.listdir(tmp_path) == ["t"]
+
+
+def test_a_token_of_the_user_is_kept(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ray_cluster._token():
+        assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+        os.environ["RAY_AUTH_MODE"] = "token"
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
 def test_cleanup_spares_the_driver(tmp_path):

@@ -181,6 +181,10 @@ def check_models(config):
                 f"Expected model {model.name} to have an absolute path or URI; got "
                 f"base_path()={model.base_path}"
             )
+        if "\0" in model.base_path:  # every function of `os` refuses it with an error of its own
+            raise invalid_argument(
+                f"base_path {model.base_path!r} of model {model.name} has a NUL character: remove it"
+            )
         if model.model_platform not in ("tensorflow", "") or not (
             model.model_platform or model.model_type == model_server_config_pb2.TENSORFLOW
         ):

@@ -1,7 +1,10 @@
 """The deployment files against each other and against the flags of TensorFlow Serving."""
 
+import hashlib
 import inspect
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -122,6 +125,41 @@ def test_container_images_agree_and_have_a_version(serving_files):
     assert len(serving) == 1
     for path in serving_files.documents:
         assert set(re.findall(r"tensorflow/serving:[\w.]+", path.read_text())) <= serving
+
+
+def test_the_command_in_the_readme_pins_all_images(serving_files, tmp_path):
+    """A stand-in for docker knows another digest for each image, and none at first for Grafana's."""
+    (command,) = re.findall(
+        r"^    for image in .*?^    done$", serving_files.documents[1].read_text(), re.M | re.S
+    )
+    docker = tmp_path / "docker"
+    tools = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    names = ("docker-compose.yml", "kubernetes.yaml")
+    before = [
+        re.sub(r"@sha256:\w+", "", (serving_files.folder / name).read_text()) for name in names
+    ]
+    for name, text in zip(names, before, strict=True):
+        (tmp_path / name).write_text(text)
+
+    def pinned(knows):
+        digest = 'echo "sha256:$(printf %s "$4" | sha256sum | cut -c-64)"'
+        docker.write_text(
+            f"#!/bin/sh\n[ '{{{{.Manifest.Digest}}}}' = \"$6\" ] && {knows} && {digest}\n"
+        )
+        docker.chmod(0o755)
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=tools, check=False)
+        return [(tmp_path / name).read_text() for name in names]
+
+    def with_digest(match):
+        return f"{match[0]}@sha256:{hashlib.sha256(match[1].encode()).hexdigest()}"
+
+    expected = [re.sub(r"(?<=image: )(\S+)$", with_digest, text, flags=re.M) for text in before]
+    assert sum(text.count("@sha256:") for text in expected) == 4
+    partly = pinned('[ "${4#grafana}" = "$4" ]')
+    assert [text.count("@sha256:") for text in partly] == [2, 1]
+    assert "image: grafana/grafana:12.0.0\n" in partly[0]
+    assert pinned("true") == expected
+    assert pinned("true") == expected  # what has a digest keeps it
 
 
 def test_numbers_of_cores_and_threads_agree(serving_files):

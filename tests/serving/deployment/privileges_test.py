@@ -57,8 +57,11 @@ def test_the_network_policy_admits_clients_and_prometheus(serving_files):
     ports = {port["name"] for port in serving_files.container["ports"]}
     for rule in policy["ingress"]:
         assert {port["port"] for port in rule["ports"]} <= ports
-        for source in rule["from"]:  # none is open to a whole namespace
+        for source in rule["from"]:  # none is open to a whole namespace, or to all of them
             assert source["podSelector"]["matchLabels"]
+            assert source.get("namespaceSelector", {"matchLabels": labels})["matchLabels"]
     clients, prometheus = policy["ingress"]
     assert [port["port"] for port in prometheus["ports"]] == ["rest"]
+    (scraper,) = prometheus["from"]
+    assert set(scraper["namespaceSelector"]["matchLabels"]) == {"kubernetes.io/metadata.name"}
     assert len(clients["from"]) == 2

@@ -112,6 +112,9 @@ def test_a_refused_reload_changes_nothing(root, tmp_path):
                     status(request, timeout=10)
         server.models.update()
         assert server.models.names() == ["a"]
+        code, message = reload({"a": f"{root}/a\0"})
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert "a\\x00' of model a has a NUL character" in message
         code, message = reload({})
         assert code == grpc.StatusCode.INVALID_ARGUMENT
         assert "Only ModelConfigList is currently supported" in message

@@ -255,6 +255,7 @@ def invalid_configs(counter):
     return [
         (twice, "Illegal to list model counter multiple times"),
         (config_of({"counter": "relative/path"}), "absolute path or URI; got base_path"),
+        (config_of({"counter": f"{counter}\0"}), "of model counter has a NUL character: remove it"),
         (nameless, "needs a name"),
         (other, "unsupported platform pytorch"),
         (custom, "Only ModelConfigList is currently supported"),
