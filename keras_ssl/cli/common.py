@@ -66,6 +66,12 @@ clip_options = options(
 # Options of preview and pretrain.
 task_options = options(
     clip_options,
+    click.option(
+        "--min-motion",
+        type=click.FloatRange(0),
+        metavar="X",
+        help="Leave out clips that move less than this fraction of the frame per frame, e.g. 0.01.",
+    ),
     click.option("--size", type=click.IntRange(1), help="Height and width in pixels; default 32."),
     click.option(
         "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Argument of the task."

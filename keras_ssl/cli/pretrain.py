@@ -194,7 +194,7 @@ def read(options):
     images, _ = load_dataset(
         options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs,
         synthetic=options.synthetic, frames=options.frames, stride=options.stride,
-        cache=options.cache,
+        cache=options.cache, min_motion=options.min_motion,
     )  # fmt: skip
     return images
 

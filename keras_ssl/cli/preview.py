@@ -23,7 +23,19 @@ SCENES = "scenes"
 @common.task_options
 @common.import_option
 def preview(
-    task, data, synthetic, out, number, frames, stride, cache, size, settings, seed, modules
+    task,
+    data,
+    synthetic,
+    out,
+    number,
+    frames,
+    stride,
+    cache,
+    min_motion,
+    size,
+    settings,
+    seed,
+    modules,
 ):
     """Draws the inputs of the network and their labels.
 
@@ -48,6 +60,7 @@ def preview(
         "frames": frames,
         "stride": stride,
         "cache": cache,
+        "min_motion": min_motion,
     }
     if trained:
         rows = _trained(task, source, number, seed, modules)

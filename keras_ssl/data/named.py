@@ -40,8 +40,8 @@ def load_dataset(
         needs: names of columns: scenes have several frames if one of these tells of motion, `real` pairs the
             images with rendered ones, and `relative_depth` is computed for clips that do not have it.
         synthetic: the rendered images of these pairs, "scenes" or a folder of TFRecord files.
-        **clip: `frames`, `stride` and `cache` of `from_videos`, None for the defaults: 5 frames, or 1 if no
-            column of clips is needed, with stride 3.
+        **clip: `frames`, `stride`, `cache` and `min_motion` of `from_videos`, None for the defaults: 5
+            frames, or 1 if no column of clips is needed, with stride 3.
 
     Returns:
         (train, test): tf.data.Datasets. Without `split`, `train` has all images, or the training part if the
@@ -66,7 +66,9 @@ def load_dataset(
     folder = Path(name)
     videos = folder.is_dir() and not record_files(folder) and _reads_videos(folder, reader, needs)
     if any(clip.values()) and not videos:
-        raise ValueError(f"--frames, --stride and --cache are for a folder of videos, got {name!r}")
+        raise ValueError(
+            f"--frames, --stride, --cache and --min-motion are for a folder of videos, got {name!r}"
+        )
     if name == "scenes" and not folder.is_dir():
         frames = FRAMES if "frames" in needs else 3 if CLIP & set(needs) else 1
         parts = [scenes(n, _side(size), frames, seed) for seed, n in enumerate(SCENES)]
@@ -104,10 +106,12 @@ def _reads_videos(folder, reader, needs):
     return "frames" in needs or holds_videos(folder)
 
 
-def _clips(path, size, needs, frames=None, stride=None, cache=None):
+def _clips(path, size, needs, frames=None, stride=None, cache=None, min_motion=None):
     moving = bool(CLIP & set(needs))
     frames = frames or (FRAMES if moving else 1)
-    clips = from_videos(path, frames, stride or STRIDE, size, cache=cache)
+    clips = from_videos(
+        path, frames, stride or STRIDE, size, min_motion=min_motion or 0.0, cache=cache
+    )
     if "moving" in needs:
         clips = with_motion_masks(clips)
     return with_flow(clips) if "flow" in needs else clips

@@ -34,7 +34,24 @@ def test_pretrain_and_preview(command, videos):
     assert Image.open("preview.png").size[0] > 300
     code, _, err = command("preview", "rotation", "--stride", 3)
     assert code == 2
-    assert "--frames, --stride and --cache are for a folder of videos, got 'digits'" in err
+    assert (
+        "--frames, --stride, --cache and --min-motion are for a folder of videos, got 'digits'"
+        in err
+    )
+
+
+def test_pretrain_on_clips_that_move(command, videos):
+    writer = cv2.VideoWriter(
+        str(videos / "still.mp4"), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 48)
+    )
+    for _ in range(14):
+        writer.write(np.full((48, 64, 3), 90, np.uint8))
+    writer.release()
+    small = ("--width", 2, "--blocks", 1, "--size", 64, "--epochs", 1, "--batch-size", 8)
+    clips = ("--data", videos, "--frames", 2, "--stride", 1)
+    code, out, _ = command("pretrain", "rotation", *clips, *small, "--min-motion", 0.01)
+    assert code == 0
+    assert "26 images" in out  # 13 clips of each video that moves
 
 
 @pytest.mark.parametrize(

@@ -121,10 +121,10 @@ def test_numbered_images_are_a_video_if_a_task_needs_frames(tmp_path):
     clips, _ = load_dataset(str(tmp_path), 16, needs=("frames",))
     assert int(clips.cardinality()) == 2
     with pytest.raises(
-        ValueError, match="--frames, --stride and --cache are for a folder of videos"
+        ValueError, match="--frames, --stride, --cache and --min-motion are for a folder of videos"
     ):
         load_dataset(str(tmp_path), 16, stride=2)
-    with pytest.raises(ValueError, match="--frames, --stride and --cache are for"):
+    with pytest.raises(ValueError, match="--frames, --stride, --cache and --min-motion are for"):
         load_dataset("digits", 32, frames=2)
 
 
