@@ -1,12 +1,12 @@
 """Serves the versions of models: which are loaded, which a request gets, and when they are unloaded."""
 
 import contextlib
-import gc
 import logging
 import threading
 
 import grpc
 
+from keras_ssl.serving.server import memory
 from keras_ssl.serving.server.configs import check_models
 from keras_ssl.serving.server.errors import StatusError, invalid_argument
 from keras_ssl.serving.server.loading import RETRIES, Loader
@@ -48,6 +48,7 @@ class Models:
         self._labels = {}  # model -> {label: version}
         self._lock = threading.Lock()  # protects the dicts above; never held during slow operations
         self._changing = threading.RLock()  # held while versions are loaded and unloaded
+        self._heap, self._stale = memory.Heap(), False
         try:
             check_models(config)
             self.update()
@@ -93,6 +94,7 @@ class Models:
                 last = entry.retired and not entry.users
             if last:
                 entry.servable.close()
+                self._stale = True
 
     def status(self, spec):
         """Builds the GetModelStatusResponse for all versions, or for the one that a ModelSpec selects.
@@ -184,6 +186,9 @@ class Models:
                 self._unload(name, list(self._served[name]))
                 with self._lock:
                     del self._served[name]
+            if self._stale:
+                self._stale = False
+                self._heap.collect()  # graphs are full of reference cycles, which would keep their memory
 
     def names(self):
         """Returns the names of the models with an available version, sorted."""
@@ -214,6 +219,7 @@ class Models:
             served = {name: list(versions) for name, versions in self._served.items()}
         for name, versions in served.items():
             self._unload(name, versions)
+        self._heap.close()
 
     def _selected(self, spec):
         """Returns the version that a ModelSpec selects by number or label; None for the newest."""
@@ -258,6 +264,7 @@ class Models:
                 if self._loader.stopped.is_set():  # `close` has passed already
                     return False
                 served[version] = _Version(servable)
+            self._stale = True
             return True
 
         return self._loader.load_versions(model, served, publish)
@@ -274,8 +281,7 @@ class Models:
             log.info("%s version %d is unloaded", name, version)
             if unused:
                 entry.servable.close()
-        if numbers:
-            gc.collect()  # graphs are full of reference cycles, which would keep their memory
+            self._stale = True
 
     def _unavailable(self, names):
         reasons = "; ".join(self.why_unavailable(name) for name in names)

@@ -67,6 +67,37 @@ def test_a_process_that_was_killed_is_replaced(process):
     assert parse(process, b'{"inputs": [5]}', y="int32")["y"].tolist() == [5]
 
 
+def test_a_process_that_dies_while_no_arrays_are_needed_is_replaced(process):
+    """A broken pipe is a ConnectionError, which REST takes for a client that has left."""
+    with process.parse(b'{"inputs": 1}', time.monotonic() + 60):
+        process._process.kill()
+        process._process.wait()
+    assert parse(process, b'{"inputs": [5]}', y="int32")["y"].tolist() == [5]
+
+
+def test_closing_does_not_wait_for_a_body(process, wait_for):
+    parse(process, b'{"inputs": [5]}', y="int32")
+    errors = []
+
+    def work():
+        with pytest.raises(StatusError) as error:
+            parse(process, filled(b"[],", 4 * BODY), x="float32")
+        errors.append(error.value.code)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_for(process._turn.locked)
+    time.sleep(0.1)
+    pid = process._process.pid
+    process.close()
+    for thread in threads:
+        thread.join(10)
+    assert errors == [grpc.StatusCode.UNAVAILABLE] * 3
+    assert not Path(f"/proc/{pid}").exists()
+    assert process._process is None
+
+
 def test_a_body_that_takes_too_long_is_given_up(process):
     with pytest.raises(StatusError, match="before its time was over"):
         parse(process, filled(b"[],"), seconds=0.05, x="float32")
