@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -77,22 +78,21 @@ def test_a_process_that_dies_while_no_arrays_are_needed_is_replaced(process):
 
 def test_closing_does_not_wait_for_a_body(process, wait_for):
     parse(process, b'{"inputs": [5]}', y="int32")
-    errors = []
+    pid, errors = process._process.pid, []
+    os.kill(pid, signal.SIGSTOP)  # so that it takes forever
 
     def work():
         with pytest.raises(StatusError) as error:
-            parse(process, filled(b"[],", 4 * BODY), x="float32")
+            parse(process, b'{"inputs": [5]}', seconds=10, y="int32")
         errors.append(error.value.code)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     wait_for(process._turn.locked)
-    time.sleep(0.1)
-    pid = process._process.pid
     process.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(20)
     assert errors == [grpc.StatusCode.UNAVAILABLE] * 3
     assert not Path(f"/proc/{pid}").exists()
     assert process._process is None

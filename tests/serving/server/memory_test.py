@@ -88,7 +88,7 @@ def test_models_are_kept_from_garbage_collection_until_they_are_unloaded(
     assert gc.get_freeze_count() > 10_000
     with models.lease(spec) as (version, servable):
         assert version == 1
-        late = weakref.ref(servable)
+        late = weakref.ref(servable.session.graph)
         shutil.copytree(counter / "2", folder / "2")
         models.update()  # while a request runs
         assert models.versions("counter") == [2]

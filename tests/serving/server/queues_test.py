@@ -1,5 +1,6 @@
 """What waits to be parsed: admission comes first, and clients take turns."""
 
+import collections
 import contextlib
 import socket
 import threading
@@ -8,6 +9,7 @@ import types
 import grpc
 import hostile_calls
 import hostile_http2
+import hostile_rest
 import pytest
 
 from keras_ssl.serving.server import json_tensors, rest, wire
@@ -93,8 +95,19 @@ def test_messages_of_a_client_that_has_left_are_not_parsed(server, flood, parsin
         one.cancel()
     wait_for(lambda: not server._server._calls)
     parsing.go_on.set()
-    assert server._predictor.drain(20)
-    server._predictor._draining = False
+    wait_for(lambda: not server._predictor._in_flight)
+    assert len(parsing.sizes) == 1
+
+
+def test_messages_that_wait_when_the_server_stops_are_unavailable(
+    server, flood, parsing, wait_for, monkeypatch
+):
+    many, _ = flood
+    wait_for(lambda: parsing.sizes and sum(one.done() for one in many) == 35)
+    monkeypatch.setattr(server._predictor, "_draining", True)
+    parsing.go_on.set()
+    codes = collections.Counter(one.code() for one in many)
+    assert codes[grpc.StatusCode.UNAVAILABLE] == 64
     assert len(parsing.sizes) == 1
 
 
@@ -109,6 +122,11 @@ def test_bodies_of_an_address_do_not_wait_for_those_of_another(server, parsing, 
         parsing.go_on.set()
         assert other.recv(100).startswith(b"HTTP/1.1 200 OK")
     wait_for(lambda: not server._predictor._in_flight)
+
+
+def test_bodies_of_many_lists_do_not_delay_others(server):
+    """The short form of `tools/hostile_rest.py`."""
+    assert max(hostile_rest.flood(server.rest_port, seconds=1.0, number=20).values()) < 3
 
 
 def test_large_bodies_do_not_wait_while_models_run(server, monkeypatch, wait_for):
