@@ -61,18 +61,21 @@ class Heap:
     def collect(self):
         """Collects garbage, also of what was kept; to be called when models have been loaded or unloaded."""
         with self._lock:
-            if self._freezes:
-                gc.unfreeze()
+            self.thaw()
             gc.collect()
             if self._freezes:
                 gc.freeze()
 
+    def thaw(self):
+        """Leaves everything to automatic collections until the next `collect`: some will soon be free."""
+        if self._freezes:
+            gc.unfreeze()
+
     def close(self):
-        """Leaves everything to later collections."""
+        """Collects garbage, and leaves what remains to automatic collections for good."""
         with self._lock:
-            if self._freezes:
-                self._freezes = False
-                gc.unfreeze()
+            self.thaw()
+            self._freezes = False
             gc.collect()
 
 

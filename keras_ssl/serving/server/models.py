@@ -49,6 +49,7 @@ class Models:
         self._lock = threading.Lock()  # protects the dicts above; never held during slow operations
         self._changing = threading.RLock()  # held while versions are loaded and unloaded
         self._heap, self._stale = memory.Heap(), False
+        self._late = 0  # retired versions that requests still use
         try:
             check_models(config)
             self.update()
@@ -92,9 +93,9 @@ class Models:
             with self._lock:
                 entry.users -= 1
                 last = entry.retired and not entry.users
+                self._late -= last
             if last:
                 entry.servable.close()
-                self._stale = True
 
     def status(self, spec):
         """Builds the GetModelStatusResponse for all versions, or for the one that a ModelSpec selects.
@@ -186,7 +187,9 @@ class Models:
                 self._unload(name, list(self._served[name]))
                 with self._lock:
                     del self._served[name]
-            if self._stale:
+            if self._stale and self._late:
+                self._heap.thaw()
+            elif self._stale:
                 self._stale = False
                 self._heap.collect()  # graphs are full of reference cycles, which would keep their memory
 
@@ -277,6 +280,7 @@ class Models:
                     continue
                 entry.retired = True
                 unused = not entry.users
+                self._late += not unused
             self._states.set(name, version, State.END)
             log.info("%s version %d is unloaded", name, version)
             if unused:

@@ -92,9 +92,11 @@ def test_models_are_kept_from_garbage_collection_until_they_are_unloaded(
         shutil.copytree(counter / "2", folder / "2")
         models.update()  # while a request runs
         assert models.versions("counter") == [2]
+        assert gc.get_freeze_count() == 0
     del servable
     models.update()
     assert late() is None
+    assert gc.get_freeze_count() > 10_000
     models.close()
     assert gc.get_freeze_count() == 0
 
