@@ -290,9 +290,7 @@ def main():
     outcomes = run(args.host, args.port, args.proxied)
     print(f"{len(cases())} cases, no wrong response: {outcomes}")
     if args.host in ("127.0.0.1", "localhost") and not args.proxied:
-        print(
-            f"longest response times in s during a flood of bodies of 128 KiB: {flood(args.port)}"
-        )
+        print(f"longest times in s during a flood of bodies: {flood(args.port)}")
 
 
 if __name__ == "__main__":
