@@ -71,6 +71,29 @@ async def send(address, messages, until, path=PREDICT, timeout=60, **options):
     return number, largest
 
 
+async def flood(address, message, number, until, pause=0.05):
+    """Keeps a number of calls going in one connection, with a pause after each, and cancels what is left."""
+    sent = 0
+    async with channel(address) as connection:
+        predict = connection.unary_unary(PREDICT)
+
+        async def one(i):
+            nonlocal sent
+            await asyncio.sleep(i * pause / number)
+            while time.monotonic() < until:
+                sent += 1
+                with contextlib.suppress(grpc.RpcError):
+                    await predict(message, timeout=60)
+                await asyncio.sleep(pause)
+
+        tasks = [asyncio.create_task(one(i)) for i in range(number)]
+        await asyncio.sleep(max(0, until - time.monotonic()))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return sent, len(message)
+
+
 async def hold(address, path, number, until):
     """Opens calls that never send a message, 100 per connection, and holds them."""
     async with contextlib.AsyncExitStack() as stack:
@@ -167,6 +190,9 @@ ATTACKS = {
     "dims": lambda a, t: send(a, forever(padded(field(2, b"\x12\0" * (SIZE // 2)))), t),
     "strings": lambda a, t: send(a, forever(padded(b"\x42\0" * (SIZE // 2))), t),
     "packed integers": lambda a, t: send(a, forever(padded(field(7, b"\1" * SIZE))), t),
+    "100 messages of map entries": lambda a, t: flood(a, b"\x12\0" * (2**18 - 1), 100, t, 0.5),
+    "100 messages of strings": lambda a, t: flood(a, padded(b"\x42\0" * 2**17), 100, t, 0.5),
+    "eight of 60 MiB": lambda a, t: flood(a, padded(field(4, bytes(SIZE))), 8, t, 2.0),
     "clients that leave": leave,
     "deadline passed": lambda a, t: send(
         a, forever(request("encoded", (1024,), [tiny_png()])), t, timeout=0.001

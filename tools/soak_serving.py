@@ -244,7 +244,10 @@ def soak_hostile(folders, **seconds):
     with Served(folders.export.parent) as server:
         broken = hostile_grpc.run(f"127.0.0.1:{server.port}", server.process.pid, **seconds)
         print(f"REST: no wrong response: {hostile_rest.run('127.0.0.1', server.rest_port)}")
+        longest = hostile_rest.flood(server.rest_port)
+        print(f"longest response times in s during a flood of bodies of 128 KiB: {longest}")
         assert not any(broken.values()), broken
+        assert max(longest.values()) < 1, longest
 
 
 PARTS = {

@@ -3,11 +3,13 @@
 import collections
 import threading
 import time
+import urllib.parse
 
 import grpc
 from grpc._cython import cygrpc
 
 from keras_ssl.serving.server import memory
+from keras_ssl.serving.server.addresses import owner
 from keras_ssl.serving.server.errors import StatusError
 
 MESSAGE_SECONDS = 30.0  # that a message may take to arrive
@@ -130,17 +132,19 @@ class Calls:
     def add(self, call):
         """Adds a call, and ends another one if there are too many.
 
+        Where no other one may end, the new one is added all the same: it may be a health check, and those
+        that are being worked on have their own bounds, such as the places of Predictor and MAX_STREAMS.
+
         Raises:
-            StatusError: RESOURCE_EXHAUSTED, and there is no call that may end.
+            StatusError: RESOURCE_EXHAUSTED, its connection has too many streams.
         """
         self._open.add(call)
         self._by_connection.setdefault(call.connection, {})[call] = None
         if len(self._open) > MAX_CALLS:
-            most = max(self._by_connection.values(), key=len)
-            old = next((one for one in most if one is not call and not one.is_working()), None)
-            if old is None:
-                raise StatusError(EXHAUSTED, f"{MAX_CALLS} calls are open already; retry later")
-            self._drop(old)
+            groups = sorted(self._by_connection.values(), key=len, reverse=True)
+            others = (one for group in groups for one in group if one is not call)
+            if old := next((one for one in others if not one.is_working()), None):
+                self._drop(old)
         if call.method is not None and call.method.streams:
             self._add_stream(call)
 
@@ -215,8 +219,9 @@ class Calls:
 
 
 def address(connection):
-    """Returns the address of a connection without its port."""
-    return connection.rpartition(":")[0]
+    """Returns the address of a connection without its port, as `addresses.owner` does."""
+    host = connection.rpartition(":")[0].partition(":")[2]
+    return owner(urllib.parse.unquote(host).strip("[]"))
 
 
 def _worst(calls, weight):

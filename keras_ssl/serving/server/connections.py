@@ -2,6 +2,7 @@
 
 import collections
 import enum
+import itertools
 import os
 import resource
 
@@ -13,6 +14,7 @@ MAX_CONNECTIONS = 2048
 MIN_CONNECTIONS = 16
 RESERVE = 32  # descriptors for files and models
 BODIES = 8  # memory for bodies, in bodies of the maximum size
+MAX_UNREAD = 2**28  # bytes of responses that wait for clients that read slowly, or not at all
 
 
 class Phase(enum.IntEnum):
@@ -39,12 +41,14 @@ def available_connections():
 class Connections:
     """The open connections, and the bytes of bodies that each of them holds.
 
-    A new connection or body always gets a place unless all are being worked on: the client address with
-    the most connections (or bytes) loses the one that has been idle, or incomplete, for the longest time.
-    So a client that opens many connections and sends slowly only harms itself.
+    A new connection or body gets a place unless all are being worked on, or no other client has as many:
+    the client address with the most connections (or bytes) loses the one that has been idle, or incomplete,
+    for the longest time; if it has none of these, the next address does. So a client that opens many
+    connections and sends slowly only harms itself.
 
     A connection has the attributes `address`, `phase`, `since` (when the phase began) and `held` (bytes),
-    and the method `reject(status, message)`, which closes it.
+    and the methods `reject(status, message)`, which closes it, and `unread()` (bytes of the response that
+    the client has not read).
 
     Args:
         number: int, maximum number of connections.
@@ -67,9 +71,11 @@ class Connections:
         mine.add(connection)
         self._count += 1
         if len(mine) > self._per_client:
-            self._close_one(mine, connection)
+            self._close_one([mine], connection)
         elif self._count > self._number:
-            self._close_one(max(self._by_address.values(), key=len), connection)
+            # Not of those with fewer than this client: it may have filled its own with requests.
+            groups = [group for group in self._by_address.values() if len(group) >= len(mine)]
+            self._close_one(sorted(groups, key=len, reverse=True), connection)
 
     def remove(self, connection):
         """Removes a connection that is closed; it may have been removed already."""
@@ -91,14 +97,16 @@ class Connections:
         self._held += number
         self._bytes[connection.address] += number
         while True:
-            if self._bytes[connection.address] > self._max_bytes // 2:
-                address = connection.address
+            mine = self._bytes[connection.address]
+            if mine > self._max_bytes // 2:
+                addresses = [connection.address]
             elif self._held > self._max_bytes:
-                address = max(self._bytes, key=self._bytes.get)
+                addresses = [one for one, number in self._bytes.items() if number >= mine]
             else:
                 return
             slow = [
                 one
+                for address in addresses
                 for one in self._by_address.get(address, ())
                 if one.phase == Phase.BODY and one.held and one is not connection
             ]
@@ -107,7 +115,7 @@ class Connections:
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                     f"{self._held} bytes of requests are in flight already; retry later",
                 )
-            self._reject(min(slow, key=lambda one: one.since))
+            self._reject(min(slow, key=lambda one: (-self._bytes[one.address], one.since)))
 
     def release(self, connection):
         """Counts the bytes of a connection no more."""
@@ -123,6 +131,20 @@ class Connections:
         for one in sorted(others, key=_worth)[:number]:
             self._reject(one)
 
+    def limit_unread(self):
+        """Closes connections that do not read, if their responses take more than MAX_UNREAD bytes.
+
+        The last one stays, however large its response is.
+        """
+        unread = {one: one.unread() for one in self if one.phase == Phase.SENDING}
+        sizes = collections.Counter()
+        for one, size in unread.items():
+            sizes[one.address] += size
+        while len(unread) > 1 and sizes.total() > MAX_UNREAD:
+            worst = min(unread, key=lambda one: (-sizes[one.address], one.since))
+            sizes[worst.address] -= unread.pop(worst)
+            self._reject(worst)
+
     def close_late(self, now):
         """Closes the connections that have been in a phase for too long."""
         for one in self:
@@ -130,10 +152,14 @@ class Connections:
                 one.reject(408, f"no complete request after {SECONDS[one.phase]:.0f} seconds")
                 self.remove(one)
 
-    def _close_one(self, group, new):
-        """Closes the connection of a group that is worth the least, or else the new one."""
-        others = [one for one in group if one is not new and one.phase != Phase.WORKING]
-        self._reject(min(others, key=_worth, default=new))
+    def _close_one(self, groups, new):
+        """Closes the connection of the first groups that is worth the least, or else the new one."""
+        for _, equal in itertools.groupby(groups, key=len):
+            others = [one for group in equal for one in group if one is not new]
+            if others := [one for one in others if one.phase != Phase.WORKING]:
+                self._reject(min(others, key=_worth))
+                return
+        self._reject(new)
 
     def _reject(self, connection):
         connection.reject(503, "too many connections; retry later")

@@ -54,8 +54,8 @@ class Server:
         rest_max_connections_per_client: int, maximum number of REST connections of a client address; 0
             for half of all connections. A proxy has one address for all its clients.
         tensor_content: bool, respond with `tensor_content` instead of the typed fields.
-        limit: int, maximum number of requests that run or wait for a batch; further ones are
-            RESOURCE_EXHAUSTED.
+        limit: int, maximum number of requests that run or wait, to be parsed or for a batch; further ones
+            are RESOURCE_EXHAUSTED.
         max_rows: int, maximum number of images in a request, or of whatever its inputs have on axis 0;
             requests with more are INVALID_ARGUMENT.
         reflection: bool, serve gRPC's reflection service, which tells clients what methods there are.

@@ -10,6 +10,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from keras_ssl.serving.server.addresses import owner
 from keras_ssl.serving.server.connections import BODIES, Connections, Phase, available_connections
 from keras_ssl.serving.server.errors import invalid_argument, log
 
@@ -208,6 +209,10 @@ class _Connection(web.RequestHandler):
         """Sends bytes past aiohttp."""
         self._own_transport.write(data)
 
+    def unread(self):
+        """Returns how many bytes of the response the client has not read."""
+        return self._own_transport.get_write_buffer_size()
+
     def reject(self, status, message):
         """Closes the connection, with an error as the response if the client waits for one."""
         if self.phase in (Phase.HEAD, Phase.BODY) or (status == 503 and not self._served):
@@ -222,7 +227,7 @@ class _Connection(web.RequestHandler):
     def connection_made(self, transport):
         super().connection_made(transport)
         self._own_transport = transport  # aiohttp forgets it before everything has been sent
-        self.address = (transport.get_extra_info("peername") or [""])[0]
+        self.address = owner((transport.get_extra_info("peername") or [""])[0])
         self._connections.add(self)
 
     def connection_lost(self, exc):
@@ -244,6 +249,7 @@ class _Connection(web.RequestHandler):
     def pause_writing(self):
         super().pause_writing()
         self.enter(Phase.SENDING)
+        self._connections.limit_unread()
 
     def resume_writing(self):
         super().resume_writing()

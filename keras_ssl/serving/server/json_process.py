@@ -36,6 +36,7 @@ class JsonProcess:
     def __init__(self):
         self._turn = threading.Lock()
         self._process = self._pipe = None
+        self._closed = False
 
     @contextlib.contextmanager
     def parse(self, data, end):
@@ -62,11 +63,15 @@ class JsonProcess:
                 yield body
             finally:
                 if not body.converted:
-                    self._pipe.send(None)  # no arrays are needed
+                    self._skip()
 
     def close(self):
-        """Ends the process."""
-        with self._turn:
+        """Ends the process, and with it what it is parsing, which is UNAVAILABLE, like all later bodies."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._turn:  # whoever has it finds the process dead
             self._kill()
 
     def _prepare(self, end):
@@ -78,6 +83,13 @@ class JsonProcess:
                 self._start()
                 self._receive(end)
 
+    def _skip(self):
+        """Tells the process that no arrays are needed; the client's response does not depend on it."""
+        try:
+            self._pipe.send(None)
+        except OSError:  # it has died, and not the client, whose errors are ConnectionErrors, too
+            self._kill()
+
     def _ask(self, message, end):
         """Sends a message to the process and returns its response."""
         with _unavailable(self._kill):
@@ -88,6 +100,8 @@ class JsonProcess:
         return response
 
     def _receive(self, end):
+        if self._closed:  # perhaps before the process started, so that `close` did not kill it
+            raise EOFError("the server is shutting down")
         if not self._pipe.poll(max(0.0, end - time.monotonic())):
             self._kill()
             raise _late()

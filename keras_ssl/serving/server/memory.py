@@ -2,6 +2,7 @@
 
 import collections
 import ctypes
+import gc
 import os
 import threading
 import time
@@ -44,6 +45,38 @@ def _trim_now():
             _trim_heap(0)
         finally:
             _trimming.release()
+
+
+class Heap:
+    """Keeps what outlives requests, such as models and TensorFlow, from Python's garbage collection.
+
+    A full collection visits its 400,000 objects for 0.2 s, in which no other thread runs, and JSON of 40,000
+    lists causes one. A program that calls `gc.freeze` itself is left alone.
+    """
+
+    def __init__(self):
+        self._freezes = not gc.get_freeze_count()
+        self._lock = threading.Lock()
+
+    def collect(self):
+        """Collects garbage, also of what was kept; to be called when models have been loaded or unloaded."""
+        with self._lock:
+            self.thaw()
+            gc.collect()
+            if self._freezes:
+                gc.freeze()
+
+    def thaw(self):
+        """Leaves everything to automatic collections until the next `collect`: some will soon be free."""
+        if self._freezes:
+            gc.unfreeze()
+
+    def close(self):
+        """Collects garbage, and leaves what remains to automatic collections for good."""
+        with self._lock:
+            self.thaw()
+            self._freezes = False
+            gc.collect()
 
 
 class Memory:

@@ -1,12 +1,12 @@
 """Serves the versions of models: which are loaded, which a request gets, and when they are unloaded."""
 
 import contextlib
-import gc
 import logging
 import threading
 
 import grpc
 
+from keras_ssl.serving.server import memory
 from keras_ssl.serving.server.configs import check_models
 from keras_ssl.serving.server.errors import StatusError, invalid_argument
 from keras_ssl.serving.server.loading import RETRIES, Loader
@@ -48,6 +48,8 @@ class Models:
         self._labels = {}  # model -> {label: version}
         self._lock = threading.Lock()  # protects the dicts above; never held during slow operations
         self._changing = threading.RLock()  # held while versions are loaded and unloaded
+        self._heap, self._stale = memory.Heap(), False
+        self._late = 0  # retired versions that requests still use
         try:
             check_models(config)
             self.update()
@@ -91,6 +93,7 @@ class Models:
             with self._lock:
                 entry.users -= 1
                 last = entry.retired and not entry.users
+                self._late -= last
             if last:
                 entry.servable.close()
 
@@ -184,6 +187,11 @@ class Models:
                 self._unload(name, list(self._served[name]))
                 with self._lock:
                     del self._served[name]
+            if self._stale and self._late:
+                self._heap.thaw()
+            elif self._stale:
+                self._stale = False
+                self._heap.collect()  # graphs are full of reference cycles, which would keep their memory
 
     def names(self):
         """Returns the names of the models with an available version, sorted."""
@@ -214,6 +222,7 @@ class Models:
             served = {name: list(versions) for name, versions in self._served.items()}
         for name, versions in served.items():
             self._unload(name, versions)
+        self._heap.close()
 
     def _selected(self, spec):
         """Returns the version that a ModelSpec selects by number or label; None for the newest."""
@@ -258,6 +267,7 @@ class Models:
                 if self._loader.stopped.is_set():  # `close` has passed already
                     return False
                 served[version] = _Version(servable)
+            self._stale = True
             return True
 
         return self._loader.load_versions(model, served, publish)
@@ -270,12 +280,12 @@ class Models:
                     continue
                 entry.retired = True
                 unused = not entry.users
+                self._late += not unused
             self._states.set(name, version, State.END)
             log.info("%s version %d is unloaded", name, version)
             if unused:
                 entry.servable.close()
-        if numbers:
-            gc.collect()  # graphs are full of reference cycles, which would keep their memory
+            self._stale = True
 
     def _unavailable(self, names):
         reasons = "; ".join(self.why_unavailable(name) for name in names)

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import queue
 import threading
 import time
 
@@ -10,17 +9,20 @@ import grpc
 import numpy as np
 import tensorflow as tf
 
+from keras_ssl.serving.server import memory
 from keras_ssl.serving.server.errors import StatusError, from_exception, from_tensorflow
 from keras_ssl.serving.server.requests import outputs_of, signature_of
 
 MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests get their turn
+MAX_BYTES = 2**29  # of large messages, from their arrival to the end of their run
+TRIM_BYTES = 2**23  # of a message after which freed memory is returned to the operating system
 
 
 class Predictor:
     """Runs PredictRequests of gRPC and REST on the models, up to `limit` at the same time.
 
     A client may have no more of them than there are places left: one client gets half of the places, two
-    get a third each. So there is always a place for another one.
+    get a third each. So there is always a place for another one. The same for the bytes of large messages.
 
     Args:
         models: Models.
@@ -34,47 +36,75 @@ class Predictor:
         self.models, self.metrics, self.runner = models, metrics, runner
         self.limit, self.max_rows = limit, max_rows
         self._in_flight, self._draining = 0, False
-        self._by_client = collections.Counter()
+        self._by_client, self._bytes = collections.Counter(), collections.Counter()
         self._changed = threading.Condition()
 
-    @contextlib.contextmanager
-    def admission(self, client):
-        """Counts a request as in flight for the duration of the context.
+    def admit(self, client, name="", size=0):
+        """Counts a request as in flight until its place is closed. To be called before anything queues it.
 
         Args:
-            client: str, whose request it is.
+            client: str, whose request it is: a connection, or the address of one.
+            name: str, its model as far as that is known; a label of the metrics.
+            size: int, bytes of a message that is kept meanwhile.
+
+        Returns:
+            contextlib.ExitStack, the place.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED if `limit` requests are in flight, or too many of this client,
-                UNAVAILABLE if the server is shutting down.
+            StatusError: RESOURCE_EXHAUSTED if `limit` requests are in flight, or too many or too large ones
+                of this client; UNAVAILABLE if the server is shutting down.
         """
         with self._changed:
-            if self._draining:
-                raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-            if self._in_flight >= self.limit:
-                raise StatusError(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"{self.limit} requests are in flight already; retry later",
-                )
-            mine = self._by_client[client]
-            if mine > self.limit - self._in_flight:
-                raise StatusError(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"{mine} requests of this client are in flight already, and few places are left; "
-                    "retry later",
-                )
+            try:
+                self._check_room(client, size)
+            except StatusError as error:
+                self.count(name, error.code)
+                raise
             self._in_flight += 1
             self._by_client[client] += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._in_flight -= 1
-                self._by_client[client] -= 1
-                if not self._by_client[client]:
-                    del self._by_client[client]
-                if self._draining:
-                    self._changed.notify_all()
+            self._bytes[client] += size
+        place = contextlib.ExitStack()
+        place.callback(self._leave, client, size)
+        return place
+
+    def _check_room(self, client, size):
+        self.check_open()
+        mine, left = self._by_client[client], self.limit - self._in_flight
+        if left <= 0:
+            raise _exhausted(f"{self.limit} requests are in flight already")
+        if mine > left:
+            raise _exhausted(
+                f"{mine} requests of this client are in flight already, and few places are left"
+            )
+        if size and (held := self._bytes.total()):
+            mine = self._bytes[client]
+            if mine + size > MAX_BYTES - held:
+                raise _exhausted(
+                    f"requests of {held} bytes are in flight already, of this client {mine}"
+                )
+
+    def _leave(self, client, size):
+        with self._changed:
+            self._in_flight -= 1
+            self._by_client[client] -= 1
+            self._bytes[client] -= size
+            if not self._by_client[client]:
+                del self._by_client[client], self._bytes[client]
+            idle = size >= TRIM_BYTES and not self._bytes.total()
+            if self._draining:
+                self._changed.notify_all()
+        if idle:
+            memory.trim()
+
+    def check_open(self):
+        """Raises UNAVAILABLE if the server is shutting down; for requests that have waited for their turn."""
+        if self._draining:
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+
+    def count(self, name, status):
+        """Counts a request in the metrics, by its model and its grpc.StatusCode."""
+        # Models that are not served share one time series: a client could invent millions.
+        self.metrics.count(name if self.models.serves(name) else "", status)
 
     def drain(self, seconds):
         """Rejects new requests and waits for those in flight.
@@ -89,55 +119,28 @@ class Predictor:
             self._draining = True
             return self._changed.wait_for(lambda: not self._in_flight, seconds)
 
-    def predict(self, request, parse_inputs, entrypoint, client, is_active):
-        """Runs a PredictRequest and waits for its outputs.
-
-        Args:
-            request, parse_inputs, entrypoint, client, is_active: as in `submit`.
-
-        Returns:
-            (version, name of the signature, dict of arrays).
-
-        Raises:
-            StatusError: the status and message for the client.
-        """
-        finished = queue.SimpleQueue()
-        self.submit(
-            request,
-            parse_inputs,
-            entrypoint,
-            client,
-            is_active,
-            lambda *answer: finished.put(answer),
-        )
-        result, error = finished.get()
-        if error is not None:
-            raise error
-        return result
-
-    def submit(self, request, parse_inputs, entrypoint, client, is_active, done):
+    def submit(self, request, parse_inputs, entrypoint, place, is_active, done):
         """Starts to run a PredictRequest.
 
         Args:
             request: PredictRequest. Its inputs are accessed by `parse_inputs` only.
             parse_inputs: function of (request, dict of InputSpec, most rows) that returns a dict of arrays.
             entrypoint: "GRPC" or "REST", a label of the metrics.
-            client: str, who shares the places with others: a connection, or the address of one.
+            place: contextlib.ExitStack, from `admit`; it is closed before `done` is called.
             is_active: function that returns whether the client still waits for the response.
             done: function of (result, StatusError), of which one is None, that is called once, in this
                 thread or in another one. The result is (version, name of the signature, dict of arrays).
         """
-        _Prediction(self, request, entrypoint, client, is_active, done).start(parse_inputs)
+        _Prediction(self, request, entrypoint, place, is_active, done).start(parse_inputs)
 
 
 class _Prediction:
     """A request between its admission and its response, which is run in slices of rows."""
 
-    def __init__(self, predictor, request, entrypoint, client, is_active, done):
+    def __init__(self, predictor, request, entrypoint, place, is_active, done):
         self._predictor, self._request, self._entrypoint = predictor, request, entrypoint
-        self._client, self._is_active, self._done = client, is_active, done
+        self._held, self._is_active, self._done = place, is_active, done
         self._name, self._began = request.model_spec.name, time.monotonic()
-        self._held = contextlib.ExitStack()
         # Outputs of the slices that have run, and where the next one begins.
         self._parts, self._row = [], 0
 
@@ -150,7 +153,6 @@ class _Prediction:
 
     def _prepare(self, parse_inputs):
         predictor, spec = self._predictor, self._request.model_spec
-        self._held.enter_context(predictor.admission(self._client))
         self._version, servable = self._held.enter_context(predictor.models.lease(spec))
         self._signature, signature = signature_of(servable, spec.signature_name)
         if not self._is_active():
@@ -210,8 +212,7 @@ class _Prediction:
                 error = from_tensorflow(error)
             error = from_exception(error, f"a request to {name!r}")
             status = error.code
-        # Models that are not served share one time series: a client could invent millions.
-        metrics.count(name if self._predictor.models.serves(name) else "", status)
+        self._predictor.count(name, status)
         self._done(result, error)
 
 
@@ -220,6 +221,10 @@ def _joined(parts):
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _exhausted(message):
+    return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{message}; retry later")
 
 
 def _left():

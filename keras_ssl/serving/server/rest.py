@@ -23,15 +23,17 @@ from keras_ssl.serving.server.errors import StatusError, from_exception, invalid
 from keras_ssl.serving.server.http_server import HttpServer, error_response, response
 from keras_ssl.serving.server.json_process import JsonProcess
 from keras_ssl.serving.server.requests import check_rows, check_shape
+from keras_ssl.serving.server.turns import Turns
 
 MODEL = r"/v1/models(?:/([^/:]+))?(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
 ORIGIN = re.compile(r"[a-z]+://[^/]*", re.IGNORECASE)
 LARGE_BODY = 2**17  # bytes: the parser takes some milliseconds for it, while all other threads wait
-LARGE_THREADS = 8
-SPARE_THREADS = 16  # for rejections while the maximum number of requests is in flight
+PARSE_THREADS = 2  # for bodies that are not large; of the others one is parsed at a time
+ENCODE_THREADS = 8
 STATUS_THREADS = 2
+PAGE_SECONDS = 1.0  # that a metrics page may be old
 
 Code = grpc.StatusCode
 HTTP_STATUS = {
@@ -44,7 +46,9 @@ HTTP_STATUS = {
 class RestServer:
     """Serves REST on a port, from `start` to `close`.
 
-    Status, metadata and metrics have threads of their own, and so have large bodies.
+    A request has its place among those in flight from the moment when its body has arrived. Then client
+    addresses take turns: there are threads to parse bodies, a process to parse large ones, and threads to
+    encode responses, and for status, metadata and metrics.
 
     Args:
         predictor: Predictor.
@@ -64,9 +68,11 @@ class RestServer:
         self._http = HttpServer(self._respond, host, port, max_body, per_client)
         self.port = self._http.port
         self._json = JsonProcess()
-        self._status = futures.ThreadPoolExecutor(STATUS_THREADS, "rest-status")
-        self._small = futures.ThreadPoolExecutor(predictor.limit + SPARE_THREADS, "rest")
-        self._large = futures.ThreadPoolExecutor(LARGE_THREADS, "rest-large")
+        self._status = Turns(STATUS_THREADS, "rest-status")
+        self._parsers = Turns(PARSE_THREADS, "rest-parse")
+        self._large = Turns(1, "rest-large")
+        self._encoders = Turns(ENCODE_THREADS, "rest-encode")
+        self._page, self._page_end = b"", 0.0
 
     def start(self):
         """Starts accepting connections."""
@@ -74,35 +80,30 @@ class RestServer:
 
     def close(self):
         """Waits a moment for responses that are being sent, and frees the port."""
+        self._json.close()  # first, since a body takes seconds
         self._http.close()
-        for threads in (self._status, self._small, self._large):
-            threads.shutdown(wait=False, cancel_futures=True)
-        self._json.close()
+        for threads in (self._status, self._parsers, self._large, self._encoders):
+            threads.close()
 
     async def _respond(self, request):
         try:
             path = ORIGIN.sub("", request.raw_path.partition("?")[0], 1)
             path = path.encode(errors="surrogateescape").decode(errors="replace")
+            client = request.protocol.address
             if request.method == "GET":
-                return await self._run(self._status, self._get, path)
+                return await asyncio.wrap_future(self._status.submit(client, self._get, path))
             if request.method != "POST":
                 return error_response(501, f"Unsupported method ({request.method!r})")
-            data = await self._http.read_body(request)
-            end = time.monotonic() + self._seconds
-            threads = self._small if len(data) <= LARGE_BODY else self._large
-            return await self._run(threads, self._post, path, data, end, request.protocol)
+            return await self._post(path, request)
         except ConnectionError:
             raise  # the client has left
         except Exception as exception:
             error = from_exception(exception)
             return error_response(HTTP_STATUS.get(error.code, 500), error.message)
 
-    async def _run(self, threads, function, *arguments):
-        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
-
     def _get(self, path):
         if path == self._metrics_path:
-            return response(200, self._predictor.metrics.page(), "text/plain; version=0.0.4")
+            return response(200, self._metrics(), "text/plain; version=0.0.4")
         match = GET.fullmatch(path)
         if not match:
             raise invalid_argument(f"Malformed request: GET {path}")
@@ -125,7 +126,15 @@ class RestServer:
             }
         )
 
-    def _post(self, path, data, end, connection):
+    def _metrics(self):
+        now = time.monotonic()
+        if now > self._page_end:
+            self._page, self._page_end = self._predictor.metrics.page(), now + PAGE_SECONDS
+        return self._page
+
+    async def _post(self, path, request):
+        data, connection = await self._http.read_body(request), request.protocol
+        end = time.monotonic() + self._seconds
         match = POST.fullmatch(path)
         if not match or not match[1]:
             raise invalid_argument(f"Malformed request: POST {path}")
@@ -136,22 +145,48 @@ class RestServer:
         def is_active():
             return connection.is_open and time.monotonic() < end
 
+        finished = futures.Future()
+        with self._predictor.admit(connection.address, request.model_spec.name):
+            threads = self._parsers if len(data) <= LARGE_BODY else self._large
+            parsed = threads.submit(
+                connection.address, self._submit, request, data, end, is_active, finished
+            )
+            del data
+            by_row = await asyncio.wrap_future(parsed)
+            outputs = await asyncio.wrap_future(finished)
+            encoded = self._encoders.submit(
+                connection.address, json_outputs.encode, outputs, by_row
+            )
+            return response(200, await asyncio.wrap_future(encoded))
+
+    def _submit(self, request, data, end, is_active, finished):
+        """Parses a body and submits its request; returns whether it is by row, and finishes a Future."""
+
+        def done(result, error):
+            if not finished.set_running_or_notify_cancel():
+                return  # the server has stopped
+            if error is None:
+                finished.set_result(result[2])
+            else:
+                finished.set_exception(error)
+
+        self._predictor.check_open()
         if not is_active():
             raise StatusError(Code.DEADLINE_EXCEEDED, "the request has waited for too long")
         with _json_errors(), self._parse(data, end) as body:
-            del data
             try:
                 request.model_spec.signature_name = body.signature_name
             except ValueError:  # half a surrogate pair
                 raise invalid_argument("'signature_name' must be valid Unicode") from None
-            _, _, outputs = self._predictor.predict(
+            self._predictor.submit(
                 request,
                 lambda _, *limits: _arrays(body, *limits),
                 "REST",
-                connection.address,
+                contextlib.ExitStack(),  # the place is that of `_post`, until the response is encoded
                 is_active,
+                done,
             )
-            return response(200, json_outputs.encode(outputs, body.by_row))
+            return body.by_row
 
     def _parse(self, data, end):
         if len(data) > LARGE_BODY:

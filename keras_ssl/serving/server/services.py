@@ -11,18 +11,17 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from keras_ssl.serving.server import memory, wire
+from keras_ssl.serving.server import wire
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument, parse
 from keras_ssl.serving.server.requests import inputs_of
 from keras_ssl.serving.server.responses import predict_response
 from keras_ssl.serving.server.rpc import Method
+from keras_ssl.serving.server.turns import Turns
 
 PREDICTION = "tensorflow.serving.PredictionService"
 MODELS = "tensorflow.serving.ModelService"
 PARSE_THREADS = 2  # for messages above wire.SMALL bytes
 MAX_RELOADS = 4  # that run or wait; each may load models for minutes
-TRIM_BYTES = 2**23  # of a message after which freed memory is returned to the operating system
-MAX_BYTES = 2**29  # of messages above wire.SMALL, from their arrival to the response
 
 
 class Services:
@@ -38,10 +37,9 @@ class Services:
         self._predictor, self._as_content = predictor, as_content
         self._administration = administration
         # Everything that may take long has a thread of its own, so that the server's only thread does not.
-        self._parsers = futures.ThreadPoolExecutor(PARSE_THREADS, "grpc_parse")
+        self._parsers = Turns(PARSE_THREADS, "grpc_parse")
         self._reloader = futures.ThreadPoolExecutor(1, "grpc_reload")
         self._reloads = threading.BoundedSemaphore(MAX_RELOADS)
-        self._bytes, self._lock = 0, threading.Lock()  # of large messages in progress
 
     def methods(self):
         """Returns the dict of Method by path."""
@@ -56,36 +54,38 @@ class Services:
 
     def close(self):
         """Ends the threads once they have nothing to do."""
-        self._parsers.shutdown(wait=False)
+        self._parsers.close()
         self._reloader.shutdown(wait=False)
 
     def _predict(self, data, call):
         if len(data) <= wire.SMALL:
-            self._submit(data, call, lambda: None)
-            return
-        size = len(data)
-        with self._lock:
-            if self._bytes and self._bytes + size > MAX_BYTES:
-                raise StatusError(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"requests of {self._bytes} bytes are in flight already; retry later",
-                )
-            self._bytes += size
+            request = parse(predict_pb2.PredictRequest, data)
+            place = self._predictor.admit(call.connection, request.model_spec.name)
+            self._submit(request, call, place)
+        else:
+            # Before it is queued: what waits there has memory, and costs time when it is its turn.
+            place = self._predictor.admit(call.connection, size=len(data))
+            self._parsers.submit(call.connection, self._parse, data, call, place)
 
-        def release():
-            with self._lock:
-                self._bytes -= size
-                idle = not self._bytes
-            if idle and size >= TRIM_BYTES:
-                memory.trim()
+    def _parse(self, data, call, place):
+        """Parses a large message and submits it."""
+        try:
+            self._predictor.check_open()
+            if not call.is_active():
+                raise StatusError(grpc.StatusCode.CANCELLED, "the client has left")
+            wire.check(data)
+            request = parse(predict_pb2.PredictRequest, data)
+        except Exception as exception:
+            place.close()
+            call.fail(from_exception(exception))
+        else:
+            self._submit(request, call, place)
 
-        self._parsers.submit(self._submit, data, call, release)
-
-    def _submit(self, data, call, release):
-        """Parses a PredictRequest and submits it; the response is sent from another thread."""
+    def _submit(self, request, call, place):
+        """Submits a PredictRequest; the response is sent from another thread."""
+        name = request.model_spec.name
 
         def done(result, error):
-            release()
             try:
                 if error is None:
                     version, signature, outputs = result
@@ -99,16 +99,7 @@ class Services:
                 error = from_exception(exception)
             call.fail(error)
 
-        name = ""
-        try:
-            wire.check(data)
-            request = parse(predict_pb2.PredictRequest, data)
-            name = request.model_spec.name
-            del data  # the request has copied it
-        except Exception as exception:
-            done(None, from_exception(exception))
-            return
-        self._predictor.submit(request, inputs_of, "GRPC", call.connection, call.is_active, done)
+        self._predictor.submit(request, inputs_of, "GRPC", place, call.is_active, done)
 
     def _metadata(self, data, call):
         request = parse(get_model_metadata_pb2.GetModelMetadataRequest, data)
@@ -128,7 +119,7 @@ class Services:
     def _reload_now(self, data, call):
         try:
             request = parse(model_management_pb2.ReloadConfigRequest, data)
-            with self._predictor.admission(call.connection):
+            with self._predictor.admit(call.connection):
                 self._administration.reload(request.config, call.connection)
             call.respond(model_management_pb2.ReloadConfigResponse().SerializeToString())
         except Exception as exception:

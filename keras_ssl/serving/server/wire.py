@@ -3,7 +3,7 @@
 from keras_ssl.serving.server.errors import invalid_argument
 
 SMALL = 2**16  # bytes of a message that is harmless whatever it contains
-MAX_FIELDS = 2**18
+MAX_FIELDS = 2**12  # more than `ops.decode.MAX_FILES`; each takes a microsecond, while others wait
 MAX_VARINTS = 2**24  # bytes of values that protobuf decodes one by one, while no other thread runs
 INPUTS, TENSOR = (
     2,

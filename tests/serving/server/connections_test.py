@@ -13,7 +13,10 @@ from keras_ssl.serving.server.errors import StatusError
 class Connection:
     def __init__(self, address="a", phase=Phase.IDLE, since=0.0):
         self.address, self.phase, self.since, self.held = address, phase, since, 0
-        self.status = None
+        self.status, self.size = None, 0
+
+    def unread(self):
+        return self.size
 
     def reject(self, status, message):
         self.status = status
@@ -53,6 +56,64 @@ def test_a_new_connection_is_rejected_if_all_others_are_working():
     assert [one.status for one in (*working, new)] == [None, None, 503]
     places.remove(new)  # again, when it is lost
     assert len(list(places)) == 2
+
+
+@pytest.mark.parametrize("largest", [2, 1])
+def test_others_that_idle_are_closed_if_the_largest_client_is_working(largest):
+    """With one connection each, too: the working one came first."""
+    places = Connections(4, 4, 1000)
+    working = [Connection("a", Phase.WORKING) for _ in range(largest)]
+    idle = [Connection(f"b{i}", since=2.0 - i) for i in range(4 - largest)]
+    for one in (*working, *idle):
+        places.add(one)
+    new = Connection("c", since=9.0)
+    places.add(new)
+    assert [one.status for one in (*working, *idle[:-1], new)] == [None] * 4
+    assert idle[-1].status == 503
+
+
+def test_a_client_whose_connections_all_work_does_not_close_those_of_smaller_ones():
+    places = Connections(3, 3, 1000)
+    idle, new = Connection("b"), Connection("a")
+    for one in (Connection("a", Phase.WORKING), Connection("a", Phase.WORKING), idle, new):
+        places.add(one)
+    assert (idle.status, new.status) == (None, 503)
+
+
+def test_the_next_client_makes_room_for_a_body_if_the_largest_is_working():
+    places = Connections(100, 100, 100)
+    working, slow = Connection("a", Phase.WORKING), Connection("b", Phase.BODY)
+    small, new = Connection("d", Phase.BODY), Connection("c", Phase.BODY)
+    for one, size in ((working, 50), (slow, 30), (small, 10)):
+        places.add(one)
+        places.hold(one, size)
+    places.add(new)
+    places.hold(new, 20)
+    assert [one.status for one in (working, slow, small, new)] == [None, 503, None, None]
+    with pytest.raises(StatusError, match="in flight already"):  # not at the cost of a smaller one
+        places.hold(new, 21)
+    assert small.status is None
+
+
+def test_responses_that_are_not_read_share_memory(monkeypatch):
+    monkeypatch.setattr(connections, "MAX_UNREAD", 100)
+    places = Connections(100, 100, 100)
+    slow = [Connection("a", Phase.SENDING, since=float(i)) for i in range(3)]
+    other = Connection("b", Phase.SENDING, since=-1.0)
+    for one, size in zip((*slow, other), (20, 30, 30, 40), strict=True):
+        places.add(one)
+        one.size = size
+        places.limit_unread()
+    assert [one.status for one in (*slow, other)] == [503, None, None, None]
+    other.size = 41
+    places.limit_unread()
+    assert [one.status for one in (*slow, other)] == [503, 503, None, None]
+    other.size = 1000
+    places.limit_unread()  # the largest goes, and the last one stays
+    assert [one.status for one in (*slow, other)] == [503, 503, None, 503]
+    slow[2].size = 1000
+    places.limit_unread()
+    assert slow[2].status is None
 
 
 def test_bodies_share_memory():

@@ -146,6 +146,22 @@ def test_a_client_that_does_not_read_is_closed_in_time(monkeypatch, wait_for):
         wait_for(lambda: list(server.connections) == [])
 
 
+def test_responses_that_are_not_read_take_a_bounded_amount_of_memory(monkeypatch, wait_for):
+    requests = []
+
+    async def respond(request):
+        requests.append(request)
+        return http_server.response(200, bytes(2**26))
+
+    monkeypatch.setattr(connections, "MAX_UNREAD", 2**27)
+    with serving(respond) as server, contextlib.ExitStack() as stack:
+        for source in ("127.0.0.2", *["127.0.0.1"] * 4):
+            stack.enter_context(connect(server, GET, source))
+        wait_for(lambda: len(requests) == 5)
+        wait_for(lambda: len(list(server.connections)) == 2)
+        assert {one.address for one in server.connections} == {"127.0.0.1", "127.0.0.2"}
+
+
 def test_the_server_knows_that_a_client_has_left():
     seen, left = [], threading.Event()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -65,6 +66,36 @@ def test_a_process_that_was_killed_is_replaced(process):
         parse(process, b'{"inputs": [5]}', y="int32")
     assert error.value.code == grpc.StatusCode.UNAVAILABLE
     assert parse(process, b'{"inputs": [5]}', y="int32")["y"].tolist() == [5]
+
+
+def test_a_process_that_dies_while_no_arrays_are_needed_is_replaced(process):
+    """A broken pipe is a ConnectionError, which REST takes for a client that has left."""
+    with process.parse(b'{"inputs": 1}', time.monotonic() + 60):
+        process._process.kill()
+        process._process.wait()
+    assert parse(process, b'{"inputs": [5]}', y="int32")["y"].tolist() == [5]
+
+
+def test_closing_does_not_wait_for_a_body(process, wait_for):
+    parse(process, b'{"inputs": [5]}', y="int32")
+    pid, errors = process._process.pid, []
+    os.kill(pid, signal.SIGSTOP)  # so that it takes forever
+
+    def work():
+        with pytest.raises(StatusError) as error:
+            parse(process, b'{"inputs": [5]}', seconds=10, y="int32")
+        errors.append(error.value.code)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_for(process._turn.locked)
+    process.close()
+    for thread in threads:
+        thread.join(20)
+    assert errors == [grpc.StatusCode.UNAVAILABLE] * 3
+    assert not Path(f"/proc/{pid}").exists()
+    assert process._process is None
 
 
 def test_a_body_that_takes_too_long_is_given_up(process):

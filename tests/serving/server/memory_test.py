@@ -1,8 +1,15 @@
 """When memory is short, and when it is returned to the operating system."""
 
+import gc
+import shutil
+import weakref
+
 import pytest
+from tensorflow_serving.apis import model_pb2
 
 from keras_ssl.serving.server import memory
+from keras_ssl.serving.server.configs import config_of
+from keras_ssl.serving.server.models import Models
 
 MIB = 2**20
 
@@ -40,3 +47,64 @@ def test_memory_that_has_grown_is_trimmed_once(resident):
 def test_trim_returns_at_once():
     memory.trim()
     assert memory.resident() > 0
+
+
+class Node:
+    """An object in a cycle, as graphs have them."""
+
+    def __init__(self):
+        self.me = self
+
+
+@pytest.fixture
+def unfrozen():
+    """The tests keep what is there from garbage collection, as `Heap` does."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def test_what_lives_long_is_kept_from_garbage_collection_and_freed_all_the_same(unfrozen):
+    heap, node = memory.Heap(), Node()
+    heap.collect()
+    assert gc.get_freeze_count() > 10_000
+    gone = weakref.ref(node)
+    del node
+    gc.collect()
+    assert gone() is not None
+    heap.collect()
+    assert gone() is None
+    heap.close()
+    assert gc.get_freeze_count() == 0
+
+
+def test_models_are_kept_from_garbage_collection_until_they_are_unloaded(
+    unfrozen, counter, tmp_path
+):
+    folder, spec = tmp_path / "counter", model_pb2.ModelSpec(name="counter")
+    shutil.copytree(counter / "1", folder / "1")
+    models = Models(config_of({"counter": folder}))
+    assert gc.get_freeze_count() > 10_000
+    with models.lease(spec) as (version, servable):
+        assert version == 1
+        late = weakref.ref(servable.session.graph)
+        shutil.copytree(counter / "2", folder / "2")
+        models.update()  # while a request runs
+        assert models.versions("counter") == [2]
+        assert gc.get_freeze_count() == 0
+    del servable
+    models.update()
+    assert late() is None
+    assert gc.get_freeze_count() > 10_000
+    models.close()
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_program_that_freezes_its_objects_is_left_alone():
+    number = gc.get_freeze_count()
+    assert number
+    heap = memory.Heap()
+    heap.collect()
+    heap.close()
+    assert abs(gc.get_freeze_count() - number) < 1000  # those that were freed since

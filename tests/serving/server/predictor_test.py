@@ -1,5 +1,6 @@
 """Admission control, deadlines and slices of requests."""
 
+import contextlib
 import time
 
 import grpc
@@ -10,7 +11,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from keras_ssl import serving
-from keras_ssl.serving.server import configs, requests
+from keras_ssl.serving.server import configs, predictor, requests
+from keras_ssl.serving.server.errors import StatusError
 from keras_ssl.serving.server.predictor import MAX_RUN_ROWS
 
 
@@ -58,6 +60,35 @@ def test_one_connection_leaves_places_for_others(batching_server, predict_reques
     (error,) = filter(None, errors)
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "3 requests of this client are in flight" in error.details()
+
+
+def test_one_client_leaves_bytes_for_others(server, monkeypatch):
+    monkeypatch.setattr(predictor, "MAX_BYTES", 100)
+    admit = server._predictor.admit
+    with contextlib.ExitStack() as held:
+        held.enter_context(admit("a", size=1000))  # alone it may be of any size
+        assert (
+            _refusal(admit, "b", 1)
+            == "requests of 1000 bytes are in flight already, of this client 0"
+        )
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(admit("a", size=12))
+        assert _refusal(admit, "a", 12).endswith(
+            "48 bytes are in flight already, of this client 48"
+        )
+        held.enter_context(admit("a"))  # a small message
+        held.enter_context(admit("b", size=26))
+        assert _refusal(admit, "b", 26).endswith("of this client 26")
+        held.enter_context(admit("c", size=26))
+    assert not server._predictor._bytes
+
+
+def _refusal(admit, client, size):
+    with pytest.raises(StatusError) as error:
+        admit(client, size=size)
+    assert error.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    return error.value.message.removesuffix("; retry later")
 
 
 def test_a_request_whose_deadline_passes_in_the_queue_is_not_run(
@@ -178,8 +209,8 @@ def test_nothing_more_is_run_for_a_client_that_has_left(server, stub, runs):
 def test_a_request_whose_deadline_has_passed_is_not_even_parsed(server, runs):
     parsed, answers = [], []
     server._predictor.submit(
-        png_fill(1), lambda *args: parsed.append(args), "GRPC", "a", lambda: False,
-        lambda *answer: answers.append(answer),
+        png_fill(1), lambda *args: parsed.append(args), "GRPC", server._predictor.admit("a"),
+        lambda: False, lambda *answer: answers.append(answer),
     )  # fmt: skip
     ((result, error),) = answers
     assert result is None

@@ -6,13 +6,13 @@ import json
 import socket
 import threading
 import time
-from concurrent import futures
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_ssl.serving.server import json_outputs
+from keras_ssl.serving.server.errors import invalid_argument
 
 
 def send(server, path, body=None, method=None):
@@ -197,12 +197,13 @@ def test_deadline(server, monkeypatch):
 def test_a_request_does_not_run_for_a_client_that_has_left(server, monkeypatch):
     """The client leaves while its request waits for a thread."""
     names, release = [], threading.Event()
-    monkeypatch.setattr(
-        server._predictor, "predict", lambda request, *_: names.append(request.model_spec.name)
-    )
-    threads = futures.ThreadPoolExecutor(1)
-    monkeypatch.setattr(server._rest, "_small", threads)
-    threads.submit(release.wait, 20)
+
+    def submit(request, *_):
+        names.append(request.model_spec.name)
+        raise invalid_argument("submitted")
+
+    monkeypatch.setattr(server._predictor, "submit", submit)
+    server._rest._parsers.submit("127.0.0.1", release.wait, 20)
     body = b'{"instances": [[1]]}'
     for name in ("gone", "counter"):
         raw = socket.create_connection(("localhost", server.rest_port), timeout=10)
@@ -212,7 +213,7 @@ def test_a_request_does_not_run_for_a_client_that_has_left(server, monkeypatch):
             raw.close()
     time.sleep(0.5)
     release.set()
-    assert b" 500 " in raw.recv(1000)  # that `predict` returned nothing
+    assert b" 400 " in raw.recv(1000)
     raw.close()
     assert names == ["counter"]
 

@@ -1,0 +1,94 @@
+"""Threads in which clients take turns."""
+
+import collections
+import threading
+from concurrent import futures
+
+
+class Turns:
+    """Runs functions in a few threads. Clients take turns, each with the function that it submitted first.
+
+    A client gets no further thread unless more than it has are free: one client alone gets half of them, and
+    only two clients can use both of two. So what a single client submits delays others by nothing that
+    runs already, however many functions wait.
+
+    Args:
+        threads: int.
+        name: str, prefix of the names of the threads.
+
+    Example:
+        >>> turns = Turns(1, "parse")
+        >>> turns.submit("10.0.0.1", len, "abc").result()
+        3
+        >>> turns.close()
+    """
+
+    def __init__(self, threads, name):
+        self._threads = futures.ThreadPoolExecutor(threads, name)
+        self._free = threads
+        self._running = collections.Counter()  # by client
+        # client -> deque of (Future, function, arguments); the client whose turn is next comes first.
+        self._waiting = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def submit(self, client, function, *arguments):
+        """Runs a function when it is the turn of a client.
+
+        Args:
+            client: hashable, such as the address of a client.
+            function: function of `arguments`.
+
+        Returns:
+            concurrent.futures.Future of what it returns or raises.
+        """
+        future = futures.Future()
+        with self._lock:
+            self._waiting.setdefault(client, collections.deque()).append(
+                (future, function, arguments)
+            )
+        self._threads.submit(self._work)
+        return future
+
+    def close(self):
+        """Ends the threads when what runs is done; functions that wait are not run."""
+        with self._lock:
+            self._waiting.clear()
+        self._threads.shutdown(wait=False)
+
+    def _work(self):
+        while (task := self._next()) is not None:
+            client, future, function, arguments = task
+            del task
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = function(*arguments)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            del future, function, arguments  # a body may have megabytes
+            with self._lock:
+                self._free += 1
+                self._running[client] -= 1
+                if not self._running[client]:
+                    del self._running[client]
+
+    def _next(self):
+        """Returns (client, Future, function, arguments) of whose turn it is; None if nothing may run now.
+
+        What may not run now waits for a function of the same client, whose thread calls this again.
+        """
+        with self._lock:
+            client = next((one for one in self._waiting if self._running[one] < self._free), None)
+            if client is None:
+                return None
+            self._free -= 1
+            self._running[client] += 1
+            tasks = self._waiting[client]
+            task = tasks.popleft()
+            if tasks:
+                self._waiting.move_to_end(client)
+            else:
+                del self._waiting[client]
+            return client, *task

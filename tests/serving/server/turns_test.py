@@ -1,0 +1,82 @@
+"""Who is next, where clients wait for a thread."""
+
+import threading
+
+import pytest
+
+from keras_ssl.serving.server.turns import Turns
+
+
+@pytest.fixture
+def turns():
+    """`turns(threads)`: creates Turns."""
+    made = []
+
+    def create(threads):
+        made.append(Turns(threads, "test"))
+        return made[-1]
+
+    yield create
+    for one in made:
+        one.close()
+
+
+def test_clients_take_turns_however_much_one_of_them_submits(turns):
+    go_on, ran = threading.Event(), []
+    one = turns(1)
+    first = one.submit("a", go_on.wait, 10)
+    rest = [one.submit(client, ran.append, f"{client}{i}") for client in "ab" for i in range(3)]
+    rest.append(one.submit("c", ran.append, "c0"))
+    go_on.set()
+    for future in (first, *rest):
+        future.result(10)
+    assert ran == ["a0", "b0", "c0", "a1", "b1", "a2", "b2"]
+
+
+@pytest.mark.parametrize(("threads", "alone", "second"), [(1, 1, 0), (2, 1, 1), (8, 4, 2)])
+def test_one_client_leaves_threads_for_others(turns, wait_for, threads, alone, second):
+    go_on, running = threading.Event(), []
+    pool = turns(threads)
+
+    def run(client):
+        running.append(client)
+        go_on.wait(10)
+
+    waiting = [pool.submit("a", run, "a") for _ in range(20)]
+    wait_for(lambda: len(running) == alone)
+    waiting += [pool.submit("b", run, "b") for _ in range(20)]
+    wait_for(lambda: len(running) == alone + second)
+    assert not any(future.done() for future in waiting)
+    go_on.set()
+    for future in waiting:
+        future.result(10)
+    assert sorted(running) == ["a"] * 20 + ["b"] * 20
+
+
+def test_errors_are_those_of_the_function(turns):
+    pool = turns(2)
+    with pytest.raises(ZeroDivisionError):
+        pool.submit("a", divmod, 1, 0).result(10)
+    assert pool.submit("a", divmod, 7, 3).result(10) == (2, 1)
+
+
+def test_what_is_cancelled_or_waits_at_the_end_does_not_run(turns):
+    go_on, started, ran = threading.Event(), threading.Event(), []
+    pool = turns(1)
+    first = pool.submit("a", lambda: started.set() or go_on.wait(10))
+    assert started.wait(10)
+    cancelled = pool.submit("a", ran.append, "cancelled")
+    assert cancelled.cancel()
+    later = pool.submit("a", ran.append, "later")
+    go_on.set()
+    later.result(10)
+    assert first.result(10)
+    go_on.clear()
+    started.clear()
+    last = pool.submit("a", lambda: started.set() or go_on.wait(10))
+    assert started.wait(10)
+    pool.submit("a", ran.append, "closed")
+    pool.close()
+    go_on.set()
+    last.result(10)
+    assert ran == ["later"]
