@@ -3,7 +3,7 @@
 from keras_ssl.serving.server.errors import invalid_argument
 
 SMALL = 2**16  # bytes of a message that is harmless whatever it contains
-MAX_FIELDS = 2**12  # more than `ops.decode.MAX_FILES`; each takes a microsecond, while others wait
+MAX_FIELDS = 2**15  # such as 1,024 rows of 30 strings; each takes a microsecond, in which others wait
 MAX_VARINTS = 2**24  # bytes of values that protobuf decodes one by one, while no other thread runs
 INPUTS, TENSOR = (
     2,
@@ -80,7 +80,8 @@ class _Count:
             self.number += 1
             if self.number > MAX_FIELDS:
                 raise invalid_argument(
-                    f"the request has more than {MAX_FIELDS} values; send them as tensor_content"
+                    f"the request has more than {MAX_FIELDS} values; send numbers as tensor_content, and "
+                    "strings in several requests"
                 )
             tag, start = _varint(data, start, end)
             first = start

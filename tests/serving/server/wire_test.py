@@ -13,8 +13,8 @@ HALF = wire.SMALL  # 2-byte fields, so that there are twice as many bytes as `wi
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"\x12\0" * 2 * HALF, "more than 4096 values"),
-     (padded(b"\x42\0" * 2 * HALF), "more than 4096 values"),
+    [(b"\x12\0" * 2 * HALF, "more than 32768 values"),
+     (padded(b"\x42\0" * 2 * HALF), "more than 32768 values"),
      (padded(field(2, b"\x12\0" * HALF)), "besides the values"),
      (padded(field(15, b"\x12\0" * HALF)), "besides the values"),
      (field(1, field(1, b"m" * 2 * HALF)), "besides the values"),
