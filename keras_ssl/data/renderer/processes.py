@@ -1,5 +1,6 @@
 """Renders scenes in several processes: in threads, NumPy's short operations wait for Python's lock."""
 
+import atexit
 import os
 import queue
 import subprocess
@@ -39,19 +40,25 @@ class Processes:
     """
 
     def __init__(self):
+        self._number, self._closed = min(os.cpu_count() or 1, MOST), False
         self._idle = queue.LifoQueue()  # (process, pipe), and None for those that are not started
-        for _ in range(min(os.cpu_count() or 1, MOST)):
+        for _ in range(self._number):
             self._idle.put(None)
+        # A program that ends while a dataset prefetches would wait for ever for threads that can no longer
+        # return to Python.
+        atexit.register(self.close)
 
     def scene(self, **arguments):
         """Renders a scene as `scene.scene` does; several threads may call it at once.
 
         Raises:
-            RuntimeError: the process has ended without a result, twice.
+            RuntimeError: the process has ended without a result, twice, or this program ends.
         """
         for _ in range(2):
             process, found = self._idle.get(), None
             try:
+                if self._closed:
+                    raise RuntimeError("no scene is rendered any more: the program ends")
                 process = process or _start()
                 process[1].send(arguments)
                 found = process[1].recv()
@@ -62,6 +69,14 @@ class Processes:
             if found is not None:
                 return found
         raise RuntimeError("a process that renders scenes was killed: is there enough memory?")
+
+    def close(self):
+        """Ends the processes, after the scenes that they are rendering; no further one is rendered."""
+        self._closed = True
+        for process in [self._idle.get() for _ in range(self._number)]:
+            if process is not None:
+                _end(*process)
+            self._idle.put(None)
 
 
 def _start():

@@ -3,7 +3,9 @@
 from keras_ssl.serving.server.errors import invalid_argument
 
 SMALL = 2**16  # bytes of a message that is harmless whatever it contains
-MAX_FIELDS = 2**15  # such as 1,024 rows of 30 strings; each takes a microsecond, in which others wait
+MAX_FIELDS = (
+    2**15
+)  # such as 1,024 rows of 30 strings; each takes a microsecond, in which others wait
 MAX_VARINTS = 2**24  # bytes of values that protobuf decodes one by one, while no other thread runs
 INPUTS, TENSOR = (
     2,

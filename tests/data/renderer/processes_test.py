@@ -71,3 +71,26 @@ def test_processes_end_with_the_one_that_asks():
             return  # ended, and not yet reaped by the system
         time.sleep(0.1)
     pytest.fail("the process still runs")
+
+
+def test_a_program_ends_while_a_dataset_prefetches():
+    program = (
+        "import keras_ssl as kssl\n"
+        "scenes = iter(kssl.data.scenes(1000, 16).batch(10))\n"
+        "print(next(scenes)['image'].shape)"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "(10, 16, 16, 3)\n"), done.stderr
+
+
+def test_nothing_is_rendered_after_close(one):
+    one.scene(number=0, **CLIP)
+    process = process_of(one)
+    one.close()
+    assert process.poll() is not None
+    with pytest.raises(RuntimeError, match="no scene is rendered any more: the program ends"):
+        one.scene(number=0, **CLIP)
