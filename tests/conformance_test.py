@@ -17,6 +17,7 @@ import keras_ssl as kssl
 from keras_ssl import plotting
 from keras_ssl.data.columns import random_access
 from keras_ssl.ops import random
+from keras_ssl.ops.recipes import Recipe
 from keras_ssl.protocols import Relabels
 from keras_ssl.serving.server.servable import Servable
 from keras_ssl.tasks import TASKS
@@ -213,6 +214,7 @@ def other_value(row, encoder, name, default):
         rf"{name}: .*?(?=\n        \w+:|\n        \*\*)", row.task.__doc__, re.DOTALL
     )
     choices = OTHERS[type(default)](default) + re.findall(r'"(\w+)"', " ".join(quoted))
+    choices.append(Recipe(area=(0.5, 1.0)))  # of an augmentation, where only the default has a name
     usual = getattr(row.task(encoder, **required(row.task, encoder)), name)
     for value in choices:
         with contextlib.suppress(ValueError, TypeError):

@@ -266,7 +266,7 @@ def flood(port, seconds=3.0, number=60, size=2**17):
     threads = [threading.Thread(target=send) for _ in range(number)]
     for thread in threads:
         thread.start()
-    while time.monotonic() < end:
+    while not longest or time.monotonic() < end:
         for name, request in (("GET", get("one")), ("POST", post("one", JSON))):
             start = time.monotonic()
             with socket.create_connection(

@@ -72,7 +72,10 @@ class Services:
         try:
             self._predictor.check_open()
             if not call.is_active():
-                raise StatusError(grpc.StatusCode.CANCELLED, "the client has left")
+                # As gRPC says it: a client whose deadline passes may still get this response.
+                raise StatusError(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, "the client stopped waiting before the run"
+                )
             wire.check(data)
             request = parse(predict_pb2.PredictRequest, data)
         except Exception as exception:
