@@ -1,6 +1,5 @@
 """Renders scenes in several processes: in threads, NumPy's short operations wait for Python's lock."""
 
-import atexit
 import os
 import queue
 import subprocess
@@ -44,9 +43,6 @@ class Processes:
         self._idle = queue.LifoQueue()  # (process, pipe), and None for those that are not started
         for _ in range(self._number):
             self._idle.put(None)
-        # A program that ends while a dataset prefetches would wait for ever for threads that can no longer
-        # return to Python.
-        atexit.register(self.close)
 
     def scene(self, **arguments):
         """Renders a scene as `scene.scene` does; several threads may call it at once.

@@ -1,5 +1,7 @@
 """Reader of rendered scenes."""
 
+import atexit
+
 import numpy as np
 import tensorflow as tf
 
@@ -12,6 +14,9 @@ STILL = {"image": 3, "depth": 1, "normals": 3, "contours": 1, "instances": 1, "c
 MOVING = {"flow": 2, "visible": 1, "moving": 1}
 DTYPES = {"image": tf.uint8, "instances": tf.int32, "classes": tf.int32}  # the others: float32
 PROCESSES = Processes()
+# A program that ends while a dataset prefetches would wait for ever for threads that can no longer return to
+# Python.
+atexit.register(PROCESSES.close)
 
 
 def scenes(

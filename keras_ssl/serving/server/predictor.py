@@ -156,7 +156,7 @@ class _Prediction:
         self._version, servable = self._held.enter_context(predictor.models.lease(spec))
         self._signature, signature = signature_of(servable, spec.signature_name)
         if not self._is_active():
-            raise _left()
+            raise left()
         declared = servable.inputs[self._signature]
         self._inputs = inputs = parse_inputs(self._request, declared, predictor.max_rows)
         self._servable, self._outputs = servable, outputs_of(self._request, signature)
@@ -171,7 +171,7 @@ class _Prediction:
 
     def _submit_slice(self):
         if not self._is_active():
-            raise _left()
+            raise left()
         inputs = self._inputs
         if self._rows > self._step:
             end = self._row + self._step
@@ -189,7 +189,7 @@ class _Prediction:
             if error is not None:
                 raise error
             if outputs is None:
-                raise _left()
+                raise left()
             self._row += self._step
             self._parts.append(outputs)
             if self._row < self._rows:
@@ -227,7 +227,8 @@ def _exhausted(message):
     return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{message}; retry later")
 
 
-def _left():
+def left():
+    """Returns the error of a request whose client has left, or whose deadline has passed."""
     return StatusError(
         grpc.StatusCode.DEADLINE_EXCEEDED, "the client stopped waiting before the run"
     )

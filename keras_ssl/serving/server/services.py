@@ -13,6 +13,7 @@ from tensorflow_serving.apis import (
 
 from keras_ssl.serving.server import wire
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument, parse
+from keras_ssl.serving.server.predictor import left
 from keras_ssl.serving.server.requests import inputs_of
 from keras_ssl.serving.server.responses import predict_response
 from keras_ssl.serving.server.rpc import Method
@@ -72,10 +73,7 @@ class Services:
         try:
             self._predictor.check_open()
             if not call.is_active():
-                # As gRPC says it: a client whose deadline passes may still get this response.
-                raise StatusError(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, "the client stopped waiting before the run"
-                )
+                raise left()
             wire.check(data)
             request = parse(predict_pb2.PredictRequest, data)
         except Exception as exception:
