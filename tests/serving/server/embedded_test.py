@@ -1,6 +1,7 @@
 """Arguments of the embedded server, which models it serves, and its ports."""
 
 import shutil
+import sys
 
 import pytest
 
@@ -51,3 +52,15 @@ def test_the_newest_version_of_each_model_is_served(counter, tmp_path):
     with serving.Server(tmp_path) as server:
         served = {name: server.models.versions(name) for name in server.models.names()}
     assert served == {"a": [10], "b": [1]}
+
+
+def test_threads_take_short_turns(counter):
+    """A thread that works in Python would hold up all others for 5 ms each time that they wait for it."""
+    usual = sys.getswitchinterval()
+    try:
+        for interval, kept in ((0.005, 0.0005), (0.0001, 0.0001)):
+            sys.setswitchinterval(interval)
+            with serving.Server(counter):
+                assert sys.getswitchinterval() == pytest.approx(kept)
+    finally:
+        sys.setswitchinterval(usual)
