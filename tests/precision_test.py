@@ -10,7 +10,7 @@ from task_samples import required, sample
 
 import keras_ssl as kssl
 from keras_ssl import encoders
-from keras_ssl.layers import Lab, Sinkhorn, Sobel
+from keras_ssl.layers import Lab, PatchGrid, Sinkhorn, Sobel
 from keras_ssl.protocols import Describes
 from keras_ssl.tasks import TASKS, DeepCluster, SelfLabel
 from keras_ssl.tasks.clustering import self_label
@@ -78,8 +78,8 @@ def test_training_is_close_to_float32(reference, policy, monkeypatch):
     assert {v.compute_dtype for v in convolutions} == {policy}
     first = task.encoder.layers[1]
     first = first.layers[1] if isinstance(first, keras.Model) else first
-    # The first and the last layer; Lab casts the result only.
-    assert first.compute_dtype == "float32" or isinstance(first, Lab)
+    # The first and the last layer; Lab casts the result only, and PatchGrid only cuts.
+    assert first.compute_dtype == "float32" or isinstance(first, (Lab, PatchGrid))
     assert task.encoder.layers[-1].compute_dtype == "float32"
     assert types(encoders.maps(task.encoder)(tf.zeros((1, 32, 32, 3)))) == {policy}
     assert types(task.trainable_variables) == {"float32"}

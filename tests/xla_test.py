@@ -20,6 +20,7 @@ LAYERS = {
     "BatchNormalization": (layers.BatchNormalization(), normal(5, 4, 6, 3)),
     "ChannelwiseDense": (layers.ChannelwiseDense(), normal(5, 4, 6, 3)),
     "Decoder": (layers.Decoder((4, 6, 3), (8, 12)), normal(5, 4, 6, 3)),
+    "PatchGrid": (layers.PatchGrid(3, 2), normal(5, 6, 7, 3)),
     "Lab": (layers.Lab("ab"), np.abs(normal(5, 6, 7, 3)) * 60),
     "Sinkhorn": (layers.Sinkhorn(lam=2.0, differentiable=True, max_iterations=50), normal(5, 3)),
     "Sobel": (layers.Sobel(), normal(5, 6, 7, 3)),

@@ -9,6 +9,7 @@ wide, as in the zoo.
 """
 
 import argparse
+import functools
 import os
 import time
 
@@ -75,7 +76,10 @@ def main():
             continue
         keras.utils.clear_session()
         make, train, views = variant(row.task, row.task.architecture, options)
-        _, simclr, _ = variant(kssl.tasks.SimCLR, row.task.architecture, options)
+        same = row.task.architecture
+        if same is kssl.encoders.patch_grid:  # the network of its patches, on whole images
+            same = functools.partial(kssl.encoders.resnet, normalization="layer")
+        _, simclr, _ = variant(kssl.tasks.SimCLR, same, options)
         make(), train(), simclr()
         times = [(make(), train(), simclr()) for _ in range(options.rounds)]
         made, trained, compared = np.array(times).T

@@ -1,6 +1,7 @@
 """Encoders: functional Keras models from raw pixels (0..255) to feature vectors, with named stages."""
 
 from keras_ssl.encoders.calibration import calibrate
+from keras_ssl.encoders.grid import grid_of, patch_grid, patch_part
 from keras_ssl.encoders.halves import check_halves, color_halves
 from keras_ssl.encoders.local import local_resnet
 from keras_ssl.encoders.outputs import (
@@ -26,9 +27,12 @@ __all__ = [
     "color_halves",
     "each",
     "from_keras",
+    "grid_of",
     "local_resnet",
     "maps",
     "on_patches",
+    "patch_grid",
+    "patch_part",
     "resnet",
     "stages",
     "warn_of_batch_normalization",

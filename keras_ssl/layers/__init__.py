@@ -6,6 +6,7 @@ from keras_ssl.layers.channelwise_dense import ChannelwiseDense
 from keras_ssl.layers.decoder import Decoder, half_size_decoder
 from keras_ssl.layers.lab import Lab
 from keras_ssl.layers.memory_bank import MemoryBank
+from keras_ssl.layers.patch_grid import PatchGrid
 from keras_ssl.layers.projection import projection
 from keras_ssl.layers.queue import Queue
 from keras_ssl.layers.residual_projection import residual_projection
@@ -20,6 +21,7 @@ __all__ = [
     "Decoder",
     "Lab",
     "MemoryBank",
+    "PatchGrid",
     "Queue",
     "Sinkhorn",
     "Sobel",

@@ -1,13 +1,14 @@
 """CPC: predicts the patches below from the rows of patches above them."""
 
-import functools
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_ssl import encoders, layers, losses, metrics
-from keras_ssl.arguments import check_integers, is_integer
+from keras_ssl.arguments import check_integers
+from keras_ssl.encoders.grid import choose_grid
 from keras_ssl.losses.local import predicted_scores
 from keras_ssl.ops import augment, patches
 from keras_ssl.ops.random import split, uniform
@@ -30,20 +31,20 @@ class CPC(PretextModel):
     not their texture. There are shortcuts:
 
     - *Batch normalization* in the encoder makes each patch depend on all others, also on those to be
-      predicted (version 2). The command builds `encoders.resnet(normalization="layer")`; another
-      encoder with batch normalization gets a warning.
+      predicted (version 2). `encoders.patch_grid` has layer normalization; an encoder with batch
+      normalization gets a warning.
     - *Overlap*: the next row shares pixels with the context. So `ignore` rows are left out.
     - *Color* continues from patch to patch. `color="dropping"` keeps one random channel of each patch, as in
       version 2; "gray" converts all patches, as in version 1.
     - *Lines and textures* that continue across patches: each patch is cropped at random by `jitter` pixels.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, C) to (B, D) with global average pooling and without
-            batch normalization. It is trained on patches, which are smaller than the whole images that it
-            gets for features; its convolutions do not depend on the size.
-        patch: int, side of a patch in pixels, or None for a quarter of the image's shorter side, rounded to
-            an even number: 8 of 32, as usual for CIFAR, and 64 of 256, as in version 1.
-        stride: int, pixels from patch to patch, or None for half a patch, which gives a grid of 7x7 patches.
+        encoder: functional keras.Model from (B, H, W, C) to (B, D) that was built by `encoders.patch_grid`:
+            the features of an image are the mean of those of its patches, as in the papers. Another one
+            with global average pooling and without batch normalization is trained on patches, too, and
+            computes features of whole images, which it has never seen.
+        patch, stride: int, side of a patch in pixels, and pixels from patch to patch, or None for those of
+            the encoder, or the default of `patch_grid`.
         ignore: int, rows below the context that are not predicted, or None for those that share pixels with
             its last row; 1 for an overlap of one half.
         steps: int, rows that are predicted after those, or None for all that there are, but at most 5.
@@ -73,7 +74,7 @@ class CPC(PretextModel):
             channels; `crop` is not in (0, 1].
 
     Warns:
-        UserWarning: the encoder has batch normalization.
+        UserWarning: the encoder has batch normalization, or was built for patches of another size.
 
     Reference: van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018
     (version 1); Hénaff et al., "Data-Efficient Image Recognition with Contrastive Predictive Coding", ICML
@@ -81,13 +82,13 @@ class CPC(PretextModel):
 
     Example:
         >>> import keras_ssl as kssl
-        >>> encoder = kssl.encoders.resnet((32, 32, 3), width=4, blocks=(1,), normalization="layer")
+        >>> encoder = kssl.encoders.patch_grid((32, 32, 3), width=4, blocks=(1,))
         >>> task = kssl.tasks.CPC(encoder, hidden=16)
         >>> task.compile("adam")
         >>> history = task.fit(task.dataset(kssl.data.digits("test"), batch_size=60), verbose=0)
     """
 
-    architecture = staticmethod(functools.partial(encoders.resnet, normalization="layer"))
+    architecture = staticmethod(encoders.patch_grid)
 
     def __init__(
         self, encoder, patch=None, stride=None, ignore=None, steps=None, blocks=5, hidden=256,
@@ -97,9 +98,19 @@ class CPC(PretextModel):
         height, width, channels = encoder.input_shape[1:]
         if height is None or width is None:
             raise ValueError("encoder must have an input of fixed height and width, got None")
+        grid = encoders.grid_of(encoder)
+        if grid is not None:
+            patch = grid.patch if patch is None else patch
+            stride = grid.stride if stride is None else stride
         patch, stride, ignore, jitter = choose_layout(
             min(height, width), patch, stride, ignore, jitter
         )
+        if grid is not None and patch != grid.patch:
+            warnings.warn(
+                f"patch is {patch}, but features are computed of patches of {grid.patch} pixels: build the "
+                f"encoder with encoders.patch_grid(..., patch={patch})",
+                stacklevel=2,
+            )
         check_integers(1, blocks=blocks, hidden=hidden, dimensions=dimensions)
         if color not in COLOR_MODES:
             raise ValueError(f"color must be one of {COLOR_MODES}, got {color!r}")
@@ -108,7 +119,8 @@ class CPC(PretextModel):
         augment.check_crop(crop)
         self.grid = tuple((side - patch) // stride + 1 for side in (height, width))
         self.steps = choose_steps(self.grid[0], ignore, steps)
-        encoders.check_patches(encoder, patch - jitter, patch - jitter)
+        self.patch_encoder = encoders.patch_part(encoder)
+        encoders.check_patches(self.patch_encoder, patch - jitter, patch - jitter)
         encoders.warn_of_batch_normalization(encoder, "patch")
         self.patch, self.stride, self.ignore, self.jitter = patch, stride, ignore, jitter
         self.blocks, self.hidden, self.dimensions = blocks, hidden, dimensions
@@ -140,7 +152,7 @@ class CPC(PretextModel):
         return cells + tf.reshape(offsets, [-1, *cells.shape])
 
     def call(self, x, training=False):
-        features = encoders.on_patches(self.encoder, x, training)
+        features = encoders.on_patches(self.patch_encoder, x, training)
         features = tf.reshape(features, [-1, *self.grid, features.shape[-1]])
         context = self.context(features, training=training)
         slots = [self.target(features)]
@@ -197,11 +209,7 @@ def choose_layout(side, patch=None, stride=None, ignore=None, jitter=None):
         >>> choose_layout(256)
         (64, 32, 1, 4)
     """
-    patch = max(2, side // 8 * 2) if patch is None else patch
-    if not is_integer(patch, 1) or patch > side:
-        raise ValueError(f"patch must be an integer in 1..{side}, got {patch!r}")
-    stride = max(1, patch // 2) if stride is None else stride
-    check_integers(1, stride=stride)
+    patch, stride = choose_grid(side, patch, stride)
     # The first row whose patches share no pixel with those of the last row of the context.
     ignore = -(-patch // stride) - 1 if ignore is None else ignore
     jitter = min(max(1, round(patch / 16)), patch - 1) if jitter is None else jitter

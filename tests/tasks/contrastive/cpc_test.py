@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import keras_ssl as kssl
 from keras_ssl import encoders
+from keras_ssl.ops import patches
 from keras_ssl.tasks.contrastive import cpc
 
 
@@ -65,6 +66,29 @@ def test_patches_are_cut_from_a_grid_at_random_offsets(seeds):
             assert len(places) == 1
             offsets.add((bool(flipped), *places[0]))
     assert len(offsets) == 2 * 9
+
+
+def test_features_are_the_mean_of_those_of_the_patches_that_are_trained(noise):
+    encoder = encoders.patch_grid((32, 32, 3), width=4, blocks=(1, 1), patch=10, stride=6)
+    task = make(encoder, crop=1, color=None, jitter=0)
+    assert (task.patch, task.stride, task.grid, task.ignore) == (10, 6, (4, 4), 1)
+    corners = task._corners(tf.zeros((3, 2), tf.int64))  # without jitter, always the same
+    tiles = patches.cut(tf.constant(noise[:3], tf.float32), corners, 10)
+    expected = encoders.on_patches(task.patch_encoder, tiles)
+    np.testing.assert_allclose(task.features(noise[:3]), np.mean(expected, axis=1), atol=1e-5)
+    task.compile("sgd")
+    before = task.features(noise[:3])
+    task.fit(task.dataset(kssl.data.from_array(noise), 40), verbose=0)
+    assert np.abs(task.features(noise[:3]) - before).max() > 1e-4  # they share their weights
+
+
+def test_an_encoder_for_other_patches_gets_a_warning():
+    encoder = encoders.patch_grid((32, 32, 3), width=4, blocks=(1,))
+    with pytest.warns(UserWarning, match=r"patch is 12, .* patches of 8 pixels.*patch=12\)"):
+        make(encoder, patch=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(encoder, stride=8)
 
 
 def test_crop_moves_the_grid(seeds):
