@@ -58,7 +58,7 @@ TASKS = {
     "align_uniform": ({}, 256),
     # An image has to be seen again and again to be found in the memory: fewer images, more epochs.
     "pirl": ({"num_images": EXEMPLARS, "grid": 2}, 256),
-    "cmc": ({"num_images": 50_000}, 256),
+    "cmc": ({"num_images": EXEMPLARS}, 256),
     "pcl": ({"num_images": 50_000}, 256),
     "cpc": ({}, 32),
     "amdim": ({}, 128),

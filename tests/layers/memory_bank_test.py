@@ -85,18 +85,29 @@ def test_perfect_embeddings_are_all_found_however_often_they_are_drawn():
 
 
 @pytest.mark.parametrize(("storage", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_writes_moving_averages_of_unit_length(storage, tolerance):
+@pytest.mark.parametrize("traced", [False, True])
+def test_writes_moving_averages_of_unit_length_that_are_read_in_the_next_epoch(
+    storage, tolerance, traced
+):
     bank = MemoryBank(6, 4, momentum=0.25, storage=storage)
-    expected = bank.rows.numpy().astype("float32")
-    for step, ids in enumerate([[4, 1], [1, 0, 5], [2]]):
-        new = unit(len(ids), 4, seed=step)
-        bank.write(tf.constant(ids, tf.int64), tf.constant(new))
-        for row, z in zip(ids, new, strict=True):
-            mixed = 0.25 * expected[row] + 0.75 * z
-            expected[row] = mixed / np.linalg.norm(mixed)
-        np.testing.assert_allclose(bank.rows.numpy().astype("float32"), expected, atol=tolerance)
-        np.testing.assert_allclose(bank.read(ids), expected[ids], atol=tolerance)
-    assert int(bank.batches) == 3
+    write = tf.function(bank.write, reduce_retracing=True) if traced else bank.write
+    shown = bank.rows.numpy().astype("float32")
+    written = shown.copy()
+    # Three epochs of other orders; the last image is never written.
+    epochs = [[[4, 1], [0, 3], [2]], [[2, 1, 0], [3, 4]], [[4, 3], [2]]]
+    for epoch, batches in enumerate(epochs):
+        for step, ids in enumerate(batches):
+            if step == 0:
+                shown = written.copy()
+            new = unit(len(ids), 4, seed=10 * epoch + step)
+            write(tf.constant(ids, tf.int64), tf.constant(new))
+            for row, z in zip(ids, new, strict=True):
+                mixed = 0.25 * shown[row] + 0.75 * z
+                written[row] = mixed / np.linalg.norm(mixed)
+            np.testing.assert_allclose(bank.rows.numpy().astype("float32"), shown, atol=tolerance)
+            np.testing.assert_allclose(bank.read(ids), shown[ids], atol=tolerance)
+    assert int(bank.batches) == 7
+    assert np.abs(shown[:5] - written[:5]).max() > 0.1
 
 
 def test_each_step_draws_others_with_replacement_uniformly():
@@ -127,9 +138,11 @@ def test_gradients_flow_into_the_queries_only():
 
 def test_all_replicas_have_the_bank_of_one(two_replicas):
     queries, ids = unit(5, 1, 4), np.array([7, 2, 0, 5, 1])
-    one = MemoryBank(9, 4, negatives=3)
-    expected = one(queries, ids, training=True).numpy()
-    one.write(ids, queries[:, 0])
+    again = np.array([6, 3, 4, 8, 7])  # the last one, on the second replica, starts another epoch
+    one, expected = MemoryBank(9, 4, negatives=3), []
+    for batch in (ids, again, ids):
+        expected.append(one(queries, batch, training=True).numpy())
+        one.write(batch, queries[:, 0])
     with two_replicas.scope():
         bank = MemoryBank(9, 4, negatives=3)
 
@@ -147,9 +160,11 @@ def test_all_replicas_have_the_bank_of_one(two_replicas):
             lambda context: tf.constant([array[:3], array[3:]][context.replica_id_in_sync_group])
         )
 
-    odds = two_replicas.experimental_local_results(step(part(queries), part(ids)))
-    np.testing.assert_allclose(np.concatenate(odds), expected, atol=1e-5)
-    for name in ("rows", "log_mean", "batches"):
+    for batch, wanted in zip((ids, again, ids), expected, strict=True):
+        odds = two_replicas.experimental_local_results(step(part(queries), part(batch)))
+        np.testing.assert_allclose(np.concatenate(odds), wanted, atol=1e-5)
+    assert int(one.epoch) == 3
+    for name in ("rows", "next_rows", "written", "epoch", "log_mean", "batches"):
         for replica in two_replicas.experimental_local_results(getattr(bank, name).value):
             np.testing.assert_allclose(replica, getattr(one, name), atol=1e-6)
 

@@ -41,7 +41,7 @@ def test_each_view_asks_the_bank_of_the_other(halves, batch, seeds):
         expected[:, 1:][drawn[None] == ids[:, None]] = -1e9
         np.testing.assert_allclose(found[:, own], expected, atol=2e-3)
         mixed = normalized(0.25 * before[own][ids] + 0.75 * embedded[own])
-        np.testing.assert_allclose(task.banks[own].rows.numpy()[ids], mixed, atol=1e-4)
+        np.testing.assert_allclose(task.banks[own].next_rows.numpy()[ids], mixed, atol=1e-4)
         losses.append(np.log(np.exp(expected - expected[..., :1]).sum(-1)))
     assert float(task.default_loss()(y, found)) == pytest.approx(np.sum(losses) / 6, rel=1e-3)
     assert not np.array_equal(*before)  # two banks, not one twice
