@@ -118,7 +118,8 @@ def test_memory_bank():
     def step(queries, ids):
         odds = bank(queries, ids, training=True)
         bank.write(ids, queries[:, 0])
-        return odds
+        bank.write(ids, queries[::-1, 0])  # another epoch
+        return odds, bank.read(ids)
 
     both(step, queries, ids, state=bank.variables)
 

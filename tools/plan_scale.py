@@ -140,7 +140,7 @@ def limits(o, machines):
         ("list of files, on each machine", n * FILE / GIB, memory, "GiB", "TFRecord shards"),
         ("places of records, on each machine", n * RECORD / GIB, memory, "GiB", "index files, memory-mapped"),
         ("scan of records at each start", n * costs["record"] / 3600, 1, "hours", "index files"),
-        ("memory bank of PIRL, CMC, PCL", n * 4 * 128 / GIB, memory / 2, "GiB", "the queue of MoCo"),
+        ("memory bank of PIRL; CMC has two", n * 8 * 128 / GIB, memory / 2, "GiB", "the queue of MoCo"),
         ("rows known while a table is updated", n * KNOWN / GIB, memory / 2, "GiB", "a table for each shard"),
         ("insertion by the one writer", written, days, "hours", "a table for each shard"),
         ("index built on one machine", indexed, days, "hours", "an index for each shard"),

@@ -11,7 +11,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl import files
 from keras_ssl.cli import common
-from keras_ssl.cli.settings import make_task, named_in_errors
+from keras_ssl.cli.settings import make_task, named_in_errors, patch_arguments
 from keras_ssl.protocols import LeavesOut, Relabels
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -209,6 +209,7 @@ def build(options, devices, images):
         options.stem,
         synchronized=devices.num_replicas_in_sync > 1,
         preprocessing=kssl.layers.Sobel() if options.sobel else None,
+        **patch_arguments(options.task, options.settings),
     )
     with named_in_errors(options.settings):
         task = make_task(options.task, encoder, options.settings, images)

@@ -7,7 +7,7 @@ import click
 import keras_ssl as kssl
 from keras_ssl import files, plotting
 from keras_ssl.cli import common
-from keras_ssl.cli.settings import make_task, named_in_errors
+from keras_ssl.cli.settings import make_task, named_in_errors, patch_arguments
 
 SCENES = "scenes"
 
@@ -96,7 +96,8 @@ def _untrained(name, source, number, size, settings, seed):
     """Computes the rows to draw for a task that is given by name."""
     task = common.find_row(name).task
     images = _load(task, source, size)
-    encoder = task.architecture((size, size, 3), width=2, blocks=(1,))
+    patches = patch_arguments(name, settings)
+    encoder = task.architecture((size, size, 3), width=2, blocks=(1,), **patches)
     with named_in_errors(settings):
         task = make_task(name, encoder, settings, images)
         x, y = next(task.dataset(images, number, seed=seed).as_numpy_iterator())

@@ -12,6 +12,22 @@ SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 def make_task(name, encoder, settings, images):
     """Creates the task of that name, with `--set name=value` as further arguments."""
     task = common.find_row(name).task
+    arguments = _arguments(name, settings)
+    if "num_images" in inspect.signature(task).parameters:
+        arguments.setdefault("num_images", int(images.cardinality()))
+    return task(encoder, **arguments)
+
+
+def patch_arguments(name, settings):
+    """Returns those of the settings that the encoder of the task of that name needs, too: a dict."""
+    known = inspect.signature(common.find_row(name).task.architecture).parameters
+    names = {"patch", "stride"} & set(known)
+    return {key: value for key, value in _arguments(name, settings).items() if key in names}
+
+
+def _arguments(name, settings):
+    """Parses `--set name=value`; returns a dict."""
+    task = common.find_row(name).task
     every = {key: p.default for key, p in inspect.signature(task).parameters.items()}
     if "teacher" in every:
         raise ValueError(
@@ -26,9 +42,7 @@ def make_task(name, encoder, settings, images):
                 f"--set {setting!r} must be NAME=VALUE with NAME of {', '.join(defaults)}"
             )
         arguments[key] = _value(key, text, defaults[key])
-    if "num_images" in defaults:
-        arguments.setdefault("num_images", int(images.cardinality()))
-    return task(encoder, **arguments)
+    return arguments
 
 
 @contextlib.contextmanager

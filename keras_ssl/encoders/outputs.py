@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_ssl.encoders.grid import grid_of
 from keras_ssl.encoders.residual import STAGE
 from keras_ssl.layers import strided
 from keras_ssl.ops import images
@@ -148,12 +149,17 @@ def check_patches(encoder, height, width):
         height, width: int, pixels of a patch.
 
     Raises:
-        ValueError: the encoder does not output D features for such a patch.
+        ValueError: the encoder does not output D features for such a patch, or was built by `patch_grid`.
 
     Example:
         >>> from keras_ssl.encoders import resnet
         >>> check_patches(resnet((32, 32, 3), width=4), 8, 8)
     """
+    if grid_of(encoder) is not None:
+        raise ValueError(
+            f"encoder {encoder.name!r} cuts its input into patches itself: give one of "
+            "encoders.resnet, or encoders.patch_part of this one"
+        )
     try:
         output = encoder.call(keras.Input((height, width, encoder.input_shape[-1])))
     except (ValueError, TypeError) as error:
@@ -238,7 +244,8 @@ def warn_of_batch_normalization(encoder, part):
         if isinstance(layer, keras.layers.BatchNormalization):
             warnings.warn(
                 f"{layer.name!r} normalizes each {part} by the statistics of all others, which reveal those "
-                'that are to be predicted: build the encoder with encoders.resnet(normalization="layer")',
+                "that are to be predicted: build the encoder with encoders.patch_grid, or with "
+                'encoders.resnet(normalization="layer")',
                 stacklevel=3,
             )
             return

@@ -23,13 +23,15 @@ class MemoryBank(keras.layers.Layer):
 
     What an epoch writes is read from the next one on. Otherwise the positive, which comes once in an epoch,
     would always be a row of the last epoch, while ever more of the negatives are of this one: the network can
-    tell them apart by what all embeddings of an epoch have in common, a shortcut.
+    tell them apart by what all embeddings of an epoch have in common, a shortcut. An epoch ends when a batch
+    is written most of whose images it has written before, after they were scored. So the rows are one
+    epoch old, those of the first batch two; after the first epoch they are still random in an evaluation.
 
     It starts with random unit vectors. On several replicas each writes the embeddings of all, so that all
     have the same bank. It is saved with the task and in checkpoints, not in exports. ImageNet's 1.28 million
     images with 128 dimensions take 1.3 GB on each device, for what is read and what is written, or half of
-    that in bfloat16; CIFAR's 50,000 take 51 MB. The rows are not divided among devices. The bank is written
-    in place; compiled with XLA, another copy is made.
+    that in bfloat16; CIFAR's 50,000 take 52 MB. The rows are not divided among devices. The bank is written
+    in place; compiled with XLA, a second copy is made.
 
     Args:
         size: int N, images in the data set; their ids are 0 to N - 1.
@@ -70,11 +72,11 @@ class MemoryBank(keras.layers.Layer):
         self.momentum = check_fraction("momentum", momentum)
         self.storage, self.seed = storage, seed
         state = functools.partial(self.add_weight, trainable=False, autocast=False)
-        self.rows = state((size, dimensions), self._first_rows, storage, name="rows")
-        # Written since these were shown, and when: an image that comes again starts another epoch.
-        self.next_rows = state((size, dimensions), self._first_rows, storage, name="next_rows")
-        self.written = state((size,), "zeros", "int32", name="written")
-        self.epoch = state((), "ones", "int32", name="epoch")
+        # In even epochs the first `size` rows are read and the others written, in odd ones the reverse.
+        self.rows = state((2 * size, dimensions), self._first_rows, storage, name="rows")
+        # The epoch that wrote an image last: int64, for which there are kernels on a GPU.
+        self.written = state((size,), "zeros", "int64", name="written")
+        self.epoch = state((), "ones", "int64", name="epoch")
         # Of exp(similarity / temperature), in the first batch: ln(Z / N).
         self.log_mean = state((), "zeros", "float32", name="log_mean")
         self.batches = state((), "zeros", "int32", name="batches")
@@ -85,7 +87,7 @@ class MemoryBank(keras.layers.Layer):
         return tf.cast(tf.math.l2_normalize(rows, axis=-1), dtype)
 
     def read(self, ids):
-        """Returns the embeddings of images, without gradient.
+        """Returns the embeddings of images that the last epoch wrote, without gradient.
 
         Args:
             ids: (B,) integer tensor.
@@ -93,6 +95,7 @@ class MemoryBank(keras.layers.Layer):
         Returns:
             (B, dimensions) float32 tensor.
         """
+        ids = tf.cast(ids, tf.int64) + self.size * (tf.convert_to_tensor(self.epoch) % 2)
         # Not `tf.gather` of a tensor, for which TensorFlow would copy the bank in every step.
         return tf.stop_gradient(tf.cast(tf.gather(self.rows.value, ids), tf.float32))
 
@@ -136,8 +139,7 @@ class MemoryBank(keras.layers.Layer):
     def write(self, ids, embeddings):
         """Updates the embeddings of images: the moving average, normalized again.
 
-        It is read as soon as one of the images written before is written again, which ends the epoch. Write
-        after scoring, or one batch would find its own embeddings.
+        Write after scoring: otherwise the first batch of an epoch finds its own embeddings.
 
         Args:
             ids: (B,) integer tensor, the images of this replica, each at most once in the whole batch.
@@ -151,31 +153,24 @@ class MemoryBank(keras.layers.Layer):
                 f"embeddings must be (B, {self.dimensions}) like the rows of the bank, got "
                 f"{embeddings.shape}"
             )
-        ids = distribute.all_gather(tf.cast(ids, tf.int32))
+        ids = distribute.all_gather(tf.cast(ids, tf.int64))
         new = distribute.all_gather(tf.cast(tf.stop_gradient(embeddings), tf.float32))
         again = tf.gather(self.written.value, ids) == tf.convert_to_tensor(self.epoch)
-        tf.cond(tf.reduce_any(again), self._end_epoch, lambda: None)
+        # Most, since one that cannot be read is replaced by another image of the same epoch.
+        ends = 2 * tf.math.count_nonzero(again) > tf.size(ids, tf.int64)
+        self.epoch.assign_add(tf.cast(ends, tf.int64))
+        epoch = tf.convert_to_tensor(self.epoch)
         mixed = self.momentum * self.read(ids) + (1 - self.momentum) * new
         rows = tf.cast(tf.math.l2_normalize(mixed, axis=-1), self.storage)
         # In place: assigning the whole bank would take longer than the step of a small network.
-        for state, updates in (
-            (self.next_rows, rows),
-            (self.written, tf.fill(tf.shape(ids), tf.convert_to_tensor(self.epoch))),
+        for state, indices, updates in (
+            (self.rows, ids + self.size * ((epoch + 1) % 2), rows),
+            (self.written, ids, tf.fill(tf.shape(ids), epoch)),
         ):
             tf.raw_ops.ResourceScatterUpdate(
-                resource=state.value.handle, indices=ids, updates=updates
+                resource=state.value.handle, indices=indices, updates=updates
             )
         self.batches.assign_add(1)
-
-    def _end_epoch(self):
-        """Shows what was written. By handles, since tf.distribute updates no variables in a tf.cond."""
-        tf.raw_ops.AssignVariableOp(
-            resource=self.rows.value.handle,
-            value=tf.raw_ops.ReadVariableOp(
-                resource=self.next_rows.value.handle, dtype=self.next_rows.dtype
-            ),
-        )
-        tf.raw_ops.AssignAddVariableOp(resource=self.epoch.value.handle, value=1)
 
     def get_config(self):
         names = ("size", "dimensions", "negatives", "temperature", "momentum", "storage", "seed")

@@ -1,7 +1,9 @@
+import warnings
+
 import pytest
 
 import keras_ssl as kssl
-from keras_ssl.cli.settings import make_task
+from keras_ssl.cli.settings import make_task, patch_arguments
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +33,15 @@ def test_numbers_lists_and_names(encoder):
     assert make_task("jigsaw", encoder, ["gray=1", "tile=None"], None).gray == 1
     for text in ("ab_bins", "'ab_bins'"):
         assert make_task("colorization", encoder, [f"target={text}"], None).target == "ab_bins"
+
+
+def test_the_encoder_gets_the_patches_of_the_task(command, photos):
+    settings = ["patch=12", "blocks=1", "stride=5"]
+    assert patch_arguments("cpc", settings) == {"patch": 12, "stride": 5}
+    assert patch_arguments("cpc", ["blocks=1"]) == {}
+    assert patch_arguments("rotation", ["shift=0"]) == {}  # whose encoder has no patches
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        chosen = [part for one in settings for part in ("--set", one)]
+        code, _, errors = command("preview", "cpc", "--data", photos, "--size", 32, *chosen)
+    assert code == 0, errors
