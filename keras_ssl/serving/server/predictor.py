@@ -15,7 +15,7 @@ from keras_ssl.serving.server.requests import outputs_of, signature_of
 
 MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests get their turn
 MAX_BYTES = 2**29  # of large messages, from their arrival to the end of their run
-TRIM_BYTES = 2**23  # of a message after which freed memory is returned to the operating system
+TRIM_BYTES = 2**22  # of a message after which freed memory is returned to the operating system
 
 
 class Predictor:

@@ -146,8 +146,10 @@ class RestServer:
             return connection.is_open and time.monotonic() < end
 
         finished = futures.Future()
-        with self._predictor.admit(connection.address, request.model_spec.name):
-            threads = self._parsers if len(data) <= LARGE_BODY else self._large
+        is_large = len(data) > LARGE_BODY
+        size = len(data) if is_large else 0
+        with self._predictor.admit(connection.address, request.model_spec.name, size):
+            threads = self._large if is_large else self._parsers
             parsed = _turn(
                 threads, connection, self._submit, request, data, end, is_active, finished
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl.serving.server import json_outputs, rest
+from keras_ssl.serving.server import json_outputs, memory, rest
 from keras_ssl.serving.server.errors import invalid_argument
 
 
@@ -199,6 +199,15 @@ def test_no_body_stays_after_its_error(server, monkeypatch, wait_for):
         wait_for(lambda: not Body.alive)
     finally:
         gc.enable()
+
+
+def test_memory_is_trimmed_after_large_bodies(server, monkeypatch, wait_for):
+    trims = []
+    monkeypatch.setattr(memory, "trim", lambda: trims.append(server._predictor._in_flight))
+    for size in (2**21, 2**22):
+        assert send(server, COUNTER, b'{"x": "%s"}' % (b"a" * size))[0] == 400
+        wait_for(lambda: not server._predictor._in_flight)
+    wait_for(lambda: trims == [0])
 
 
 def test_no_part_of_a_body_stays_when_the_client_leaves(server, wait_for):
