@@ -113,6 +113,7 @@ class Services:
         call.respond(self._predictor.models.status(request.model_spec).SerializeToString())
 
     def _reload(self, data, call):
+        self._administration.check_peer(call.connection)
         if not self._reloads.acquire(blocking=False):
             raise StatusError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "configs are being loaded already; retry later"
@@ -123,7 +124,7 @@ class Services:
         try:
             request = parse(model_management_pb2.ReloadConfigRequest, data)
             with self._predictor.admit(call.connection):
-                self._administration.reload(request.config, call.connection)
+                self._administration.reload(request.config)
             call.respond(model_management_pb2.ReloadConfigResponse().SerializeToString())
         except Exception as exception:
             call.fail(from_exception(exception))

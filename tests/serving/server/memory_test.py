@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import time
 import types
 import weakref
 
@@ -71,10 +72,11 @@ def test_memory_that_a_trim_did_not_free_is_trimmed_again_later(resident, monkey
 
 def test_one_trim_is_for_all_that_is_freed_meanwhile(monkeypatch, wait_for):
     trims = []
-    monkeypatch.setattr(memory, "_trim_heap", trims.append)
     wait_for(lambda: not memory._trimming.locked())
+    monkeypatch.setattr(memory, "_trim_heap", trims.append)
     for _ in range(20):
         memory.trim()
+        time.sleep(0.01)
     wait_for(lambda: trims)
     assert not memory._trimming.locked()
     memory._trim_now()
