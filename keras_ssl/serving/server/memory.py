@@ -15,9 +15,7 @@ TRIM_SECONDS = (
     5.0  # between two trims; twice as many after each, while memory does not grow further
 )
 MAX_TRIM_SECONDS = 320.0
-TRIM_DELAY = (
-    0.5  # seconds, so that one trim, which takes some 50 ms, is for all messages of this time
-)
+TRIM_DELAY = 0.5  # seconds: one trim, of some 50 ms, is for all messages of this time
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _trimming = threading.Lock()
