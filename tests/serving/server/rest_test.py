@@ -1,19 +1,17 @@
 """REST: the responses of gRPC as JSON, errors, and requests that are invalid as HTTP."""
 
 import base64
-import gc
 import http.client
 import json
 import socket
 import threading
 import time
-import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_ssl.serving.server import json_outputs, memory, rest
+from keras_ssl.serving.server import json_outputs
 from keras_ssl.serving.server.errors import invalid_argument
 
 
@@ -166,64 +164,6 @@ def test_errors_are_json(server, path, body, status, message):
     assert found == status
     assert message in response.get("error", "")
     assert send(server, COUNTER, {"instances": [[1]]}) == (200, {"predictions": [[4.0]]})
-
-
-class Body(bytearray):
-    """A body of which a test can see whether it is alive."""
-
-    alive = weakref.WeakSet()
-
-    __hash__ = object.__hash__
-
-    def __reduce_ex__(self, protocol):
-        return bytes, (bytes(self),)  # for the process that parses
-
-
-def test_no_body_stays_after_its_error(server, monkeypatch, wait_for):
-    """Exceptions, tracebacks and frames refer to each other."""
-    read_body, large = server._rest._http.read_body, b'"' + b"a" * rest.LARGE_BODY + b'"'
-
-    async def read(request):
-        body = Body(await read_body(request))
-        Body.alive.add(body)
-        return body
-
-    monkeypatch.setattr(server._rest._http, "read_body", read)
-    bodies = [body for _, body, *_ in REQUESTS if isinstance(body, bytes)]
-    bodies += [b'{"x": %s}' % large, b'{"inputs": %s}' % large, b'{"inputs": [[-1]]}']
-    gc.disable()
-    try:
-        for body in bodies:
-            for path in (COUNTER, PREDICT, "/v1/models/nope:predict"):
-                assert send(server, path, body)[0] in (200, 400, 404)
-        wait_for(lambda: not Body.alive)
-    finally:
-        gc.enable()
-
-
-def test_memory_is_trimmed_after_large_bodies(server, monkeypatch, wait_for):
-    trims = []
-    monkeypatch.setattr(memory, "trim", lambda: trims.append(server._predictor._in_flight))
-    for size in (2**21, 2**22):
-        assert send(server, COUNTER, b'{"x": "%s"}' % (b"a" * size))[0] == 400
-        wait_for(lambda: not server._predictor._in_flight)
-    wait_for(lambda: trims == [0])
-
-
-def test_no_part_of_a_body_stays_when_the_client_leaves(server, wait_for):
-    def is_kept():
-        lists = [one for one in gc.get_objects() if type(one) is list and one]
-        return any(type(one[0]) is bytes and b"a-part" in one[0] for one in lists)
-
-    gc.disable()
-    try:
-        with socket.create_connection(("localhost", server.rest_port), timeout=10) as raw:
-            head = f"POST {COUNTER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\na-part"
-            raw.sendall(head.encode())
-            wait_for(is_kept)
-        wait_for(lambda: not is_kept())
-    finally:
-        gc.enable()
 
 
 def test_content_length_is_checked(server):
