@@ -15,7 +15,7 @@ TRIM_SECONDS = (
     5.0  # between two trims; twice as many after each, while memory does not grow further
 )
 MAX_TRIM_SECONDS = 320.0
-TRIM_DELAY = 0.5  # seconds: one trim, of some 50 ms, is for all messages of this time
+TRIM_PAUSE = 0.5  # seconds after a trim of some 50 ms; what is freed meanwhile is left to `Memory`
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _trimming = threading.Lock()
@@ -36,7 +36,7 @@ def resident():
 
 
 def trim():
-    """Returns freed memory to the operating system soon, in another thread: it may take some 100 ms.
+    """Returns freed memory to the operating system, in another thread: it may take some 100 ms.
 
     glibc keeps tens of MiB after a large message, and almost everything after an attack.
     """
@@ -45,12 +45,14 @@ def trim():
 
 
 def _trim_now():
-    if _trimming.acquire(blocking=False):  # otherwise another thread is about to
-        time.sleep(TRIM_DELAY)
-        _trimming.release()
-        if gc.get_freeze_count():  # otherwise a collection takes long: see `Heap`
-            gc.collect()
-        _trim_heap(0)
+    if _trimming.acquire(blocking=False):  # otherwise it has just been done
+        try:
+            if gc.get_freeze_count():  # otherwise a collection takes long: see `Heap`
+                gc.collect()
+            _trim_heap(0)
+            time.sleep(TRIM_PAUSE)
+        finally:
+            _trimming.release()
 
 
 class Heap:
