@@ -174,6 +174,9 @@ ATTACKS = {
     "string fill, large": lambda a, t: send(
         a, forever(request("encoded", (1024,), [bytes(MIB)])), t
     ),
+    "string fill, second axis": lambda a, t: flood(
+        a, request("encoded", (1, 2**21), [b"12345678"]), 40, t
+    ),
     "filter orders": lambda a, t: send(a, filters(), t),
     "10 MB watch names": watch_names,
     "10 MB names": lambda a, t: send(

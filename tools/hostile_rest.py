@@ -1,4 +1,4 @@
-"""Request smuggling against a REST port, or against a proxy in front of it; and a flood of bodies.
+"""Request smuggling against a REST port, or against a proxy in front of it.
 
 python tools/hostile_rest.py HOST PORT [--proxied]
 
@@ -13,8 +13,6 @@ import collections
 import itertools
 import re
 import socket
-import threading
-import time
 
 TAGS = re.compile(rb"tag-(\w+)")
 VICTIMS = 3  # requests of other clients after each case: a proxy sends them on the same connection
@@ -242,45 +240,6 @@ def run(host, port, proxied=False, seconds=5.0):
     return dict(outcomes)
 
 
-def flood(port, seconds=3.0, number=60, size=2**17):
-    """Sends bodies of many empty lists from 127.0.0.1, and other requests from 127.0.0.2.
-
-    Args:
-        port: int, of REST on this machine, without a proxy.
-        seconds: float.
-        number: int, connections that send one body after the other.
-        size: int, bytes of a body; by default the largest that the server parses itself.
-
-    Returns:
-        dict of the longest time in seconds, of a GET and of a POST from 127.0.0.2.
-    """
-    data = post("evil", b'{"instances": [' + b"[]," * ((size - 30) // 3) + b"1]}")
-    end, longest = time.monotonic() + seconds, {}
-
-    def send():
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-            while time.monotonic() < end:
-                connection.sendall(data)
-                connection.recv(2**16)
-
-    threads = [threading.Thread(target=send) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    while not longest or time.monotonic() < end:
-        for name, request in (("GET", get("one")), ("POST", post("one", JSON))):
-            start = time.monotonic()
-            with socket.create_connection(
-                ("127.0.0.1", port), timeout=20, source_address=("127.0.0.2", 0)
-            ) as connection:
-                connection.sendall(request)
-                assert answered(connection.recv(2**16)) == ["one"]
-            longest[name] = max(longest.get(name, 0.0), time.monotonic() - start)
-        time.sleep(0.02)
-    for thread in threads:
-        thread.join()
-    return longest
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("host")
@@ -289,8 +248,6 @@ def main():
     args = parser.parse_args()
     outcomes = run(args.host, args.port, args.proxied)
     print(f"{len(cases())} cases, no wrong response: {outcomes}")
-    if args.host in ("127.0.0.1", "localhost") and not args.proxied:
-        print(f"longest times in s during a flood of bodies: {flood(args.port)}")
 
 
 if __name__ == "__main__":

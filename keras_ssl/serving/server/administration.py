@@ -29,15 +29,11 @@ class Administration:
         self._roots = [Path(os.path.realpath(root)) for root in roots]
         self._at_start = _folders(models.config)
 
-    def reload(self, config, peer):
-        """Switches to another ModelServerConfig, or changes nothing.
+    def check_peer(self, peer):
+        """Raises PERMISSION_DENIED for those who may not reload.
 
         Args:
-            config: ModelServerConfig proto.
             peer: str, the client as gRPC names it, such as "unix:/run/models" or "ipv4:10.0.0.1:4711".
-
-        Raises:
-            StatusError: PERMISSION_DENIED, or as `Models.reload`.
         """
         if self._allowed == "off":
             raise _denied(
@@ -46,6 +42,16 @@ class Administration:
             )
         if self._allowed == "socket" and not peer.startswith("unix:"):
             raise _denied("HandleReloadConfigRequest is accepted on the UNIX socket only")
+
+    def reload(self, config):
+        """Switches to another ModelServerConfig, or changes nothing; after `check_peer`.
+
+        Args:
+            config: ModelServerConfig proto.
+
+        Raises:
+            StatusError: PERMISSION_DENIED, or as `Models.reload`.
+        """
         check_models(config)
         known = self._at_start | _folders(self._models.config)
         for model in config.model_config_list.config:

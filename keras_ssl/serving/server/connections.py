@@ -78,10 +78,12 @@ class Connections:
             self._close_one(sorted(groups, key=len, reverse=True), connection)
 
     def remove(self, connection):
-        """Removes a connection that is closed; it may have been removed already."""
+        """Removes a connection that is closed; it may have been removed already.
+
+        Its bytes count until they are released: a body whose client has left may wait for its turn.
+        """
         mine = self._by_address.get(connection.address, ())
         if connection in mine:
-            self.release(connection)
             mine.remove(connection)
             self._count -= 1
             if not mine:
@@ -164,6 +166,8 @@ class Connections:
     def _reject(self, connection):
         connection.reject(503, "too many connections; retry later")
         self.remove(connection)
+        if connection.phase == Phase.BODY:
+            self.release(connection)  # at once, since `hold` looks at what is left
 
 
 def _worth(connection):

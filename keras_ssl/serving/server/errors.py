@@ -48,16 +48,21 @@ def from_tensorflow(error):
 def from_exception(error, request="a request"):
     """Returns `error` if it is a StatusError; otherwise logs it and returns an INTERNAL one.
 
-    The traceback is for the log and not for the client. Call it where the exception is handled.
+    The traceback is for the log and not for the client. It is dropped: exception, traceback and frames often
+    refer to each other, and would keep messages and arrays until the next garbage collection.
 
     Args:
         error: Exception.
         request: str, names the request in the log.
     """
-    if isinstance(error, StatusError):
-        return error
-    log.exception("%s failed", request)
-    return StatusError(grpc.StatusCode.INTERNAL, "internal error, see the server's log")
+    status = error
+    if not isinstance(error, StatusError):
+        log.error("%s failed", request, exc_info=error)
+        status = StatusError(grpc.StatusCode.INTERNAL, "internal error, see the server's log")
+    while error is not None:
+        context, error.__traceback__, error.__context__ = error.__context__, None, None
+        error = context
+    return status
 
 
 def first_line(error):

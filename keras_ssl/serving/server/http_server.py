@@ -104,10 +104,13 @@ class HttpServer:
             async for part in request.content.iter_any():
                 self.connections.hold(connection, len(part))
                 parts.append(part)
+                del part
+            connection.enter(Phase.WORKING)
+            return b"".join(parts)
         except web.RequestPayloadError as error:
             raise ConnectionResetError(*error.args) from None
-        connection.enter(Phase.WORKING)
-        return b"".join(parts)
+        finally:
+            parts.clear()  # an error is kept by the request, and keeps this frame and so the request
 
     async def _listen(self):
         manager = web.Server(self._handle)

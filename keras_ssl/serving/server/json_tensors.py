@@ -198,6 +198,8 @@ def main(pipe):
     ready = True
     with contextlib.suppress(EOFError, ConnectionError):
         while ready:
+            # To receive a body takes memory, too, and the limit is that of the last one.
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             pipe.send(True)
             data = pipe.recv()
             limit = used + PARSING_BYTES + BYTES_PER_BYTE * len(data)

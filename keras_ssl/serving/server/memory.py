@@ -3,6 +3,7 @@
 import collections
 import ctypes
 import gc
+import math
 import os
 import threading
 import time
@@ -10,7 +11,11 @@ import time
 MAX_GROWTH = 3 * 2**28  # of the resident memory while messages arrive slowly
 CALM = 4  # readings of the memory before the first slow message, which came before it was slow
 TRIM_GROWTH = 1.05  # of the resident memory of an idle server, above which it is trimmed
-TRIM_SECONDS = 5.0  # between two trims
+TRIM_SECONDS = (
+    5.0  # between two trims; twice as many after each, while memory does not grow further
+)
+MAX_TRIM_SECONDS = 320.0
+TRIM_PAUSE = 0.5  # seconds after a trim of some 50 ms; what is freed meanwhile is left to `Memory`
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _trimming = threading.Lock()
@@ -40,9 +45,12 @@ def trim():
 
 
 def _trim_now():
-    if _trimming.acquire(blocking=False):  # one thread is enough
+    if _trimming.acquire(blocking=False):  # otherwise it has just been done
         try:
+            if gc.get_freeze_count():  # otherwise a collection takes long: see `Heap`
+                gc.collect()
             _trim_heap(0)
+            time.sleep(TRIM_PAUSE)
         finally:
             _trimming.release()
 
@@ -83,9 +91,9 @@ class Memory:
     """Compares the resident memory of this process with that of quieter times."""
 
     def __init__(self):
-        self._settled = resident()
+        self._lowest = self._settled = resident()
         self._calm = collections.deque([self._settled], maxlen=CALM)
-        self._trimmed, self._next = False, 0.0
+        self._trimmed, self._last, self._seconds = False, -math.inf, TRIM_SECONDS
 
     def is_short(self, slow):
         """Returns whether messages that arrive slowly take too much memory.
@@ -101,12 +109,17 @@ class Memory:
         return now - min(self._calm) > MAX_GROWTH
 
     def settle(self):
-        """Trims the memory if it has grown; for moments when no request is in flight."""
+        """Trims the memory if it has grown; for moments when no request over gRPC is in flight.
+
+        What is left may be a model that was loaded, or requests over REST: it is trimmed again, but later.
+        """
         now = resident()
-        if self._trimmed:
+        self._lowest = min(self._lowest, now)
+        if self._trimmed or now < self._settled:
             self._settled, self._trimmed = now, False
-        elif now > TRIM_GROWTH * self._settled and time.monotonic() > self._next:
-            self._trimmed, self._next = True, time.monotonic() + TRIM_SECONDS
+        if now > TRIM_GROWTH * self._settled:
+            self._seconds = TRIM_SECONDS
+        if now > TRIM_GROWTH * self._lowest and time.monotonic() > self._last + self._seconds:
+            self._trimmed, self._last = True, time.monotonic()
+            self._seconds = min(2 * self._seconds, MAX_TRIM_SECONDS)
             trim()
-        else:
-            self._settled = min(self._settled, now)

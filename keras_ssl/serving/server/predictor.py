@@ -15,7 +15,7 @@ from keras_ssl.serving.server.requests import outputs_of, signature_of
 
 MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests get their turn
 MAX_BYTES = 2**29  # of large messages, from their arrival to the end of their run
-TRIM_BYTES = 2**23  # of a message after which freed memory is returned to the operating system
+TRIM_BYTES = 2**22  # of a message after which freed memory is returned to the operating system
 
 
 class Predictor:
@@ -186,28 +186,30 @@ class _Prediction:
 
     def _ran(self, outputs, error):
         try:
-            if error is not None:
-                raise error
-            if outputs is None:
-                raise left()
-            self._row += self._step
-            self._parts.append(outputs)
-            if self._row < self._rows:
-                self._submit_slice()
-                return
+            if error is None:
+                if outputs is None:
+                    raise left()
+                self._row += self._step
+                self._parts.append(outputs)
+                if self._row < self._rows:
+                    self._submit_slice()
+                    return
         except Exception as exception:
-            self._finish(exception)
-            return
-        self._finish()
+            error = exception
+        self._finish(error)
 
     def _finish(self, error=None):
         metrics, name = self._predictor.metrics, self._name
         result, status = None, grpc.StatusCode.OK
-        self._held.close()
-        if error is None:
-            result = (self._version, self._signature, _joined(self._parts))
-            metrics.request(name, "Predict", self._entrypoint, time.monotonic() - self._began)
-        else:
+        try:
+            self._held.close()
+            if error is None:
+                outputs = _joined(self._parts)
+                metrics.request(name, "Predict", self._entrypoint, time.monotonic() - self._began)
+                result = (self._version, self._signature, outputs)
+        except Exception as exception:  # the client waits for `done` all the same
+            error = exception
+        if error is not None:
             if isinstance(error, tf.errors.OpError):
                 error = from_tensorflow(error)
             error = from_exception(error, f"a request to {name!r}")

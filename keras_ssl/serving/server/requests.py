@@ -16,7 +16,9 @@ from keras_ssl.serving.server.json_tensors import MAX_AXES  # more abort TensorF
 
 TYPES = {number: name for name, number in types_pb2.DataType.items()}
 MAX_FILL = 2**24  # bytes of a tensor that declares more elements than it carries
+STRING_BYTES = 64  # of a string besides its own: those of the array and of TensorFlow's tensor
 CHUNK = 2**16  # elements that are converted at once, while no other thread runs
+MAX_COUNTED = 32  # inputs and axes whose elements are counted in the server's only thread
 # The TensorProto field that holds the values of a type, for types whose values it holds as they are.
 VALUE_FIELDS = {
     "float32": "float_val", "float64": "double_val", "int64": "int64_val", "uint32": "uint32_val",
@@ -124,16 +126,26 @@ def inputs_of(request, declared, max_rows=math.inf):
     return arrays
 
 
-def check_shape(alias, sizes, spec):
-    """Raises INVALID_ARGUMENT if a tensor of images does not have the declared shape.
+def is_large(request):
+    """Returns whether it may take long to convert the inputs of a PredictRequest, however small it is."""
+    if len(request.inputs) > MAX_COUNTED:
+        return True
+    shapes = [proto.tensor_shape.dim for proto in request.inputs.values()]
+    if any(len(shape) > MAX_COUNTED for shape in shapes):
+        return True
+    return sum(abs(math.prod(dim.size for dim in shape)) for shape in shapes) > CHUNK
 
-    A wrong rank would abort the process in oneDNN's convolutions. TensorFlow Serving does not check
-    shapes, and some clients rely on that: they send a vector for a column (None, 1), and old models
-    declare () for tensors of any shape. So inputs that are declared with fewer than three axes are not
-    checked here either.
+
+def check_shape(alias, sizes, spec):
+    """Raises INVALID_ARGUMENT if a tensor of images or strings does not have the declared shape.
+
+    A wrong rank would abort the process in oneDNN's convolutions, and strings on a further axis are not
+    rows, of which there may be only so many. TensorFlow Serving does not check shapes, and some clients
+    rely on that: they send a vector for a column (None, 1), and old models declare () for tensors of any
+    shape. So numbers that are declared with fewer than three axes are not checked here either.
     """
     declared = spec.sizes
-    if declared is None or len(declared) < 3:
+    if declared is None or len(declared) < (1 if spec.dtype.kind == "O" else 3):
         return
     if len(sizes) != len(declared) or any(
         size not in (-1, sent) for size, sent in zip(declared, sizes, strict=True)
@@ -166,7 +178,7 @@ def _array(alias, proto, sizes, dtype):
             if len(values) == number:
                 return np.array(values, object).reshape(sizes)
             # The last value stands for all that are missing; TensorFlow copies it for each.
-            if (number - len(values)) * len(values[-1]) <= MAX_FILL and number <= MAX_FILL // 8:
+            if (number - len(values)) * (len(values[-1]) + STRING_BYTES) <= MAX_FILL:
                 return np.asarray(tf.make_ndarray(proto))
         elif number * dtype.itemsize <= MAX_FILL or number <= proto.ByteSize():
             values = _values(proto, dtype) if number > CHUNK else ()

@@ -22,6 +22,7 @@ from keras_ssl.serving.server import json_outputs, json_tensors, services
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument
 from keras_ssl.serving.server.http_server import HttpServer, error_response, response
 from keras_ssl.serving.server.json_process import JsonProcess
+from keras_ssl.serving.server.predictor import left
 from keras_ssl.serving.server.requests import check_rows, check_shape
 from keras_ssl.serving.server.turns import Turns
 
@@ -89,9 +90,8 @@ class RestServer:
         try:
             path = ORIGIN.sub("", request.raw_path.partition("?")[0], 1)
             path = path.encode(errors="surrogateescape").decode(errors="replace")
-            client = request.protocol.address
             if request.method == "GET":
-                return await asyncio.wrap_future(self._status.submit(client, self._get, path))
+                return await _turn(self._status, request.protocol, self._get, path)
             if request.method != "POST":
                 return error_response(501, f"Unsupported method ({request.method!r})")
             return await self._post(path, request)
@@ -146,18 +146,18 @@ class RestServer:
             return connection.is_open and time.monotonic() < end
 
         finished = futures.Future()
-        with self._predictor.admit(connection.address, request.model_spec.name):
-            threads = self._parsers if len(data) <= LARGE_BODY else self._large
-            parsed = threads.submit(
-                connection.address, self._submit, request, data, end, is_active, finished
+        is_large = len(data) > LARGE_BODY
+        size = len(data) if is_large else 0
+        with self._predictor.admit(connection.address, request.model_spec.name, size):
+            threads = self._large if is_large else self._parsers
+            parsed = _turn(
+                threads, connection, self._submit, request, data, end, is_active, finished
             )
             del data
-            by_row = await asyncio.wrap_future(parsed)
+            by_row = await parsed
             outputs = await asyncio.wrap_future(finished)
-            encoded = self._encoders.submit(
-                connection.address, json_outputs.encode, outputs, by_row
-            )
-            return response(200, await asyncio.wrap_future(encoded))
+            encoded = await _turn(self._encoders, connection, json_outputs.encode, outputs, by_row)
+            return response(200, encoded)
 
     def _submit(self, request, data, end, is_active, finished):
         """Parses a body and submits its request; returns whether it is by row, and finishes a Future."""
@@ -192,6 +192,17 @@ class RestServer:
         if len(data) > LARGE_BODY:
             return self._json.parse(data, end)
         return contextlib.nullcontext(json_tensors.Body(data))
+
+
+def _turn(threads, connection, function, *arguments):
+    """Runs a function in threads when it is the turn of a client, unless the client has left by then."""
+
+    def run(*arguments):
+        if not connection.is_open:
+            raise left()
+        return function(*arguments)
+
+    return asyncio.wrap_future(threads.submit(connection.address, run, *arguments))
 
 
 @contextlib.contextmanager

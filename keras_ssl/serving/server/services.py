@@ -14,14 +14,16 @@ from tensorflow_serving.apis import (
 from keras_ssl.serving.server import wire
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument, parse
 from keras_ssl.serving.server.predictor import left
-from keras_ssl.serving.server.requests import inputs_of
+from keras_ssl.serving.server.requests import inputs_of, is_large
 from keras_ssl.serving.server.responses import predict_response
 from keras_ssl.serving.server.rpc import Method
 from keras_ssl.serving.server.turns import Turns
 
 PREDICTION = "tensorflow.serving.PredictionService"
 MODELS = "tensorflow.serving.ModelService"
-PARSE_THREADS = 2  # for messages above wire.SMALL bytes
+PARSE_THREADS = (
+    2  # for messages above wire.SMALL bytes, or that declare more than requests.CHUNK elements
+)
 MAX_RELOADS = 4  # that run or wait; each may load models for minutes
 
 
@@ -59,8 +61,8 @@ class Services:
         self._reloader.shutdown(wait=False)
 
     def _predict(self, data, call):
-        if len(data) <= wire.SMALL:
-            request = parse(predict_pb2.PredictRequest, data)
+        request = parse(predict_pb2.PredictRequest, data) if len(data) <= wire.SMALL else None
+        if request is not None and not is_large(request):
             place = self._predictor.admit(call.connection, request.model_spec.name)
             self._submit(request, call, place)
         else:
@@ -69,7 +71,7 @@ class Services:
             self._parsers.submit(call.connection, self._parse, data, call, place)
 
     def _parse(self, data, call, place):
-        """Parses a large message and submits it."""
+        """Parses a large message, or again one that declares many elements, and submits it."""
         try:
             self._predictor.check_open()
             if not call.is_active():
@@ -111,6 +113,7 @@ class Services:
         call.respond(self._predictor.models.status(request.model_spec).SerializeToString())
 
     def _reload(self, data, call):
+        self._administration.check_peer(call.connection)
         if not self._reloads.acquire(blocking=False):
             raise StatusError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "configs are being loaded already; retry later"
@@ -121,7 +124,7 @@ class Services:
         try:
             request = parse(model_management_pb2.ReloadConfigRequest, data)
             with self._predictor.admit(call.connection):
-                self._administration.reload(request.config, call.connection)
+                self._administration.reload(request.config)
             call.respond(model_management_pb2.ReloadConfigResponse().SerializeToString())
         except Exception as exception:
             call.fail(from_exception(exception))

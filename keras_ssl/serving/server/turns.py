@@ -25,7 +25,9 @@ class Turns:
 
     def __init__(self, threads, name):
         self._threads = futures.ThreadPoolExecutor(threads, name)
-        self._free = threads
+        self._free = threads  # that run no function
+        self._idle = threads  # those of them that do not look for one, either
+        self._closed = False
         self._running = collections.Counter()  # by client
         # client -> deque of (Future, function, arguments); the client whose turn is next comes first.
         self._waiting = collections.OrderedDict()
@@ -40,47 +42,63 @@ class Turns:
 
         Returns:
             concurrent.futures.Future of what it returns or raises.
+
+        Raises:
+            RuntimeError: `close` was called.
         """
         future = futures.Future()
         with self._lock:
+            if self._closed:
+                raise RuntimeError("no functions can be submitted after the end")
             self._waiting.setdefault(client, collections.deque()).append(
                 (future, function, arguments)
             )
-        self._threads.submit(self._work)
+            self._wake()
         return future
 
     def close(self):
         """Ends the threads when what runs is done; functions that wait are not run."""
         with self._lock:
+            self._closed = True
             self._waiting.clear()
         self._threads.shutdown(wait=False)
 
+    def _wake(self):
+        """Lets an idle thread look for a function, if one may run now; to be called with the lock."""
+        if self._idle and self._next() is not None:
+            self._threads.submit(self._work)
+            self._idle -= 1
+
     def _work(self):
-        while (task := self._next()) is not None:
-            client, future, function, arguments = task
-            del task
-            if future.set_running_or_notify_cancel():
+        try:
+            while (task := self._take()) is not None:
+                client, future, function, arguments = task
+                del task
                 try:
-                    result = function(*arguments)
+                    if future.set_running_or_notify_cancel():
+                        future.set_result(function(*arguments))
                 except BaseException as error:
                     future.set_exception(error)
-                else:
-                    future.set_result(result)
-                    del result
-            del future, function, arguments  # a body may have megabytes
+                finally:
+                    del future, function, arguments  # a body may have megabytes
+                    with self._lock:
+                        self._free += 1
+                        self._running[client] -= 1
+                        if not self._running[client]:
+                            del self._running[client]
+        finally:
             with self._lock:
-                self._free += 1
-                self._running[client] -= 1
-                if not self._running[client]:
-                    del self._running[client]
+                self._idle += 1
+                self._wake()  # for what was submitted since `_take`
 
     def _next(self):
-        """Returns (client, Future, function, arguments) of whose turn it is; None if nothing may run now.
+        """Returns the client whose turn it is, or None if nothing may run now."""
+        return next((one for one in self._waiting if self._running[one] < self._free), None)
 
-        What may not run now waits for a function of the same client, whose thread calls this again.
-        """
+    def _take(self):
+        """Returns (client, Future, function, arguments) of whose turn it is; None if nothing may run now."""
         with self._lock:
-            client = next((one for one in self._waiting if self._running[one] < self._free), None)
+            client = self._next()
             if client is None:
                 return None
             self._free -= 1
@@ -91,4 +109,5 @@ class Turns:
                 self._waiting.move_to_end(client)
             else:
                 del self._waiting[client]
+            self._wake()  # the end of a function may let two others run
             return client, *task

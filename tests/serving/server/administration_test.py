@@ -42,6 +42,19 @@ def test_reloading_is_off_by_default(root):
         assert server.models.names() == ["a", "b"]
 
 
+def test_who_may_not_reload_is_refused_before_anything_is_parsed_or_waits(root):
+    with (
+        serving.Server(root) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        while server._services._reloads.acquire(blocking=False):
+            pass
+        reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
+        with pytest.raises(grpc.RpcError) as error:
+            reload(b"not a message", timeout=10)
+        assert error.value.code() == DENIED
+
+
 def test_reloading_on_the_unix_socket_only(root, tmp_path):
     path = str(tmp_path / "socket")
     with (

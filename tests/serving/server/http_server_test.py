@@ -178,6 +178,24 @@ def test_the_server_knows_that_a_client_has_left():
         assert seen == [True]
 
 
+def test_a_body_counts_until_its_request_ends_though_its_client_has_left(wait_for):
+    waiting, go_on = [], threading.Event()
+
+    async def respond(request):
+        waiting.append(await server.read_body(request))
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return http_server.response(200, b"")
+
+    with serving(respond) as server:
+        connect(server, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc").close()
+        wait_for(lambda: waiting and not list(server.connections))
+        assert server.connections._held == 3
+        go_on.set()
+        wait_for(lambda: not server.connections._held)
+        assert not server.connections._bytes
+
+
 def test_hundreds_of_slow_clients_do_not_keep_others_out(echo):
     """Heads, bodies and silence from one address; then a client of it, and one of another address."""
     number = echo.connections._number
@@ -229,7 +247,7 @@ def test_bodies_that_are_not_completed_do_not_take_all_memory(echo, wait_for):
     for one in slow:
         one.close()
     wait_for(lambda: not list(echo.connections))
-    assert echo.connections._held == 0
+    wait_for(lambda: not echo.connections._held)
 
 
 def test_closing_waits_for_responses(wait_for):

@@ -59,6 +59,14 @@ def test_errors_and_bodies_that_are_not_converted(process):
         assert parse(process, b'{"inputs": [5]}', y="int32")["y"].tolist() == [5]
 
 
+def test_the_memory_of_a_small_body_does_not_bound_the_next_one(process):
+    parse(process, b'{"inputs": [5]}', y="int32")
+    running = process._process
+    size = json_tensors.PARSING_BYTES // 2  # which is copied when it is received
+    assert parse(process, b'{"inputs": "%s"}' % bytes(size).replace(b"\0", b"a"), y="string")
+    assert process._process is running
+
+
 def test_a_process_that_was_killed_is_replaced(process):
     parse(process, b'{"inputs": [5]}', y="int32")
     process._process.kill()

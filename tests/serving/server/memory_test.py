@@ -2,6 +2,8 @@
 
 import gc
 import shutil
+import time
+import types
 import weakref
 
 import pytest
@@ -42,6 +44,54 @@ def test_memory_that_has_grown_is_trimmed_once(resident):
     for _ in range(5):
         watched.settle()
     assert resident[1] == 1  # what is left is in use
+
+
+def test_memory_that_a_trim_did_not_free_is_trimmed_again_later(resident, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(memory, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    watched = memory.Memory()
+    resident[0] = 600 * MIB
+    trims = []
+    for clock[0] in range(1500):
+        before = resident[1]
+        watched.settle()
+        if resident[1] > before:
+            trims.append(clock[0])
+    assert trims == [0, 11, 32, 73, 154, 315, 636, 957, 1278]
+    resident[0] = 650 * MIB  # more, so soon
+    watched.settle()
+    assert resident[1] == 10
+    resident[0] = 510 * MIB  # this time it has helped
+    for clock[0] in range(1600, 3000):
+        watched.settle()
+    assert resident[1] == 10
+    resident[0] = 540 * MIB
+    watched.settle()
+    assert resident[1] == 11
+
+
+def test_there_is_a_pause_after_a_trim(monkeypatch, wait_for):
+    trims = []
+    wait_for(lambda: not memory._trimming.locked())
+    monkeypatch.setattr(memory, "_trim_heap", trims.append)
+    for _ in range(20):
+        memory.trim()
+        time.sleep(0.01)
+    assert trims == [0]
+    wait_for(lambda: not memory._trimming.locked())
+    memory._trim_now()
+    assert trims == [0, 0]
+
+
+def test_a_trim_collects_garbage_if_models_are_exempt(monkeypatch, wait_for):
+    wait_for(lambda: not memory._trimming.locked())
+    monkeypatch.setattr(memory, "TRIM_PAUSE", 0)
+    assert gc.get_freeze_count()
+    node = Node()
+    gone = weakref.ref(node)
+    del node
+    memory._trim_now()
+    assert gone() is None
 
 
 def test_trim_returns_at_once():

@@ -217,3 +217,24 @@ def test_a_request_whose_deadline_has_passed_is_not_even_parsed(server, runs):
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not parsed
     assert runs.rows == []
+
+
+@pytest.mark.parametrize("fails", ["place", "outputs"])
+def test_the_client_gets_an_error_if_the_end_of_a_request_fails(server, monkeypatch, fails):
+    answers, place = [], server._predictor.admit("a")
+    if fails == "place":
+        place.callback(divmod, 1, 0)
+    else:
+        monkeypatch.setattr(predictor, "_joined", lambda parts: divmod(1, 0))
+    server._predictor.submit(
+        server_process.request("counter", x=np.ones((1, 1), np.float32)), requests.inputs_of,
+        "GRPC", place, lambda: True, lambda *answer: answers.append(answer),
+    )  # fmt: skip
+    assert server._predictor.drain(5)
+    server._predictor._draining = False
+    deadline = time.monotonic() + 5
+    while not answers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ((result, error),) = answers
+    assert result is None
+    assert error.code == grpc.StatusCode.INTERNAL

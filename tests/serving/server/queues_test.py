@@ -3,16 +3,19 @@
 import collections
 import contextlib
 import socket
+import statistics
 import threading
 import types
 
 import grpc
+import hostile_bodies
 import hostile_calls
 import hostile_http2
-import hostile_rest
+import numpy as np
 import pytest
+import server_process
 
-from keras_ssl.serving.server import json_tensors, rest, wire
+from keras_ssl.serving.server import json_tensors, rest, services, wire
 from keras_ssl.serving.server.errors import invalid_argument
 
 POST = b"POST /v1/models/counter:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
@@ -111,6 +114,22 @@ def test_messages_that_wait_when_the_server_stops_are_unavailable(
     assert len(parsing.sizes) == 1
 
 
+def test_small_messages_that_fill_much_are_converted_in_other_threads(server, stub, monkeypatch):
+    threads, inputs_of = [], services.inputs_of
+    monkeypatch.setattr(
+        services,
+        "inputs_of",
+        lambda *args: threads.append(threading.current_thread().name) or inputs_of(*args),
+    )
+    for rows in (1, 2**16 + 1):
+        message = server_process.request("counter", x=np.ones((1, 1), np.float32))
+        message.inputs["x"].tensor_shape.dim[0].size = rows
+        with contextlib.suppress(grpc.RpcError):  # too many rows
+            stub.Predict(message, timeout=20)
+    assert threads[0] == "grpc"
+    assert threads[1].startswith("grpc_parse")
+
+
 def test_bodies_of_an_address_do_not_wait_for_those_of_another(server, parsing, wait_for):
     with contextlib.ExitStack() as stack:
         many = connections(server, stack, post(1000), 70, "127.0.0.1")
@@ -125,8 +144,11 @@ def test_bodies_of_an_address_do_not_wait_for_those_of_another(server, parsing, 
 
 
 def test_bodies_of_many_lists_do_not_delay_others(server):
-    """The short form of `tools/hostile_rest.py`."""
-    assert max(hostile_rest.flood(server.rest_port, seconds=1.0, number=20).values()) < 3
+    """The short form of `tools/hostile_bodies.py`. Each of them waits for the others of its address."""
+    times = hostile_bodies.flood(server.rest_port, number=20, seconds=1.0)
+    waits = {name: statistics.median(values) for name, values in times.items()}
+    assert waits["POST"] < waits["body"] / 2
+    assert waits["GET"] < waits["body"] / 2
 
 
 def test_large_bodies_do_not_wait_while_models_run(server, monkeypatch, wait_for):

@@ -82,8 +82,8 @@ def test_one_value_stands_for_all_elements(shape, value, dtype):
 
 @pytest.mark.parametrize(
     ("shape", "value", "dtype"),
-    [((2**23,), 1.5, "float64"), ((2**25,), 1, "uint8"), ((2**21 + 1,), b"", object),
-     ((2**14,), b"x" * 1025, object)],
+    [((2**23,), 1.5, "float64"), ((2**25,), 1, "uint8"), ((2**18 + 2,), b"", object),
+     ((2**14 + 2,), b"x" * 960, object)],
 )  # fmt: skip
 def test_one_value_does_not_stand_for_16_mib(shape, value, dtype):
     message = predict_pb2.PredictRequest(inputs={"x": filled(shape, value, dtype)})
@@ -114,7 +114,7 @@ def test_more_axes_would_abort_the_process(axes, valid):
     for _ in range(axes):
         proto.tensor_shape.dim.add(size=1)
     message = predict_pb2.PredictRequest(inputs={"x": proto})
-    declared = {"x": requests.InputSpec(types_pb2.DT_STRING, np.dtype(object), (-1,))}
+    declared = {"x": requests.InputSpec(types_pb2.DT_STRING, np.dtype(object), None)}
     if valid:
         assert requests.inputs_of(message, declared)["x"].shape == (1,) * axes
     else:
@@ -128,6 +128,36 @@ def test_rows_are_counted_before_they_are_filled(monkeypatch):
     monkeypatch.setattr(requests, "_array", lambda *_: pytest.fail("converted"))
     with pytest.raises(StatusError, match="input x has 1025 rows, more than the 1024 of one"):
         requests.inputs_of(message, declared, max_rows=1024)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), ()])
+def test_strings_have_the_declared_rank(shape, monkeypatch):
+    """Otherwise the number of rows says nothing about the number of strings."""
+    monkeypatch.setattr(requests, "_array", lambda *_: pytest.fail("converted"))
+    message = predict_pb2.PredictRequest(inputs={"x": filled(shape, b"ab", object)})
+    declared = {"x": requests.InputSpec(types_pb2.DT_STRING, np.dtype(object), (-1,))}
+    with pytest.raises(StatusError, match=r"input x must have the shape \(None\), got \("):
+        requests.inputs_of(message, declared)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "large"),
+    [
+        ([(2**16,)], False),
+        ([(2**8, 2**8 + 1)], True),
+        ([(2**15 + 1,), (2**15,)], True),
+        ([(1, -(2**40)), (3,)], True),  # the negative one may be the last that is checked
+        ([(3,)] * 32, False),
+        ([(0,)] * 33, True),
+        ([(1,) * 33], True),
+    ],
+)
+def test_small_messages_that_declare_many_elements_are_large(shapes, large):
+    message = predict_pb2.PredictRequest()
+    for i, shape in enumerate(shapes):
+        for size in shape:
+            message.inputs[str(i)].tensor_shape.dim.add(size=size)
+    assert requests.is_large(message) == large
 
 
 def test_an_empty_batch(stub):

@@ -218,6 +218,31 @@ def test_a_request_does_not_run_for_a_client_that_has_left(server, monkeypatch):
     assert names == ["counter"]
 
 
+def test_nothing_is_looked_up_or_encoded_for_clients_that_have_left(server, monkeypatch, wait_for):
+    release, paths, get, encode = threading.Event(), [], server._rest._get, json_outputs.encode
+    monkeypatch.setattr(server._rest, "_get", lambda path: paths.append(path) or get(path))
+    monkeypatch.setattr(
+        json_outputs, "encode", lambda *args: paths.append("encode") or encode(*args)
+    )
+    for turns in (server._rest._status, server._rest._encoders):
+        for _ in range(turns._free):
+            turns.submit("127.0.0.1", release.wait, 20)
+    body = b'{"instances": [[1]]}'
+    post = (
+        f"POST {COUNTER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+    for data in (post, b"GET /v1/models/gone HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with socket.create_connection(("localhost", server.rest_port), timeout=10) as raw:
+            raw.sendall(data)
+            time.sleep(0.2)
+    time.sleep(0.2)
+    release.set()
+    assert send(server, "/v1/models/counter")[0] == 200
+    assert send(server, COUNTER, {"instances": [[1]]})[0] == 200
+    wait_for(lambda: not server._predictor._in_flight)
+    assert paths == ["/v1/models/counter", "encode"]
+
+
 def test_status_and_metrics_are_answered_while_json_is_parsed(server):
     """A body of 8 MiB would keep Python's lock for a second."""
     body = b'{"instances":[' + (b"[" * 30 + b"]" * 30 + b",") * 130_000 + b"1]}"

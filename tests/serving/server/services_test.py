@@ -154,7 +154,7 @@ def test_reloading_over_grpc(counter, tmp_path, predict_request):
 def test_reloads_do_not_pile_up(counter, monkeypatch):
     loading, go_on = threading.Event(), threading.Event()
     with (
-        serving.Server(counter) as server,
+        serving.Server(counter, reload="all") as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
         monkeypatch.setattr(
