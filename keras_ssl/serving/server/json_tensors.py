@@ -195,15 +195,17 @@ def main(pipe):
     """
     gc.disable()  # a collection would visit every list that is being parsed
     used = _address_space()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)  # only the superuser may raise it
     ready = True
     with contextlib.suppress(EOFError, ConnectionError):
         while ready:
             # To receive a body takes memory, too, and the limit is that of the last one.
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
             pipe.send(True)
             data = pipe.recv()
             limit = used + PARSING_BYTES + BYTES_PER_BYTE * len(data)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
             try:
                 _parse(pipe, data)
             except JsonError as error:

@@ -11,9 +11,7 @@ import time
 MAX_GROWTH = 3 * 2**28  # of the resident memory while messages arrive slowly
 CALM = 4  # readings of the memory before the first slow message, which came before it was slow
 TRIM_GROWTH = 1.05  # of the resident memory of an idle server, above which it is trimmed
-TRIM_SECONDS = (
-    5.0  # between two trims; twice as many after each, while memory does not grow further
-)
+TRIM_SECONDS = 5.0  # between two trims; doubled after each, while memory does not grow further
 MAX_TRIM_SECONDS = 320.0
 TRIM_PAUSE = 0.5  # seconds after a trim of some 50 ms; what is freed meanwhile is left to `Memory`
 

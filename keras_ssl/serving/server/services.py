@@ -21,9 +21,8 @@ from keras_ssl.serving.server.turns import Turns
 
 PREDICTION = "tensorflow.serving.PredictionService"
 MODELS = "tensorflow.serving.ModelService"
-PARSE_THREADS = (
-    2  # for messages above wire.SMALL bytes, or that declare more than requests.CHUNK elements
-)
+# For messages above wire.SMALL bytes, or that declare more than requests.CHUNK elements.
+PARSE_THREADS = 2
 MAX_RELOADS = 4  # that run or wait; each may load models for minutes
 
 

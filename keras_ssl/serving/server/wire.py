@@ -3,23 +3,11 @@
 from keras_ssl.serving.server.errors import invalid_argument
 
 SMALL = 2**16  # bytes of a message that is harmless whatever it contains
-MAX_FIELDS = (
-    2**15
-)  # such as 1,024 rows of 30 strings; each takes a microsecond, in which others wait
+MAX_FIELDS = 2**15  # such as 1,024 rows of 30 strings; each takes a microsecond of Python
 MAX_VARINTS = 2**24  # bytes of values that protobuf decodes one by one, while no other thread runs
-INPUTS, TENSOR = (
-    2,
-    2,
-)  # numbers of the fields of PredictRequest, and of an entry of the map of inputs
-BULK = {
-    4,
-    5,
-    6,
-    8,
-    9,
-    12,
-    18,
-}  # of TensorProto: tensor_content, string_val, and values of fixed size
+# Numbers of fields: of PredictRequest, of an entry of its map of inputs, and of TensorProto.
+INPUTS, TENSOR = 2, 2
+BULK = {4, 5, 6, 8, 9, 12, 18}  # tensor_content, string_val, and values of fixed size
 VARINTS = {7, 10, 11, 13, 16, 17}  # int_val and others
 SIZES = {1: 8, 5: 4}  # bytes of the wire types for values of fixed size
 

@@ -1,7 +1,9 @@
 """The process that parses large bodies: results, errors, its memory, its end."""
 
+import gc
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -182,3 +184,29 @@ def test_it_ends_with_its_server(process):
     pid = process._process.pid
     process._pipe.close()  # as if this process had died
     assert os.waitpid(pid, 0) == (pid, 0)
+
+
+@pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 2**50, 2**20])
+def test_the_hard_limit_of_a_container_is_kept(monkeypatch, hard):
+    limits, sent = [], []
+
+    class Pipe:
+        bodies = [b"{"]
+        send = staticmethod(sent.append)
+
+        def recv(self):
+            if not self.bodies:
+                raise EOFError
+            return self.bodies.pop()
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    try:
+        json_tensors.main(Pipe())
+    finally:
+        gc.enable()
+    lifted, (soft, kept), again = limits
+    assert lifted == again == (hard, hard)
+    assert kept == hard
+    assert soft == 2**20 if hard == 2**20 else 2**28 < soft < 2**50
+    assert "JSON Parse error" in sent[1]
