@@ -4,10 +4,12 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from multiprocessing import Pipe
 from pathlib import Path
 
 MOST = 8  # processes
+QUIET_SECONDS, MAX_QUIET_SECONDS = 0.5, 10.0  # without a request, before `close` returns; at most
 FOLDER = Path(__file__).parent
 # The packages without their __init__, which imports TensorFlow: 3 s and 400 MB for each process.
 PACKAGES = {
@@ -40,6 +42,7 @@ class Processes:
 
     def __init__(self):
         self._number, self._closed = min(os.cpu_count() or 1, MOST), False
+        self._asked = 0.0  # when
         self._idle = queue.LifoQueue()  # (process, pipe), and None for those that are not started
         for _ in range(self._number):
             self._idle.put(None)
@@ -52,6 +55,7 @@ class Processes:
         """
         for _ in range(2):
             process, found = self._idle.get(), None
+            self._asked = time.monotonic()
             try:
                 if self._closed:
                     raise RuntimeError("no scene is rendered any more: the program ends")
@@ -67,12 +71,19 @@ class Processes:
         raise RuntimeError("a process that renders scenes was killed: is there enough memory?")
 
     def close(self):
-        """Ends the processes, after the scenes that they are rendering; no further one is rendered."""
-        self._closed = True
+        """Ends the processes, after the scenes that they are rendering; no further one is rendered.
+
+        It returns when nobody has asked for one for half a second: tf.data asks on until its buffers are full
+        of errors, and its threads cannot return once Python ends.
+        """
+        self._closed, start = True, time.monotonic()
         for process in [self._idle.get() for _ in range(self._number)]:
             if process is not None:
                 _end(*process)
             self._idle.put(None)
+        end = start + MAX_QUIET_SECONDS
+        while time.monotonic() < min(self._asked + QUIET_SECONDS, end):
+            time.sleep(QUIET_SECONDS / 10)
 
 
 def _start():

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -94,3 +95,25 @@ def test_nothing_is_rendered_after_close(one):
     assert process.poll() is not None
     with pytest.raises(RuntimeError, match="no scene is rendered any more: the program ends"):
         one.scene(number=0, **CLIP)
+
+
+def test_close_waits_until_nobody_asks_any_more(one):
+    one.scene(number=0, **CLIP)
+    refused = []
+
+    def ask():
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            try:
+                one.scene(number=0, **CLIP)
+            except RuntimeError:
+                refused.append(time.monotonic())
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    one.close()
+    closed = time.monotonic()
+    thread.join()
+    assert len(refused) > 10
+    assert closed - refused[-1] > 0.4
