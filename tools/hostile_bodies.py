@@ -78,14 +78,9 @@ def main():
     for name, (body, number) in BODIES.items():
         before = Usage(args.pid)
         times = flood(args.port, body, number)
-        peak, end = before.peak(), time.monotonic() + 10
-        while True:
-            time.sleep(1)
-            after = Usage(args.pid)
-            growth, files = after.memory / before.memory - 1, after.files - before.files
-            if (growth <= 0.05 and files <= 0.05 * before.files) or time.monotonic() > end:
-                break
-        kept += [name] if growth > 0.05 or files > 0.05 * before.files else []
+        peak = before.peak()
+        growth, files, is_kept = before.kept()
+        kept += [name] if is_kept else []
         waits = ", ".join(
             f"{key} {statistics.median(values):.3f} (at most {max(values):.3f})"
             for key, values in times.items()

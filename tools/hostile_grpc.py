@@ -84,6 +84,21 @@ class Usage:
         (line,) = (x for x in (self._proc / "status").read_text().splitlines() if "VmHWM" in x)
         return int(line.split()[1]) * 1024 - self.memory
 
+    def kept(self):
+        """Waits, for at most 10 s, until the process keeps no more than 5 % of what it took since.
+
+        Returns:
+            (growth, files, kept): fraction of the memory, descriptors, and whether one is above 5 %.
+        """
+        end = time.monotonic() + 10  # for connections that are being closed
+        while True:
+            time.sleep(1)
+            after = Usage(self.process.pid)
+            growth, files = after.memory / self.memory - 1, after.files - self.files
+            kept = growth > 0.05 or files > 0.05 * self.files
+            if not kept or time.monotonic() > end:
+                return growth, files, kept
+
 
 def measure(name, address, pid, seconds, connection, loop):
     """Lets an `attacker` at the other end of a connection run one attack.
@@ -91,7 +106,7 @@ def measure(name, address, pid, seconds, connection, loop):
     Returns:
         dict: requests, bytes, memory (peak growth in bytes), cpu (s per request), quiet and p99 (of
         Predict, ms), quiet_large and large (64 images), health (p99, ms), growth (fraction, afterwards),
-        files (more than before).
+        files (more than before), kept (whether growth or files are above 5 %).
     """
     end = time.monotonic() + seconds
     quiet = loop.run_until_complete(observe(address, lambda: time.monotonic() < end))
@@ -106,14 +121,8 @@ def measure(name, address, pid, seconds, connection, loop):
         ("quiet_large", quiet, "large"), ("large", busy, "large"),
     ):  # fmt: skip
         row[key] = float(np.percentile(values[name], 99, method="higher"))
-    end = time.monotonic() + 10  # for connections that are being closed
-    while True:
-        time.sleep(1)
-        after = Usage(pid)
-        row["growth"] = after.memory / before.memory - 1
-        row["files"], row["total"] = after.files - before.files, before.files
-        if "after" not in missed(row) or time.monotonic() > end:
-            return row
+    row["growth"], row["files"], row["kept"] = before.kept()
+    return row
 
 
 def missed(row):
@@ -124,7 +133,7 @@ def missed(row):
         "health": row["health"] > 100,
         "p99": row["p99"] > 2 * row["quiet"],
         "large": row["large"] > 1000 + row["quiet_large"],
-        "after": row["growth"] > 0.05 or row["files"] > 0.05 * row["total"],
+        "after": row["kept"],
     }
     return [name for name, is_broken in broken.items() if is_broken]
 

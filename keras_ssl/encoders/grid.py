@@ -8,8 +8,6 @@ from keras_ssl.arguments import check_integers, is_integer
 from keras_ssl.encoders.residual import STAGE, resnet
 from keras_ssl.layers.patch_grid import PatchGrid
 
-PART = "patches"  # of the network of single patches, one for each stage
-
 
 def patch_grid(
     input_shape, width=64, blocks=(2, 2, 2, 2), stem="small", synchronized=False, preprocessing=None,
@@ -18,8 +16,8 @@ def patch_grid(
     """Builds a residual network with layer normalization that computes the mean features of patches.
 
     A network that was trained on patches has never seen a whole image, whose mean and variance are others,
-    and whose edges are further away. Here each patch is seen by itself. Patches that overlap by half have
-    four times the pixels of the image, which takes as much longer.
+    and whose edges are further away. Here each patch is seen by itself. The 49 patches of the default have
+    three times the pixels of the image, and take about as much longer.
 
     Args:
         input_shape: (H, W, C) of the images.
@@ -61,7 +59,7 @@ def patch_grid(
         height, width, channels = x.shape[1] // rows, x.shape[2] // columns, x.shape[3]
         x = ops.reshape(x, (-1, rows, height, columns, width, channels))
         x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, height, width, channels))
-        x = keras.Model(start, end, name=f"{PART}{stage}")(x)
+        x = keras.Model(start, end, name=f"patches{stage}")(x)
         _, height, width, channels = x.shape
         x = ops.reshape(x, (-1, rows, columns, height, width, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))

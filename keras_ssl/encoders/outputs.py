@@ -157,8 +157,8 @@ def check_patches(encoder, height, width):
     """
     if grid_of(encoder) is not None:
         raise ValueError(
-            f"encoder {encoder.name!r} cuts its input into patches itself: give one of "
-            "encoders.resnet, or encoders.patch_part of this one"
+            f"encoder {encoder.name!r} cuts its input into patches itself: build one that sees the whole "
+            "input, such as encoders.resnet"
         )
     try:
         output = encoder.call(keras.Input((height, width, encoder.input_shape[-1])))

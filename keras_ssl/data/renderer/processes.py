@@ -76,12 +76,11 @@ class Processes:
         It returns when nobody has asked for one for half a second: tf.data asks on until its buffers are full
         of errors, and its threads cannot return once Python ends.
         """
-        self._closed, start = True, time.monotonic()
+        self._closed, end = True, time.monotonic() + MAX_QUIET_SECONDS
         for process in [self._idle.get() for _ in range(self._number)]:
             if process is not None:
                 _end(*process)
             self._idle.put(None)
-        end = start + MAX_QUIET_SECONDS
         while time.monotonic() < min(self._asked + QUIET_SECONDS, end):
             time.sleep(QUIET_SECONDS / 10)
 

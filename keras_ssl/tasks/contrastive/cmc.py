@@ -134,15 +134,14 @@ class CMC(PretextModel):
     def dataset(self, images, *args, **kwargs):
         made = super().dataset(images, *args, **kwargs)  # which checks them
         memory.check_number(self.num_images, images)
-        few = ()
         with contextlib.suppress(tf.errors.OpError):  # `made` replaces what cannot be read
             few = next(images.batch(32).as_numpy_iterator())["image"]
-        if len(few) and not np.ptp(few, axis=-1).any():
-            warnings.warn(
-                "images have no colors, or the first ones do not: one of the two views is empty, and its "
-                "half of the encoder will not learn anything",
-                stacklevel=2,
-            )
+            if not np.ptp(few, axis=-1).any():
+                warnings.warn(
+                    "images have no colors, or the first ones do not: one of the two views is empty, and "
+                    "its half of the encoder will not learn anything",
+                    stacklevel=2,
+                )
         return made
 
     dataset.__doc__ = PretextModel.dataset.__doc__

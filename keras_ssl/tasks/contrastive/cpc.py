@@ -117,7 +117,7 @@ class CPC(PretextModel):
         if color and channels != 3:
             raise ValueError(f"color {color!r} needs 3 channels, the encoder takes {channels}")
         augment.check_crop(crop)
-        self.grid = tuple((side - patch) // stride + 1 for side in (height, width))
+        self.grid = layers.PatchGrid(patch, stride).grid(encoder.input_shape)
         self.steps = choose_steps(self.grid[0], ignore, steps)
         self.patch_encoder = encoders.patch_part(encoder)
         encoders.check_patches(self.patch_encoder, patch - jitter, patch - jitter)
