@@ -37,8 +37,8 @@ class Server:
     is skipped, and GetModelStatus reports the reason. HandleReloadConfigRequest is refused unless `reload`
     allows it.
 
-    It is a context manager: it starts on entry; on exit it finishes the requests in flight and stops. It
-    sets the interval in which Python's threads take turns, `sys.setswitchinterval`, to half a millisecond.
+    It is a context manager: it starts on entry; on exit it finishes the requests in flight and stops. While
+    it runs, Python's threads take turns every half a millisecond (`sys.setswitchinterval`).
 
     Args:
         directory: a folder of models or the folder of one model, whose newest versions are served; or
@@ -124,9 +124,10 @@ class Server:
             self._server.methods.update(standard.reflection_methods(names, self._server.receive))
         interval = poll_seconds if directory is not None else config_poll_seconds
         self._poller = Poller(self.models, source, poll_seconds, interval)
+        self._usual_interval = sys.getswitchinterval()
 
     def __enter__(self):
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+        sys.setswitchinterval(min(self._usual_interval, SWITCH_SECONDS))
         if self._rest is not None:
             self._rest.start()
         self._server.start()
@@ -155,6 +156,7 @@ class Server:
             self._rest.close()
         self._server.stop(1.0 if finished else 0.0)
         self._services.close()
+        sys.setswitchinterval(self._usual_interval)
         # Not longer: it may be loading a model, which nobody needs now.
         idle = self._poller.join(1.0)
         if finished:

@@ -62,5 +62,6 @@ def test_threads_take_short_turns(counter):
             sys.setswitchinterval(interval)
             with serving.Server(counter):
                 assert sys.getswitchinterval() == pytest.approx(kept, abs=1e-6)
+            assert sys.getswitchinterval() == pytest.approx(interval, abs=1e-6)
     finally:
         sys.setswitchinterval(usual)
