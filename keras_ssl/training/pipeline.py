@@ -45,11 +45,13 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     # computes the labels of the whole batch and keeps its part.
     worker, whole = distribute.worker(task.distribute_strategy), task.whole_batches
     index, workers = (0, 1) if whole else worker
+    # All datasets of a task share what is traced, which takes seconds for some tasks.
+    pretext = vars(task).setdefault("_traced_pretext", tf.function(task.pretext, autograph=False))
 
     def labeled(batch, epoch_seed):
         ids = tf.cast(batch["id"], tf.int64)
         batch = {name: batch[name] for name in ("id", *task.needs)}
-        x, y = task.pretext(batch, tf.stack([tf.fill(tf.shape(ids), epoch_seed), ids], axis=1))
+        x, y = pretext(batch, tf.stack([tf.fill(tf.shape(ids), epoch_seed), ids], axis=1))
         if whole and worker[1] > 1:
             x, y = tf.nest.map_structure(lambda rows: rows[worker[0] :: worker[1]], (x, y))
         return x, y
