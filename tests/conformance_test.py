@@ -23,7 +23,7 @@ from keras_ssl.serving.server.servable import Servable
 from keras_ssl.tasks import TASKS
 from keras_ssl.training.loss_scale import LossScale
 
-BATCH = 8
+BATCH, RATE = 8, 0.02
 
 
 # All tests of a task run in one process (tests/conftest.py), where they share one that is compiled.
@@ -78,7 +78,7 @@ def make(row, images):
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,), synchronized=True)
     task = row.task(encoder, **fitting(row, encoder))
     # Plain SGD: an adaptive optimizer turns rounding errors in small gradients into whole steps.
-    task.compile(keras.optimizers.SGD(0.05))
+    task.compile(keras.optimizers.SGD(RATE))
     data = task.dataset(images, BATCH, shuffle=False)
     x, _ = next(iter(data))
     task(x)  # builds the head
@@ -114,8 +114,6 @@ def test_fits_saves_and_loads(row, task, data, tmp_path):
     assert copy.optimizer.iterations == 3
     for a, b in zip(task.optimizer.variables, copy.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
-    # Two more steps give the same result, so the checkpoint contains the whole state.
-    np.testing.assert_allclose(run(copy, data, steps=2), run(task, data, steps=2), rtol=1e-6)
     lines = []
     task.summary(print_fn=lambda line, **_: lines.append(line))
     assert "encoder" in "\n".join(lines) or task.encoder.name in "\n".join(lines)
@@ -145,10 +143,13 @@ def test_export_serves_the_features_of_keras(row, task, images, tmp_path):
     np.testing.assert_allclose(kssl.load(path)(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_replicas_give_what_one_gives(row, task, data, images, two_replicas):
+def test_two_replicas_continue_a_saved_task_as_one_does(
+    row, task, data, images, two_replicas, tmp_path
+):
+    task.save(tmp_path / "task.keras")
     with two_replicas.scope():
-        two, halves = make(row, images)
-    two.set_weights(task.get_weights())
+        two = keras.models.load_model(tmp_path / "task.keras")
+    halves = two.dataset(images, BATCH, shuffle=False)
     # Of the last batch, of 5, one replica gets 3 images, the other 2. With 1, one would get none.
     expected, found = (
         t.fit(d, verbose=0, callbacks=t.default_callbacks(sample(row.task.needs))).history["loss"]
@@ -208,20 +209,40 @@ OTHERS = {
 }
 
 
-def other_value(row, encoder, name, default):
-    """A valid value of an argument that is not its default; strings are those that the docs quote."""
-    quoted = re.findall(
-        rf"{name}: .*?(?=\n        \w+:|\n        \*\*)", row.task.__doc__, re.DOTALL
-    )
-    choices = OTHERS[type(default)](default) + re.findall(r'"(\w+)"', " ".join(quoted))
-    choices.append(Recipe(area=(0.5, 1.0)))  # of an augmentation, where only the default has a name
-    usual = getattr(row.task(encoder, **required(row.task, encoder)), name)
-    for value in choices:
-        with contextlib.suppress(ValueError, TypeError):
-            found = getattr(row.task(encoder, **{**required(row.task, encoder), name: value}), name)
-            if not np.array_equal(found, usual):
-                return value
-    pytest.fail(f"no other value of {name} found: quote the choices in the docs, or add to OTHERS")
+def other_values(row, encoder, optional):
+    """Returns a valid value, not the default, of each argument; strings are those that the docs quote."""
+    usual = row.task(encoder, **required(row.task, encoder))
+    values = {}
+    for p in optional:
+        quoted = re.findall(
+            rf"{p.name}: .*?(?=\n        \w+:|\n        \*\*)", row.task.__doc__, re.DOTALL
+        )
+        choices = OTHERS[type(p.default)](p.default) + re.findall(r'"(\w+)"', " ".join(quoted))
+        choices.append(Recipe(area=(0.5, 1.0)))  # an augmentation: only the default has a name
+        for value in choices:
+            with contextlib.suppress(ValueError, TypeError):
+                found = row.task(encoder, **{**required(row.task, encoder), p.name: value})
+                if not np.array_equal(getattr(found, p.name), getattr(usual, p.name)):
+                    values[p.name] = value
+                    break
+        else:
+            pytest.fail(
+                f"no other value of {p.name}: quote the choices in the docs, or add to OTHERS"
+            )
+    return values
+
+
+def together(row, encoder, values):
+    """Yields tasks with as many of the values at once as the constructor accepts, until each was in one."""
+    while values:
+        chosen, task = {}, None
+        for name, value in values.items():
+            with contextlib.suppress(ValueError, TypeError):
+                arguments = {**required(row.task, encoder), **chosen, name: value}
+                task = row.task(encoder, **arguments)
+                chosen[name] = value
+        yield task
+        values = {name: value for name, value in values.items() if name not in chosen}
 
 
 def test_arguments_survive_saving(row):
@@ -234,14 +255,12 @@ def test_arguments_survive_saving(row):
         "encoder", "kwargs", *required(row.task, encoder)
     }  # fmt: skip
     assert {*row.task.networks} <= {p.name for p in parameters}
-    for p in optional:
-        value = other_value(row, encoder, p.name, p.default)
-        task = row.task(encoder, **{**required(row.task, encoder), p.name: value})
+    for task in together(row, encoder, other_values(row, encoder, optional)):
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(task)))
         copy = keras.saving.deserialize_keras_object(config)
-        for q in parameters:
-            if q.name not in ("kwargs", *row.task.networks):
-                np.testing.assert_array_equal(getattr(copy, q.name), getattr(task, q.name), q.name)
+        for p in parameters:
+            if p.name not in ("kwargs", *row.task.networks):
+                np.testing.assert_array_equal(getattr(copy, p.name), getattr(task, p.name), p.name)
 
 
 def test_no_random_stream_is_drawn_twice(task, images, monkeypatch):
@@ -274,22 +293,24 @@ def test_reads_the_columns_that_it_needs_and_no_other(row, task, data, images):
             task.dataset(less, BATCH)
 
 
-def outcome(row, images, data=None, weights=None, **compiled):
-    """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
+def compiled(row, data, **arguments):
+    """Builds a task of the policy in force, compiled with small steps."""
     encoder = row.task.architecture((32, 32, 3), width=4, blocks=(1,))
     task = row.task(encoder, **fitting(row, encoder))
     # A smaller scale than the default: which step overflows would depend on the order of operations.
-    optimizer = LossScale(keras.optimizers.SGD(0.02), initial_scale=2.0**8)
+    optimizer = LossScale(keras.optimizers.SGD(RATE), initial_scale=2.0**8)
     half = keras.config.dtype_policy().name == "mixed_float16"
-    task.compile(optimizer if half else optimizer.inner_optimizer, **compiled)
-    data = data or task.dataset(images, 7, shuffle=False).cache()
+    task.compile(optimizer if half else optimizer.inner_optimizer, **arguments)
     task(next(iter(data))[0])
-    weights = weights or task.get_weights()
-    task.set_weights(weights)
+    return task
+
+
+def outcome(task, data, images):
+    """Runs three steps of training, evaluation and prediction; returns metrics, predictions and weights."""
     callbacks = task.default_callbacks(images)
     history = task.fit(data, verbose=0, callbacks=callbacks, validation_data=data).history
     logs = {name: values[-1] for name, values in history.items()}
-    return logs, task.predict(data, verbose=0), task.get_weights(), data, weights
+    return logs, task.predict(data, verbose=0), task.get_weights()
 
 
 # Every task in float32, every third one also in mixed_float16, which takes XLA longer.
@@ -299,9 +320,10 @@ XLA = [(row, "float32") for row in TASKS] + [(row, "mixed_float16") for row in T
 @pytest.mark.parametrize(
     ("row", "policy"), XLA, indirect=["row"], ids=[f"{row.name}-{policy}" for row, policy in XLA]
 )
-def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
+def test_xla_gives_what_tensorflow_gives(row, policy, images, task):
     """XLA is the default on GPUs; its CPU backend stands in."""
     keras.config.set_dtype_policy(policy)
+    half = policy == "mixed_float16"
     # Noise, since a rounding error flips the ReLUs of all equal pixels of a uniform background at once.
     rng, columns = np.random.default_rng(0), dict(images.columns)
     for name in {"image", "frames"} & set(columns):
@@ -312,13 +334,15 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
     if "depth" in columns:
         columns["depth"] *= rng.uniform(0.5, 2, columns["depth"].shape).astype(np.float32)
     images = random_access(columns)
-    logs, predicted, trained, data, weights = outcome(row, images, run_eagerly=True)
-    half = policy == "mixed_float16"
+    data = task.dataset(images, 7, shuffle=False).cache()
+    plain = compiled(row, data, run_eagerly=True) if half else task
     # Several steps in one execution would relabel at other steps.
     steps = 3 if half and not issubclass(row.task, Relabels) else 1
-    found, compiled, after, _, _ = outcome(
-        row, images, data, weights, jit_compile=True, steps_per_execution=steps
-    )
+    fast = compiled(row, data, jit_compile=True, steps_per_execution=steps)
+    weights = plain.get_weights()
+    fast.set_weights(weights)
+    logs, predicted, trained = outcome(plain, data, images)
+    found, quickly, after = outcome(fast, data, images)
     # Images that are compared have nearly the same features before training, and their temperature enlarges
     # what rounding changes; the most similar image may be another one.
     compared = row.family == "contrastive"
@@ -326,9 +350,9 @@ def test_xla_gives_what_eager_tensorflow_gives(row, policy, images):
         for name in {"accuracy", "val_accuracy"} & set(logs):
             assert found.pop(name) == pytest.approx(logs.pop(name), abs=0.2)
     more = 20 if compared else 1
-    rounding = more * (2e-3 if half else 1e-4)
+    rounding = more * (2e-3 if half else 3e-4)
     assert found == pytest.approx(logs, rel=rounding, abs=rounding if compared else None)
-    for a, b in zip(arrays(predicted), arrays(compiled), strict=True):
+    for a, b in zip(arrays(predicted), arrays(quickly), strict=True):
         np.testing.assert_allclose(
             b, a, rtol=0, atol=more * (1e-2 if half else 1e-4) * np.abs(a).max()
         )
