@@ -3,13 +3,14 @@
     python tools/soak_resume.py [--kills 10] [--tasks rotation exemplar_triplet deep_cluster gan]
 
 Trains ten tasks of several families by default. Every run is a process that kills itself after a random step
-and is restarted with the same arguments until it completes. It writes a checkpoint every other step, so that
-about half of the kills lose a step. At the end all variables are compared: weights, labels, centroids, and
-the slots of all optimizers.
+and is restarted with the same arguments until it completes; the process that completes a task goes on with
+the next one. It writes a checkpoint every other step, so that about half of the kills lose a step. At the
+end all variables are compared: weights, labels, centroids, and the slots of all optimizers.
 """
 
 import argparse
 import inspect
+import itertools
 import os
 import signal
 import subprocess
@@ -68,6 +69,12 @@ def train(folder, names, kill_at):
         np.savez(folder / f"{name}.npz", *[v.numpy() for v in task.state()])
 
 
+def reached(folder):
+    """Returns the step of the newest checkpoint, where a restarted run continues; 0 if there is none."""
+    saved = sorted(folder.glob("step-*.npz"))
+    return int(saved[-1].stem[5:]) if saved else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
@@ -101,25 +108,24 @@ def main():
         alone.mkdir()
         killed.mkdir()
         assert run(alone, options.tasks) == 0
-        left = {name: options.kills for name in options.tasks}
-        for name in options.tasks:
-            places = []
-            while left[name]:
-                # The newest checkpoint gives the number of steps that remain.
-                saved = sorted((killed / name).glob("step-*.npz"))
-                done = int(saved[-1].stem[5:]) if saved else 0
-                spread = max(1, (STEPS - done) // left[name])
-                at = int(random.integers(1, spread + 1))
-                code = run(killed, [name], at)
+        places = {name: [] for name in options.tasks}
+        for previous, name in itertools.pairwise([None, *options.tasks]):
+            for left in range(options.kills, 0, -1):
+                done = reached(killed / name)
+                at = int(random.integers(1, max(1, (STEPS - done) // left) + 1))
+                names, first = [name], 0
+                if previous and not places[name]:  # the process before was killed in `previous`
+                    names, first = [previous, name], STEPS - reached(killed / previous)
+                code = run(killed, names, first + at)
                 assert code == -signal.SIGKILL, f"{name}: exit code {code}"
-                places.append(done + at)
-                left[name] -= 1
-            assert run(killed, [name]) == 0
+                places[name].append(done + at)
+        assert run(killed, options.tasks[-1:]) == 0
+        for name in options.tasks:
             with np.load(alone / f"{name}.npz") as a, np.load(killed / f"{name}.npz") as b:
                 different = [key for key in a if not np.array_equal(a[key], b[key])]
                 wrong += bool(different)
                 print(
-                    f"{name}: killed after steps {places} of {STEPS}; {len(a.files)} variables, "
+                    f"{name}: killed after steps {places[name]} of {STEPS}; {len(a.files)} variables, "
                     f"{len(different)} differ",
                     flush=True,
                 )
