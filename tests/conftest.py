@@ -40,6 +40,13 @@ class Shared(LoadScopeScheduling):
         case = re.search(r"\[(\w+|[\w/]+\.md)[-\]]", test) if file in SPLIT else None
         return f"{file} {case[1]}" if case else file
 
+    def remove_node(self, node):
+        """Forgets what a crashed process completed: xdist would assign it as empty work, and wait forever."""
+        done = [scope for scope, tests in self.assigned_work[node].items() if all(tests.values())]
+        for scope in done:
+            del self.assigned_work[node][scope]
+        return super().remove_node(node)
+
 
 AS_USERS = (
     "tests/cli/main_test.py",
