@@ -114,6 +114,8 @@ def test_fits_saves_and_loads(row, task, data, tmp_path):
     assert copy.optimizer.iterations == 3
     for a, b in zip(task.optimizer.variables, copy.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
+    # Two more steps give the same result, so the checkpoint contains the whole state.
+    np.testing.assert_allclose(run(copy, data, steps=2), run(task, data, steps=2), rtol=1e-6)
     lines = []
     task.summary(print_fn=lambda line, **_: lines.append(line))
     assert "encoder" in "\n".join(lines) or task.encoder.name in "\n".join(lines)
@@ -350,7 +352,7 @@ def test_xla_gives_what_tensorflow_gives(row, policy, images, task):
         for name in {"accuracy", "val_accuracy"} & set(logs):
             assert found.pop(name) == pytest.approx(logs.pop(name), abs=0.2)
     more = 20 if compared else 1
-    rounding = more * (2e-3 if half else 3e-4)
+    rounding = more * (2e-3 if half else 1e-4)
     assert found == pytest.approx(logs, rel=rounding, abs=rounding if compared else None)
     for a, b in zip(arrays(predicted), arrays(quickly), strict=True):
         np.testing.assert_allclose(
