@@ -134,11 +134,8 @@ def test_files_that_cannot_be_read_now_are_retried(folder, monkeypatch):
     graph.rename(folder / "graph")
     graph.symlink_to(graph)  # ELOOP, also for root
 
-    def repair():
-        graph.unlink()
-        (folder / "graph").rename(graph)
-
-    timer = threading.Timer(0.3, repair)
+    # One step: between an unlink and a rename the file would be missing, which is not retried.
+    timer = threading.Timer(0.3, (folder / "graph").replace, [graph])
     timer.start()
     models = Models(config_of({"counter": folder}))
     assert models.versions("counter") == [3]
