@@ -46,11 +46,16 @@ class LocalEncoder:
 
         Yields:
             (row, (D,) float32 array), or (row, str) with the reason why the file cannot be read; in order.
+
+        Raises:
+            tf.errors.ResourceExhaustedError: if there is not enough memory for the pixels of a file.
         """
 
         def decoded(item):
             try:
                 return item[0], self._pixels(item[1]).numpy()
+            except tf.errors.ResourceExhaustedError:
+                raise  # the file may be sound
             except tf.errors.OpError as error:
                 return item[0], reason(error)
 

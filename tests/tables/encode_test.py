@@ -46,6 +46,15 @@ def test_local_files(encoder, model, files, noise):
     assert "{{" not in found[4][1]
 
 
+def test_a_file_is_not_called_unreadable_when_memory_is_short(encoder, files, monkeypatch):
+    def pixels(_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(encoder, "_pixels", pixels)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        list(encoder.files(files))
+
+
 def test_local_files_are_read_only_a_little_ahead(encoder, files):
     read = itertools.count()
     good = (files[1] for _ in iter(lambda: next(read), 100))
