@@ -107,6 +107,7 @@ class Server:
                     self._bind(f"unix:{socket_path}", tls)
             self.models = _load(model_config, session_config, any_labels)
             cleanup.callback(self.models.close)
+            metrics.load_attempts = self.models.load_attempts
             self._predictor = Predictor(self.models, metrics, runner, limit, max_rows)
             self._rest = _rest_server(
                 self._predictor, host, rest_port, rest_timeout, _metrics_path(monitoring),

@@ -1,5 +1,7 @@
 """Loads versions of models, tries again after errors of the file system, and remembers failures."""
 
+import collections
+import errno
 import logging
 import math
 import os
@@ -21,6 +23,7 @@ RETRIES = 5  # after an OSError, as many as TensorFlow Serving
 FIRST_RETRY_SECONDS = 0.5  # each further retry waits twice as long
 MAX_SKIPPED = 16  # newest versions that cannot be loaded, before older ones are not tried
 MAX_FILES = 10_000  # and folders in a version
+GRAPH = "saved_model.pb"
 
 
 class _Failure(typing.NamedTuple):
@@ -44,6 +47,7 @@ class Loader:
 
     Attributes:
         stopped: threading.Event; once it is set, nothing is loaded any more.
+        attempts: collections.Counter of (path of a version, "success" or "fail").
     """
 
     def __init__(self, session_config, states):
@@ -51,6 +55,7 @@ class Loader:
         self._failures = {}  # path -> _Failure
         self._warnings = {}  # model -> last logged warning about its folder
         self.stopped = threading.Event()
+        self.attempts = collections.Counter()
 
     def load_versions(self, model, served, publish):
         """Loads the versions of a model that its policy selects, newest first.
@@ -108,10 +113,12 @@ class Loader:
         except (OSError, ValueError) as error:
             code = "UNAVAILABLE" if isinstance(error, OSError) else "FAILED_PRECONDITION"
             self._states.set(name, version, State.END, grpc.StatusCode[code], str(error))
+            self.attempts[str(path), "fail"] += 1
             log.warning(
                 "%s version %d is skipped: %s", name, version, error, exc_info=error.__cause__
             )
             return False
+        self.attempts[str(path), "success"] += 1
         if not publish(version, servable):
             servable.close()
             return False
@@ -202,11 +209,16 @@ def fingerprint(path):
 
 
 def _status(entry):
-    """Returns the os.stat_result of an os.DirEntry, None for a link that leads nowhere."""
+    """Returns the os.stat_result of an os.DirEntry, None for a link that leads nowhere or in a circle."""
     try:
         return entry.stat()
-    except FileNotFoundError:
-        if entry.is_symlink():
+    except OSError as error:
+        # ELOOP may pass, since automounted folders have it, too. It is worth waiting for with the graph only:
+        # a circle of other links would delay the start until the last retry.
+        nowhere = error.errno == errno.ENOENT or (
+            error.errno == errno.ELOOP and entry.name != GRAPH
+        )
+        if nowhere and entry.is_symlink():
             return None
         raise
 

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import re
 import threading
 
 import prometheus_client
@@ -9,6 +10,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 PREFIX = ":tensorflow:serving:"
+LOAD_ATTEMPTS = ":tensorflow:cc:saved_model:load_attempt_count"
 # Upper bounds of the buckets, in microseconds.
 LATENCY_BOUNDS = [10 * 1.8**i for i in range(33)]
 QUEUING_BOUNDS = [100 * 1.2**i for i in range(52)]
@@ -50,11 +52,15 @@ class Metrics:
     | :tensorflow:serving:request_latency | model_name, API, entrypoint |
     | :tensorflow:serving:runtime_latency | model_name, API, runtime |
     | :tensorflow:serving:batching_session:queuing_latency | thread_pool_name |
+    | :tensorflow:cc:saved_model:load_attempt_count | model_path, status |
 
     prometheus-client formats the page. Its own counters would take a tenth of the time of a request.
 
     Args:
         thread_pool_name: str, name of the batching thread pool.
+
+    Attributes:
+        load_attempts: `Models.load_attempts`, once there are models.
 
     Example:
         >>> import grpc
@@ -67,6 +73,7 @@ class Metrics:
     def __init__(self, thread_pool_name="batch_threads"):
         self._lock = threading.Lock()
         self._pool = (thread_pool_name,)
+        self.load_attempts = {}
         self._latency = _Histogram(
             "request_latency", "Wall time of a request.", ["model_name", "API", "entrypoint"],
             LATENCY_BOUNDS,
@@ -111,10 +118,15 @@ class Metrics:
             for (model, status), number in self._counts.items():
                 labels = {"model_name": model, "status": status}
                 requests.add_sample(f"{PREFIX}request_count", labels, number)
+            loads = Metric(LOAD_ATTEMPTS, "The number of attempts to load a version.", "counter")
+            # A copy: a version may be loaded meanwhile.
+            for (path, status), number in self.load_attempts.copy().items():
+                loads.add_sample(LOAD_ATTEMPTS, {"model_path": path, "status": status}, number)
             return [
                 self._latency.family(),
                 self._runtime.family(),
                 self._queuing.family(),
+                loads,
                 requests,
             ]
 
@@ -122,4 +134,4 @@ class Metrics:
         """Returns the metrics in Prometheus' text format, as bytes."""
         page = prometheus_client.generate_latest(self._registry)
         # prometheus-client appends _total to the names of counters, TensorFlow Serving does not.
-        return page.replace(b"request_count_total", b"request_count")
+        return re.sub(rb"(?m)^(# (?:HELP|TYPE) \S+)_total ", rb"\1 ", page)

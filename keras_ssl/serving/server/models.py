@@ -36,6 +36,9 @@ class Models:
         session_config: tf.compat.v1.ConfigProto of the Sessions, or None.
         any_labels: bool, allow a new label for a version that is not available yet.
 
+    Attributes:
+        load_attempts: collections.Counter of (path of a version, "success" or "fail").
+
     Raises:
         ValueError: the config is invalid.
     """
@@ -45,6 +48,7 @@ class Models:
         self._served = {}  # model -> {version: _Version}
         self._states = States()
         self._loader = Loader(session_config, self._states)
+        self.load_attempts = self._loader.attempts
         self._labels = {}  # model -> {label: version}
         self._lock = threading.Lock()  # protects the dicts above; never held during slow operations
         self._changing = threading.RLock()  # held while versions are loaded and unloaded

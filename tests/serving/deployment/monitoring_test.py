@@ -101,6 +101,7 @@ def test_the_embedded_server_exports_the_same_metrics(serving_files, check_query
     metrics.request("m", "Predict", "GRPC", 0.1)
     metrics.runtime("m", "Predict", 0.1)
     metrics.queued(0.1)
+    metrics.load_attempts = {("/models/m/1", "fail"): 1}
     series = set()
     for line in metrics.page().decode().splitlines():
         if not line.startswith("#"):

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
@@ -12,7 +13,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, prediction_log_pb2
 
 from keras_ssl.serving.server import loading, servable
-from keras_ssl.serving.server.configs import config_of
+from keras_ssl.serving.server.configs import MonitoringConfig, config_of
+from keras_ssl.serving.server.embedded import METRICS_PATH, Server
 from keras_ssl.serving.server.loading import RETRIES
 from keras_ssl.serving.server.models import Models
 
@@ -140,6 +142,39 @@ def test_files_that_cannot_be_read_now_are_retried(folder, monkeypatch):
     models = Models(config_of({"counter": folder}))
     assert models.versions("counter") == [3]
     models.close()
+
+
+def test_links_in_a_circle_do_not_delay_the_start(folder, failing):
+    """They are no passing error, as a graph that cannot be read now may be."""
+    attempts = failing(folder / "3", times=0)
+    (folder / "3" / "loop").symlink_to("loop")
+    (folder / "3" / "there").symlink_to("back")
+    (folder / "3" / "back").symlink_to("there")
+    models = Models(config_of({"counter": folder}))
+    assert models.versions("counter") == [3]
+    assert len(attempts) == 1
+    models.close()
+
+
+def test_attempts_to_load_are_on_the_metrics_page(folder, failing):
+    """By the name and the labels of TensorFlow Serving, so that an alert on failures works with both."""
+    (folder / "4").mkdir()
+    failing(folder / "3", times=2)
+    monitoring = MonitoringConfig()
+    monitoring.prometheus_config.enable = True
+    with Server(folder, rest_port=0, monitoring=monitoring, poll_seconds=0) as server:
+        url = f"http://localhost:{server.rest_port}{METRICS_PATH}"
+        with urllib.request.urlopen(url) as response:
+            page = response.read().decode()
+    name = ":tensorflow:cc:saved_model:load_attempt_count"
+    found = {line for line in page.splitlines() if name in line and not line.startswith("# HELP")}
+    assert found == {
+        f"# TYPE {name} counter",
+        f'{name}{{model_path="{folder}/4",status="fail"}} 1.0',
+        f'{name}{{model_path="{folder}/3",status="fail"}} 2.0',
+        f'{name}{{model_path="{folder}/3",status="success"}} 1.0',
+        f'{name}{{model_path="{folder}/2",status="success"}} 1.0',
+    }
 
 
 @pytest.mark.parametrize(
