@@ -83,6 +83,7 @@ def export(task, path, card=None):
         (extra / CHECKSUMS).write_text(json.dumps(checksums(draft), indent=1))
         for folder in created:
             folder.chmod(0o755)
+            files.sync(folder)  # so that the mode survives a power failure, too
         return str(_rename_to_next_version(draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -130,8 +131,9 @@ def load(path):
 def _remove_old_drafts(path):
     """Removes drafts of exports that were killed; those of running exports are younger."""
     for draft in path.glob(".export-*"):
-        if time.time() - draft.stat().st_mtime > MAX_DRAFT_SECONDS:
-            shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another export has just removed it
+            if time.time() - draft.stat().st_mtime > MAX_DRAFT_SECONDS:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _rename_to_next_version(draft, path):

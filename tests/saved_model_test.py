@@ -207,6 +207,23 @@ def test_the_next_version_and_drafts_of_killed_exports(tiny_task, tmp_path):
     ]  # fmt: skip
 
 
+def test_two_exports_remove_old_drafts_at_the_same_time(tiny_task, tmp_path, monkeypatch):
+    for name in (".export-a", ".export-b"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - 25 * 3600,) * 2)
+    remove = shutil.rmtree
+
+    def remove_all(path, **options):  # the other export is as fast
+        for draft in (
+            tmp_path.glob(".export-[ab]") if path.name in (".export-a", ".export-b") else [path]
+        ):
+            remove(draft, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_all)
+    assert kssl.export(tiny_task, tmp_path) == str(tmp_path / "1")
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def test_a_version_that_differs_from_keras_never_appears(tiny_task, tmp_path, monkeypatch):
     monkeypatch.setattr(Servable, "run", lambda *_: {"features": np.ones((4, 2))})
     with pytest.raises(RuntimeError, match="differs from Keras"):
@@ -215,20 +232,31 @@ def test_a_version_that_differs_from_keras_never_appears(tiny_task, tmp_path, mo
 
 
 def test_a_version_is_on_the_disk_before_it_appears(tiny_task, tmp_path, monkeypatch):
-    """Otherwise a power failure could leave a version with empty files."""
-    synced, renamed = [], []
+    """Otherwise a power failure could leave a version with empty files, or one that others may not read."""
+    synced, renamed = [], []  # (path, mode)
     sync, rename = files.sync, os.rename
-    monkeypatch.setattr(files, "sync", lambda path: (synced.append(Path(path)), sync(path)))
+
+    def record(path):
+        synced.append((Path(path), Path(path).stat().st_mode & 0o777))
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", record)
     monkeypatch.setattr(
         os, "rename", lambda old, new: (renamed.append(list(synced)), rename(old, new))
     )
-    version = Path(kssl.export(tiny_task, tmp_path / "model"))
+    mask = os.umask(0o077)
+    try:
+        version = Path(kssl.export(tiny_task, tmp_path / "models" / "model"))
+    finally:
+        os.umask(mask)
     (before,) = renamed
-    parent, *within, draft = before
-    assert parent == tmp_path  # in which the model's folder is new
+    inner, outer, *own, (draft, _) = before
+    # The names of the new folders, and, once these are for all, their modes.
+    assert (inner[0], outer[0]) == (version.parent.parent, tmp_path)
+    assert own[:2] == [(version.parent, 0o755), (version.parent.parent, 0o755)]
     written = {path.relative_to(version) for path in version.rglob("*")}
-    assert {path.relative_to(draft) for path in within} == written
-    assert synced[len(before) :] == [version.parent]
+    assert {path.relative_to(draft) for path, _ in own[2:]} == written
+    assert [path for path, _ in synced[len(before) :]] == [version.parent]
 
 
 def test_an_export_that_fails_leaves_no_folder(tiny_task, tmp_path):
