@@ -1,6 +1,5 @@
 """Reader for a folder of image files."""
 
-import contextlib
 import heapq
 import os
 import warnings
@@ -44,8 +43,8 @@ def from_folder(path, size, check=True):
             positive integers.
 
     Warns:
-        UserWarning: how many files are unreadable, and which; which names are no regular files, or lead
-            to a folder a second time.
+        UserWarning: how many files are unreadable, and which; which names are no regular files, are
+            folders that may not be read, or lead to a folder a second time.
 
     Example:
         >>> photos = from_folder("photos/", size=96)                    # doctest: +SKIP
@@ -110,7 +109,8 @@ def image_files(path):
         ValueError: there is no such folder, or no image file in it.
 
     Warns:
-        UserWarning: which names were skipped: no regular files, or links to folders that were read.
+        UserWarning: which names were skipped: no regular files, folders that may not be read, or links to
+            folders that were read.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -119,7 +119,7 @@ def image_files(path):
     if skipped:
         warnings.warn(
             f"skipped {len(skipped)} names in {str(path)!r}, which are no regular files (FIFOs, broken "
-            "links), or other names of folders that were read: "
+            "links), folders without permission to read them, or other names of folders that were read: "
             f"{files.listed([os.path.relpath(name, folder) for name in skipped])}",
             stacklevel=2,
         )
@@ -141,21 +141,24 @@ def walk(folder, suffixes):
     while folders or links:
         # Links last, so that a folder is listed by its own name if a link leads to it, too.
         parent = folders.pop() if folders else heapq.heappop(links)
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
+        try:
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in visited:
+                skipped.append(parent)
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    # Not entry.is_dir() for a link: it raises if the link leads to itself.
+                    if entry.is_symlink() and os.path.isdir(entry.path):
+                        heapq.heappush(links, entry.path)
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.name.lower().endswith(suffixes):
+                        regular = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+                        (found if regular else skipped).append(entry.path)
+        except PermissionError:
             skipped.append(parent)
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        with contextlib.suppress(PermissionError), os.scandir(parent) as entries:
-            for entry in entries:
-                # Not entry.is_dir() for a link: it raises if the link leads to itself.
-                if entry.is_symlink() and os.path.isdir(entry.path):
-                    heapq.heappush(links, entry.path)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(suffixes):
-                    regular = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
-                    (found if regular else skipped).append(entry.path)
     return sorted(found), sorted(skipped)
 
 

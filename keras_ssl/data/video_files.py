@@ -40,8 +40,8 @@ def find(folder):
         folder: str or pathlib.Path.
 
     Returns:
-        (videos, skipped): list of Video, sorted by path; list of str, names that are no regular files or
-        lead to a folder a second time.
+        (videos, skipped): list of Video, sorted by path; list of str, names that are no regular files, are
+        folders that may not be read, or lead to a folder a second time.
 
     Raises:
         ValueError: there is no such folder.

@@ -90,7 +90,7 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
         )
     skipped = collections.defaultdict(collections.Counter)  # reason: path: number
     if irregular:
-        skipped["no regular file, or read already"].update(irregular)
+        skipped["no regular file, no permission to read, or read already"].update(irregular)
     found = _index(videos, (height, width), clip, folder, cache, skipped)
     if not found:
         raise ValueError(

@@ -140,3 +140,19 @@ def test_names_of_images_that_are_no_files_are_skipped(folder, monkeypatch):
         "dog/socket.gif",
     ):  # fmt: skip
         assert name in str(record[0].message)
+
+
+@pytest.mark.parametrize("function", ["scandir", "stat"])
+def test_folders_that_may_not_be_read_are_named(folder, monkeypatch, function):
+    """Neither their listing, nor, where the folder above them may not be searched, their status."""
+    original, denied = getattr(os, function), str(folder / "cat" / "deep")
+
+    def refuse(path, *args, **kwargs):
+        if os.fspath(path) == denied:  # chmod has no effect for root
+            raise PermissionError(13, "Permission denied", denied)
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, function, refuse)
+    with pytest.warns(UserWarning, match="skipped 1 names .* without permission .*: cat/deep$"):
+        dataset = data.from_folder(folder, size=8)
+    assert len(dataset.paths) == 7

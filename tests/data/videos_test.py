@@ -257,7 +257,7 @@ def test_damaged_files_are_skipped_and_counted(tmp_path):
     (warning,) = [str(w.message) for w in record]
     assert "unreadable (3: empty.mp4, moov.mp4, text.mp4)" in warning
     assert "shorter than a clip (1: short.mp4)" in warning
-    assert "no regular file, or read already (1: fifo.mp4)" in warning
+    assert "no regular file, no permission to read, or read already (1: fifo.mp4)" in warning
     (lost,) = re.findall(r"damaged or missing frames \((\d+): cut.avi\)", warning)
     kept = 30 - int(lost)
     assert 5 < kept < 25
