@@ -37,7 +37,10 @@ CHEAPER = (
 )
 
 # Blocks and commands that do not run: (first characters, reason).
-NO_COMMAND = (("images -> pretext labels", "a diagram"),)
+NO_COMMAND = (
+    ("images -> pretext labels", "a diagram"),
+    (":tensorflow:cc:", "a query: tests/serving/deployment/monitoring_test.py parses it"),
+)
 
 NOT_RUN = (
     (r"python3 -m venv", "installs the package: .ci/run runs it, as docs_text_test.py checks"),

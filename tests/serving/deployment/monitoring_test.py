@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import promql_parser
 import pytest
+from doc_pages import PAGES, blocks
 
 from keras_ssl.serving.server.metrics import Metrics
 
@@ -92,6 +93,12 @@ def test_the_autoscaler_uses_the_metric_of_the_adapter(serving_files, check_quer
     assert {"namespace", "pod"} <= made
     # The metric exists only with batching.
     assert serving_files.flags(serving_files.container["args"])["enable_batching"] == "true"
+
+
+def test_the_query_in_the_documentation(check_query):
+    texts = [block.text for block in blocks(PAGES["docs/operations.md"].read_text())]
+    (query,) = [text for text in texts if text.startswith(":tensorflow:")]
+    check_query(query)
 
 
 def test_the_embedded_server_exports_the_same_metrics(serving_files, check_query):
