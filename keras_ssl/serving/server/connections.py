@@ -25,9 +25,11 @@ class Phase(enum.IntEnum):
     HEAD = 2  # has received a part of the head
     BODY = 3  # has received the head and a part of the body
     SENDING = 4  # the client does not read the response
-    WORKING = 5  # is never closed by the server
+    WORKING = 5  # is not closed by the server, unless its transport has been closing for too long
 
 
+# How long a client may take to read what is left when its connection is closing, whatever its phase.
+CLOSING_SECONDS = 30.0
 # How long a connection may be in a phase. Bytes that arrive meanwhile do not change that.
 SECONDS = dict.fromkeys(Phase, 30.0) | {Phase.HEAD: 10.0, Phase.WORKING: float("inf")}
 
@@ -47,8 +49,8 @@ class Connections:
     connections and sends slowly only harms itself.
 
     A connection has the attributes `address`, `phase`, `since` (when the phase began) and `held` (bytes),
-    and the methods `reject(status, message)`, which closes it, and `unread()` (bytes of the response that
-    the client has not read).
+    and the methods `reject(status, message)`, which closes it, `unread()` (bytes of the response that the
+    client has not read) and `is_closing()` (whether it only stays open for these).
 
     Args:
         number: int, maximum number of connections.
@@ -60,6 +62,7 @@ class Connections:
         self._number, self._per_client, self._max_bytes = number, per_client, max_bytes
         self._by_address = collections.defaultdict(set)
         self._bytes = collections.Counter()  # by address
+        self._closing = {}  # connection -> when `close_late` first saw it closing
         self._count = self._held = 0
 
     def __iter__(self):
@@ -82,6 +85,7 @@ class Connections:
 
         Its bytes count until they are released: a body whose client has left may wait for its turn.
         """
+        self._closing.pop(connection, None)
         mine = self._by_address.get(connection.address, ())
         if connection in mine:
             mine.remove(connection)
@@ -148,9 +152,11 @@ class Connections:
             self._reject(worst)
 
     def close_late(self, now):
-        """Closes the connections that have been in a phase for too long."""
+        """Closes the connections that have been in a phase, or closing, for too long."""
         for one in self:
-            if now - one.since > SECONDS[one.phase]:
+            # asyncio waits without limit for a client to read what is left.
+            closing = self._closing.setdefault(one, now) if one.is_closing() else now
+            if now - one.since > SECONDS[one.phase] or now - closing > CLOSING_SECONDS:
                 one.reject(408, f"no complete request after {SECONDS[one.phase]:.0f} seconds")
                 self.remove(one)
 

@@ -96,9 +96,9 @@ class HttpServer:
                 f"the body must have at most {self.max_body} bytes, got {length}"
             )
         connection = request.protocol
-        connection.enter(Phase.BODY)
         if request.headers.get("Expect", "").lower() == "100-continue":
             connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.enter(Phase.BODY)  # now, since `write` may have entered another phase
         parts = []
         try:
             async for part in request.content.iter_any():
@@ -140,7 +140,7 @@ class HttpServer:
             return answer
         finally:
             self.connections.release(connection)
-            connection.enter(Phase.IDLE)
+            connection.leave()
 
     async def _discard_body(self, request, answer):
         """Sends a response before the body of its request is complete, and reads the rest of it.
@@ -208,6 +208,10 @@ class _Connection(web.RequestHandler):
         self._served |= phase == Phase.WORKING
         self.phase, self.since = phase, self._loop.time()
 
+    def leave(self):
+        """Leaves the phase of a request."""
+        self.enter(Phase.SENDING if self.writing_paused else Phase.IDLE)
+
     def write(self, data):
         """Sends bytes past aiohttp."""
         self._own_transport.write(data)
@@ -215,6 +219,10 @@ class _Connection(web.RequestHandler):
     def unread(self):
         """Returns how many bytes of the response the client has not read."""
         return self._own_transport.get_write_buffer_size()
+
+    def is_closing(self):
+        """Returns whether the connection only stays open until the client has read what is left."""
+        return self._own_transport.is_closing()
 
     def reject(self, status, message):
         """Closes the connection, with an error as the response if the client waits for one."""
@@ -226,6 +234,15 @@ class _Connection(web.RequestHandler):
                 % (status, HTTPStatus(status).phrase.encode(), JSON.encode(), len(body), body)
             )
         self._own_transport.abort()
+
+    async def start(self):
+        try:
+            await super().start()
+        finally:
+            # aiohttp responds to what is not HTTP without `_handle`, and drops requests that follow the
+            # last response. Their connection is WORKING since `data_received`, and would stay that.
+            if self.phase == Phase.WORKING:
+                self.leave()
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -256,7 +273,8 @@ class _Connection(web.RequestHandler):
 
     def resume_writing(self):
         super().resume_writing()
-        self.enter(Phase.IDLE)
+        if self.phase == Phase.SENDING:  # and not reading the body of a further request, or WORKING
+            self.enter(Phase.IDLE)
 
     def handle_error(self, request, status=500, exc=None, message=None):
         """Responds to a request that is not HTTP, or that this server failed to handle."""

@@ -13,7 +13,10 @@ from keras_ssl.serving.server.errors import StatusError
 class Connection:
     def __init__(self, address="a", phase=Phase.IDLE, since=0.0):
         self.address, self.phase, self.since, self.held = address, phase, since, 0
-        self.status, self.size = None, 0
+        self.status, self.size, self.closing = None, 0, False
+
+    def is_closing(self):
+        return self.closing
 
     def unread(self):
         return self.size
@@ -155,6 +158,23 @@ def test_slow_connections_are_closed():
     assert [one.status for one in late] == [408, 408, 408, 408, None]
     assert {one.status for one in punctual} == {None}
     assert len(list(places)) == 6
+
+
+def test_closing_connections_are_closed_in_time_whatever_their_phase():
+    places = Connections(100, 100, 100)
+    made = [Connection("a", phase, since=2015.0) for phase in Phase for _ in range(2)]
+    for one in made:
+        places.add(one)
+    closing = made[::2]
+    for one in closing:
+        one.closing = True
+    places.close_late(1990.0)
+    places.close_late(1990.0 + connections.CLOSING_SECONDS)
+    assert {one.status for one in made} == {None}
+    places.close_late(1991.0 + connections.CLOSING_SECONDS)
+    assert {one for one in made if one.status} == set(closing)
+    assert set(places) == set(made) - set(closing)
+    assert not places._closing
 
 
 def test_connections_get_half_of_the_descriptors(monkeypatch):
