@@ -146,33 +146,31 @@ class RestServer:
             return connection.is_open and time.monotonic() < end
 
         finished = futures.Future()
+        finished.set_running_or_notify_cancel()  # whoever stops waiting for a run does not end it
         is_large = len(data) > LARGE_BODY
         size = len(data) if is_large else 0
-        with self._predictor.admit(connection.address, request.model_spec.name, size):
+        with self._predictor.admit(connection.address, request.model_spec.name, size) as place:
             threads = self._large if is_large else self._parsers
             parsed = _turn(
                 threads, connection, self._submit, request, data, end, is_active, finished
             )
             del data
             by_row = await parsed
-            outputs = await asyncio.wrap_future(finished)
-            encoded = await _turn(self._encoders, connection, json_outputs.encode, outputs, by_row)
+            outputs = await _outputs(finished, end, place)
+            encoded = await _turn(self._encoders, connection, _encode, outputs, by_row, is_active)
             return response(200, encoded)
 
     def _submit(self, request, data, end, is_active, finished):
         """Parses a body and submits its request; returns whether it is by row, and finishes a Future."""
 
         def done(result, error):
-            if not finished.set_running_or_notify_cancel():
-                return  # the server has stopped
             if error is None:
                 finished.set_result(result[2])
             else:
                 finished.set_exception(error)
 
         self._predictor.check_open()
-        if not is_active():
-            raise StatusError(Code.DEADLINE_EXCEEDED, "the request has waited for too long")
+        _check_active(is_active)
         with _json_errors(), self._parse(data, end) as body:
             try:
                 request.model_spec.signature_name = body.signature_name
@@ -192,6 +190,30 @@ class RestServer:
         if len(data) > LARGE_BODY:
             return self._json.parse(data, end)
         return contextlib.nullcontext(json_tensors.Body(data))
+
+
+async def _outputs(finished, end, place):
+    """Waits for the outputs of a run until a deadline; a run that takes longer keeps its place."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(finished), end - time.monotonic())
+    except TimeoutError:
+        place = place.pop_all()  # otherwise a client could start any number of such runs
+        finished.add_done_callback(lambda _: place.close())
+        raise _too_late() from None
+
+
+def _encode(outputs, by_row, is_active):
+    _check_active(is_active)
+    return json_outputs.encode(outputs, by_row)
+
+
+def _check_active(is_active):
+    if not is_active():
+        raise _too_late()
+
+
+def _too_late():
+    return StatusError(Code.DEADLINE_EXCEEDED, "the request has waited for too long")
 
 
 def _turn(threads, connection, function, *arguments):
