@@ -18,12 +18,15 @@ TYPES = {number: name for name, number in types_pb2.DataType.items()}
 MAX_FILL = 2**24  # bytes of a tensor that declares more elements than it carries
 STRING_BYTES = 64  # of a string besides its own: those of the array and of TensorFlow's tensor
 CHUNK = 2**16  # elements that are converted at once, while no other thread runs
+MAX_OTHER_BYTES = 2**20  # of a tensor of a type that is not converted in pieces
 MAX_COUNTED = 32  # inputs and axes whose elements are counted in the server's only thread
-# The TensorProto field that holds the values of a type, for types whose values it holds as they are.
+# The TensorProto field that holds the values of a type. All other types, such as complex numbers and those of
+# quantized models, are converted by TensorFlow, if there are few.
 VALUE_FIELDS = {
     "float32": "float_val", "float64": "double_val", "int64": "int64_val", "uint32": "uint32_val",
     "uint64": "uint64_val", "bool": "bool_val",
     **dict.fromkeys(["int32", "int16", "int8", "uint16", "uint8"], "int_val"),
+    **dict.fromkeys(["float16", "bfloat16"], "half_val"),
 }  # fmt: skip
 DEFAULT_SIGNATURE = "serving_default"
 METHODS = tuple(f"tensorflow/serving/{kind}" for kind in ("predict", "classify", "regress"))
@@ -180,20 +183,27 @@ def _array(alias, proto, sizes, dtype):
             # The last value stands for all that are missing; TensorFlow copies it for each.
             if (number - len(values)) * (len(values[-1]) + STRING_BYTES) <= MAX_FILL:
                 return np.asarray(tf.make_ndarray(proto))
-        elif number * dtype.itemsize <= MAX_FILL or number <= proto.ByteSize():
-            values = _values(proto, dtype) if number > CHUNK else ()
-            if len(values) == number:
-                return values.reshape(sizes)
+        elif dtype.name in VALUE_FIELDS:
+            return _values(proto, number, dtype).reshape(sizes)
+        elif number <= CHUNK and proto.ByteSize() <= MAX_OTHER_BYTES:
             return np.asarray(tf.make_ndarray(proto))
     except (ValueError, TypeError, OverflowError, IndexError):
         pass
     raise invalid_argument(f"tensor parsing error: {alias}")
 
 
-def _values(proto, dtype):
-    """Converts the values of a typed field, as tf.make_ndarray does, but lets other threads run."""
-    field = getattr(proto, VALUE_FIELDS.get(dtype.name, "string_val"))
-    array = np.empty(len(field), dtype)
-    for i in range(0, len(field), CHUNK):
-        array[i : i + CHUNK] = field[i : i + CHUNK]
+def _values(proto, number, dtype):
+    """Converts the values of a typed field as tf.make_ndarray does, but lets other threads run meanwhile."""
+    field = getattr(proto, VALUE_FIELDS[dtype.name])
+    given = len(field)
+    # More values than elements are an error, too, but TensorFlow would convert all of them first.
+    if given > number or (given < number and number * dtype.itemsize > MAX_FILL):
+        raise ValueError
+    array = np.empty(number, dtype)
+    values = array.view(np.uint16) if VALUE_FIELDS[dtype.name] == "half_val" else array
+    for i in range(0, given, CHUNK):
+        part = field[i : i + CHUNK]
+        values[i : i + len(part)] = part
+    # The last value stands for all that are missing.
+    values[given:] = values[given - 1] if given else 0
     return array

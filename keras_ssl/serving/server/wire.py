@@ -4,7 +4,7 @@ from keras_ssl.serving.server.errors import invalid_argument
 
 SMALL = 2**16  # bytes of a message that is harmless whatever it contains
 MAX_FIELDS = 2**15  # such as 1,024 rows of 30 strings; each takes a microsecond of Python
-MAX_VARINTS = 2**24  # bytes of values that protobuf decodes one by one, while no other thread runs
+MAX_VARINTS = 2**23  # bytes of values that protobuf decodes one by one, while no other thread runs
 # Numbers of fields: of PredictRequest, of an entry of its map of inputs, and of TensorProto.
 INPUTS, TENSOR = 2, 2
 BULK = {4, 5, 6, 8, 9, 12, 18}  # tensor_content, string_val, and values of fixed size

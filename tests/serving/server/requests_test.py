@@ -1,5 +1,7 @@
 """Requests that do not match the model get the statuses and messages of TensorFlow Serving."""
 
+import time
+
 import grpc
 import numpy as np
 import pytest
@@ -93,8 +95,10 @@ def test_one_value_does_not_stand_for_16_mib(shape, value, dtype):
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float32", "float64", "int32", "uint8", "int64", "bool", "uint64"]
-)
+    "dtype",
+    ["float32", "float64", "int32", "uint8", "int64", "bool", "uint64", "float16",
+     tf.bfloat16.as_numpy_dtype],
+)  # fmt: skip
 def test_many_values_one_by_one(dtype):
     array = (np.arange(3 * 2**16 + 5) % 200).astype(dtype)
     proto = TensorProto()
@@ -106,6 +110,50 @@ def test_many_values_one_by_one(dtype):
         message.inputs["x"].int_val[7] = 300
         with pytest.raises(StatusError, match="tensor parsing error: x"):
             requests.inputs_of(message, {"x": spec})
+
+
+@pytest.mark.parametrize("given", [0, 1, 2**16 - 1, 2**16 + 3, 2**17])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("uint8", "int_val"), ("float32", "float_val"), ("float16", "half_val")]
+)
+def test_the_last_value_stands_for_the_missing_ones_as_in_tensorflow(given, dtype, name):
+    proto = TensorProto(dtype=tf.as_dtype(dtype).as_datatype_enum)
+    for size in (2, 2**16):
+        proto.tensor_shape.dim.add(size=size)
+    getattr(proto, name).extend((np.arange(given) % 199 + 1).tolist())
+    spec = requests.InputSpec(proto.dtype, np.dtype(dtype), None)
+    message = predict_pb2.PredictRequest(inputs={"x": proto})
+    array = requests.inputs_of(message, {"x": spec})["x"]
+    np.testing.assert_array_equal(array, tf.make_ndarray(proto))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "number"),
+    [("uint8", "int_val", 2**22), ("uint8", "int_val", 7), ("float32", "float_val", 2**22),
+     ("complex64", "scomplex_val", 2**19)],
+)  # fmt: skip
+def test_more_values_than_elements_are_not_converted(dtype, name, number, monkeypatch):
+    converted = []  # in one call, in which no other thread runs
+    monkeypatch.setattr(tf, "make_ndarray", converted.append)
+    proto = TensorProto(dtype=tf.as_dtype(dtype).as_datatype_enum)
+    proto.tensor_shape.dim.add(size=6)
+    getattr(proto, name).extend([1] * number)
+    spec = requests.InputSpec(proto.dtype, np.dtype(dtype), None)
+    message = predict_pb2.PredictRequest(inputs={"x": proto})
+    start = time.thread_time()
+    with pytest.raises(StatusError, match="tensor parsing error: x"):
+        requests.inputs_of(message, {"x": spec})
+    assert not converted
+    assert time.thread_time() - start < 0.05
+
+
+def test_few_complex_values():
+    array = np.array([1 + 2j, 3j], np.complex64)
+    message = predict_pb2.PredictRequest(inputs={"x": TensorProto(dtype=types_pb2.DT_COMPLEX64)})
+    message.inputs["x"].tensor_shape.dim.add(size=2)
+    message.inputs["x"].scomplex_val.extend([1, 2, 0, 3])
+    spec = requests.InputSpec(types_pb2.DT_COMPLEX64, array.dtype, None)
+    np.testing.assert_array_equal(requests.inputs_of(message, {"x": spec})["x"], array)
 
 
 @pytest.mark.parametrize(("axes", "valid"), [(32, True), (33, False)])
