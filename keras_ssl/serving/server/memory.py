@@ -58,7 +58,12 @@ class Heap:
 
     A full collection visits its 400,000 objects for 0.2 s, in which no other thread runs, and JSON of 40,000
     lists causes one. A program that calls `gc.freeze` itself is left alone.
+
+    Attributes:
+        collections: int, number of calls of `collect` in this process.
     """
+
+    collections = 0
 
     def __init__(self):
         self._freezes = not gc.get_freeze_count()
@@ -71,6 +76,7 @@ class Heap:
             gc.collect()
             if self._freezes:
                 gc.freeze()
+        Heap.collections += 1
 
     def thaw(self):
         """Leaves everything to automatic collections until the next `collect`: some will soon be free."""
@@ -91,6 +97,7 @@ class Memory:
     def __init__(self):
         self._lowest = self._settled = resident()
         self._calm = collections.deque([self._settled], maxlen=CALM)
+        self._collections = Heap.collections
         self._trimmed, self._last, self._seconds = False, -math.inf, TRIM_SECONDS
 
     def is_short(self, slow):
@@ -102,7 +109,11 @@ class Memory:
             slow: bool, there are such messages.
         """
         now = resident()
-        if not slow:  # so a model that was loaded since the start does not count
+        # A model that was loaded does not count, even if a client always has a slow message open.
+        if self._collections != Heap.collections:
+            self._collections = Heap.collections
+            self._calm.clear()
+        if not slow or not self._calm:
             self._calm.append(now)
         return now - min(self._calm) > MAX_GROWTH
 

@@ -35,6 +35,19 @@ def test_memory_is_short_when_it_grows_while_messages_are_slow(resident):
     assert watched.is_short(slow=True)
 
 
+def test_a_loaded_model_does_not_count_while_a_message_is_always_slow(resident, monkeypatch):
+    monkeypatch.setattr(gc, "freeze", gc.collect)
+    watched, heap = memory.Memory(), memory.Heap()
+    assert not watched.is_short(slow=True)
+    resident[0] += memory.MAX_GROWTH + MIB
+    assert watched.is_short(slow=True)
+    heap.collect()
+    assert not watched.is_short(slow=True)
+    resident[0] += memory.MAX_GROWTH + MIB
+    assert watched.is_short(slow=True)
+    heap.close()
+
+
 def test_memory_that_has_grown_is_trimmed_once(resident):
     watched = memory.Memory()
     resident[0] = 520 * MIB
