@@ -46,10 +46,14 @@ def request(signature, shape, strings=(), outputs=(), model="rotation_cifar10"):
     return message.SerializeToString()
 
 
-def tiny_png():
+def png(mode, size):
     file = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(file, "PNG")
+    Image.new(mode, (size, size)).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def tiny_png():
+    return png("RGB", 1)
 
 
 async def send(address, messages, until, path=PREDICT, timeout=60, **options):
@@ -193,6 +197,15 @@ ATTACKS = {
     "dims": lambda a, t: send(a, forever(padded(field(2, b"\x12\0" * (SIZE // 2)))), t),
     "strings": lambda a, t: send(a, forever(padded(b"\x42\0" * (SIZE // 2))), t),
     "packed integers": lambda a, t: send(a, forever(padded(field(7, b"\1" * SIZE))), t),
+    "more integers than elements": lambda a, t: send(
+        a, forever(padded(field(7, b"\1" * (2**23 - 10)))), t
+    ),
+    "images that take long": lambda a, t: flood(
+        a, request("encoded", (12,), [png("1", 2300)]), 20, t, 2.0
+    ),
+    "files that together take too long": lambda a, t: send(
+        a, forever(request("encoded", (1024,), [png("1", 2300)])), t
+    ),
     "100 messages of map entries": lambda a, t: flood(a, b"\x12\0" * (2**18 - 1), 100, t, 0.5),
     "100 messages of strings": lambda a, t: flood(a, padded(b"\x42\0" * 2**17), 100, t, 0.5),
     "eight of 60 MiB": lambda a, t: flood(a, padded(field(4, bytes(SIZE))), 8, t, 2.0),

@@ -10,6 +10,7 @@ MAX_PIXELS = 2**26  # 8192 x 8192
 MAX_SCANS, BYTES_PER_SCAN = 100, 2**15
 MAX_FILES = 1024  # in a request
 MAX_COST = 2**29  # pixels of all files of a request
+TOO_LONG = "decoding the files of the request takes too long: send fewer of them, or smaller images"
 GRAY_16_BITS = b"\x10\0"  # bits per sample and type of color in the header of a PNG
 PARALLEL = 10  # files of a request to decode at a time, or 2 if that takes too much memory
 
@@ -107,7 +108,7 @@ def decode_batch(files, height, width):
     checks = [
         _assert(
             tf.reduce_sum(cost) <= MAX_COST,
-            "decoding the files of the request takes too long: send fewer of them, or smaller images",
+            TOO_LONG,
         ),
         # Not one at a time: TensorFlow's memory pool would need the memory of two nevertheless.
         _assert(
@@ -129,6 +130,25 @@ def decode_batch(files, height, width):
     return tf.cond(
         largest(PARALLEL) <= headers.MAX_MEMORY, lambda: decoded(PARALLEL), lambda: decoded(2)
     )
+
+
+def check_cost(files):
+    """Refuses a request whose images together take too long to decode, as `decode_batch` does.
+
+    For requests that are decoded in several parts. Files that are no images cost nothing.
+
+    Args:
+        files: (N,) string tensor.
+
+    Raises:
+        tf.errors.InvalidArgumentError: decoding all of them takes longer than a baseline JPEG of `MAX_COST`
+            pixels.
+
+    Example:
+        >>> check_cost([tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8)), b"text"])
+    """
+    if int(_cost(files)) > MAX_COST:
+        raise tf.errors.InvalidArgumentError(None, None, TOO_LONG)
 
 
 def decode_pfm(encoded):
@@ -167,6 +187,15 @@ def decode_pfm(encoded):
         tf.io.decode_raw(values, tf.float32, little_endian=False),
     )
     return tf.reshape(values, (size[1], size[0], 1))[::-1]
+
+
+@tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+def _cost(files):
+    def cost(file):
+        _, pixels, _, cost, _ = headers.examine(file)
+        return tf.where(pixels < 0, tf.zeros_like(cost), tf.minimum(cost, MAX_COST + 1))
+
+    return tf.reduce_sum(tf.map_fn(cost, files, fn_output_signature=tf.int64))
 
 
 # Traced once: its operations take longer to trace than an epoch of a small folder takes to read.

@@ -7,12 +7,12 @@ import os
 import sys
 import threading
 import time
-from concurrent import futures
 
 import grpc
 import numpy as np
 
 from keras_ssl.serving.server.errors import StatusError
+from keras_ssl.serving.server.turns import Turns
 
 log = logging.getLogger("keras_ssl.serving")
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
@@ -44,7 +44,7 @@ class _Task:
 
 
 class Runner:
-    """Runs each request by itself, a few at the same time.
+    """Runs each request by itself, a few at the same time. Clients take turns, as in `Turns`.
 
     Args:
         threads: int.
@@ -53,15 +53,51 @@ class Runner:
     max_batch_size = sys.maxsize
 
     def __init__(self, threads):
-        self._threads = futures.ThreadPoolExecutor(threads, "run")
+        self._turns = Turns(threads, "run")
 
-    def submit(self, key, run, inputs, is_active, done):
+    def submit(self, client, key, run, inputs, is_active, done):
         """As `Batcher.submit`; `key` is not used."""
-        self._threads.submit(_Task(run, inputs, 0, is_active, done).run_alone)
+        self._turns.submit(client, _Task(run, inputs, 0, is_active, done).run_alone)
 
     def close(self):
-        """Finishes the waiting requests and ends the threads."""
-        self._threads.shutdown()
+        """Ends the threads when what runs is done; requests that wait are not run."""
+        self._turns.close()
+
+
+class _Queue:
+    """The requests with the same key that wait for a batch; clients take turns."""
+
+    def __init__(self):
+        # client -> deque of tasks; the client whose turn is next comes first.
+        self._clients = collections.OrderedDict()
+        self.size = 0  # rows
+
+    def __contains__(self, client):
+        return client in self._clients
+
+    def add(self, client, task):
+        self._clients.setdefault(client, collections.deque()).append(task)
+        self.size += task.size
+
+    def start(self):
+        """Returns when its oldest request arrived, in seconds."""
+        return min(tasks[0].start for tasks in self._clients.values())
+
+    def take(self, limit):
+        """Removes and returns the tasks of a batch, which has at most `limit` rows."""
+        taken, size = [], 0
+        while self._clients:
+            client, tasks = next(iter(self._clients.items()))
+            if size + tasks[0].size > limit:
+                break
+            taken.append(tasks.popleft())
+            size += taken[-1].size
+            if tasks:
+                self._clients.move_to_end(client)
+            else:
+                del self._clients[client]
+        self.size -= size
+        return taken
 
 
 class Batcher:
@@ -69,8 +105,8 @@ class Batcher:
 
     Only requests with the same key share a batch: the same model, version, signature, shapes and
     outputs. A batch runs when it is full, or when its oldest request has waited for
-    `batch_timeout_micros` and a thread is free. If a batch fails, its requests are run one by one, so
-    that only the faulty ones fail.
+    `batch_timeout_micros` and a thread is free. It takes the next request of each client in turn. If a
+    batch fails, its requests are run one by one, so that only the faulty ones fail.
 
     Args:
         parameters: BatchingParameters proto; fields that are not set have TensorFlow Serving's
@@ -85,7 +121,7 @@ class Batcher:
         >>> batcher = Batcher(BatchingParameters())
         >>> def double(inputs):
         ...     return {"y": 2 * inputs["x"]}
-        >>> batcher.submit("double", double, {"x": np.ones(3)}, lambda: True, print)
+        >>> batcher.submit("me", "double", double, {"x": np.ones(3)}, lambda: True, print)
         >>> batcher.close()
         {'y': array([2., 2., 2.])} None
     """
@@ -101,7 +137,7 @@ class Batcher:
         threads = value("num_batch_threads", os.cpu_count())
         self._check(threads, parameters.pad_variable_length_inputs)
         self._queued = queued or (lambda seconds: None)
-        # key -> deque of tasks; the key that has not been served for the longest time comes first.
+        # key -> _Queue; the key that has not been served for the longest time comes first.
         self._queues = collections.OrderedDict()
         self._wake = threading.Condition()
         self._closed = False
@@ -132,10 +168,11 @@ class Batcher:
                 "pad_variable_length_inputs is not available in the embedded server; leave it out"
             )
 
-    def submit(self, key, run, inputs, is_active, done):
+    def submit(self, client, key, run, inputs, is_active, done):
         """Queues inputs to be run as part of a batch.
 
         Args:
+            client: hashable, such as the connection of a client.
             key: hashable; only requests with the same key share a batch.
             run: function from a dict of arrays to a dict of arrays; those of requests with the
                 same key are interchangeable.
@@ -147,7 +184,7 @@ class Batcher:
                 None twice if the client no longer waits.
 
         Raises:
-            StatusError: UNAVAILABLE, the queue is full.
+            StatusError: UNAVAILABLE, the queue is full, and this client has requests in it.
         """
         lengths = {len(array) if np.ndim(array) else -1 for array in inputs.values()}
         size = lengths.pop() if len(lengths) == 1 else -1
@@ -155,16 +192,15 @@ class Batcher:
             key, size = object(), self.max_batch_size  # a batch by itself, which is full
         task = _Task(run, inputs, size, is_active, done)
         with self._wake:
-            queue = self._queues.get(key)
-            waiting = sum(other.size for other in queue or ()) + size
-            if waiting > self.max_enqueued * self.max_batch_size:
+            queue = self._queues.setdefault(key, _Queue())
+            waiting = queue.size + size
+            # A single client can fill the queue, but not keep others out.
+            if waiting > self.max_enqueued * self.max_batch_size and client in queue:
                 raise StatusError(grpc.StatusCode.UNAVAILABLE, QUEUE_FULL)
-            if queue is None:
-                queue = self._queues[key] = collections.deque()
-            queue.append(task)
+            queue.add(client, task)
             # Otherwise a thread already waits for the timeout of the first task. Waking one costs a
             # tenth of a request.
-            if len(queue) == 1 or waiting >= self.max_batch_size:
+            if waiting == size or waiting >= self.max_batch_size:
                 self._wake.notify()
 
     def close(self):
@@ -197,9 +233,8 @@ class Batcher:
                 now = time.monotonic()
                 next_due = None
                 for key, queue in self._queues.items():
-                    due = queue[0].start + self.timeout
-                    full = sum(task.size for task in queue) >= self.max_batch_size
-                    if full or due <= now or self._closed:
+                    due = queue.start() + self.timeout
+                    if queue.size >= self.max_batch_size or due <= now or self._closed:
                         return self._take(key, queue)
                     next_due = due if next_due is None else min(next_due, due)
                 if self._closed:
@@ -208,11 +243,8 @@ class Batcher:
 
     def _take(self, key, queue):
         """Removes the tasks of one batch from a queue."""
-        tasks, size = [], 0
-        while queue and size + queue[0].size <= self.max_batch_size:
-            tasks.append(queue.popleft())
-            size += tasks[-1].size
-        if queue:
+        tasks = queue.take(self.max_batch_size)
+        if queue.size:
             self._queues.move_to_end(key)  # the other keys come first
         else:
             del self._queues[key]

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 
+from keras_ssl.ops import decode
 from keras_ssl.serving.server import memory
 from keras_ssl.serving.server.errors import StatusError, from_exception, from_tensorflow
 from keras_ssl.serving.server.requests import outputs_of, signature_of
@@ -119,10 +120,11 @@ class Predictor:
             self._draining = True
             return self._changed.wait_for(lambda: not self._in_flight, seconds)
 
-    def submit(self, request, parse_inputs, entrypoint, place, is_active, done):
+    def submit(self, client, request, parse_inputs, entrypoint, place, is_active, done):
         """Starts to run a PredictRequest.
 
         Args:
+            client: str, as in `admit`.
             request: PredictRequest. Its inputs are accessed by `parse_inputs` only.
             parse_inputs: function of (request, dict of InputSpec, most rows) that returns a dict of arrays.
             entrypoint: "GRPC" or "REST", a label of the metrics.
@@ -131,15 +133,16 @@ class Predictor:
             done: function of (result, StatusError), of which one is None, that is called once, in this
                 thread or in another one. The result is (version, name of the signature, dict of arrays).
         """
-        _Prediction(self, request, entrypoint, place, is_active, done).start(parse_inputs)
+        _Prediction(self, client, request, entrypoint, place, is_active, done).start(parse_inputs)
 
 
 class _Prediction:
     """A request between its admission and its response, which is run in slices of rows."""
 
-    def __init__(self, predictor, request, entrypoint, place, is_active, done):
-        self._predictor, self._request, self._entrypoint = predictor, request, entrypoint
-        self._held, self._is_active, self._done = place, is_active, done
+    def __init__(self, predictor, client, request, entrypoint, place, is_active, done):
+        self._predictor, self._client, self._entrypoint = predictor, client, entrypoint
+        self._request, self._held = request, place
+        self._is_active, self._done = is_active, done
         self._name, self._began = request.model_spec.name, time.monotonic()
         # Outputs of the slices that have run, and where the next one begins.
         self._parts, self._row = [], 0
@@ -147,7 +150,10 @@ class _Prediction:
     def start(self, parse_inputs):
         try:
             self._prepare(parse_inputs)
-            self._submit_slice()
+            if self._rows > self._step and _files(self._inputs):
+                self._run_in_turn(object(), self._check_files, self._inputs, self._checked)
+            else:
+                self._submit_slice()
         except Exception as exception:
             self._finish(exception)
 
@@ -176,7 +182,26 @@ class _Prediction:
         if self._rows > self._step:
             end = self._row + self._step
             inputs = {name: array[self._row : end] for name, array in inputs.items()}
-        self._predictor.runner.submit(self._key, self._run, inputs, self._is_active, self._ran)
+        self._run_in_turn(self._key, self._run, inputs, self._ran)
+
+    def _run_in_turn(self, key, run, inputs, done):
+        runner = self._predictor.runner
+        runner.submit(self._client, key, run, inputs, self._is_active, done)
+
+    def _check_files(self, inputs):
+        """Refuses what the graph of an export refuses, which sees the files of a slice only."""
+        decode.check_cost(np.concatenate([array.ravel() for array in _files(inputs)]))
+        return inputs
+
+    def _checked(self, inputs, error):
+        try:
+            if error is not None:
+                raise error
+            if inputs is None:
+                raise left()
+            self._submit_slice()
+        except Exception as exception:
+            self._finish(exception)
 
     def _run(self, inputs):
         start = time.monotonic()
@@ -216,6 +241,11 @@ class _Prediction:
             status = error.code
         self._predictor.count(name, status)
         self._done(result, error)
+
+
+def _files(inputs):
+    """Returns the arrays of strings, which may be image files."""
+    return [array for array in inputs.values() if array.dtype.kind == "O"]
 
 
 def _joined(parts):

@@ -149,10 +149,11 @@ class RestServer:
         finished.set_running_or_notify_cancel()  # whoever stops waiting for a run does not end it
         is_large = len(data) > LARGE_BODY
         size = len(data) if is_large else 0
-        with self._predictor.admit(connection.address, request.model_spec.name, size) as place:
+        client = connection.address
+        with self._predictor.admit(client, request.model_spec.name, size) as place:
             threads = self._large if is_large else self._parsers
             parsed = _turn(
-                threads, connection, self._submit, request, data, end, is_active, finished
+                threads, connection, self._submit, client, request, data, end, is_active, finished
             )
             del data
             by_row = await parsed
@@ -160,7 +161,7 @@ class RestServer:
             encoded = await _turn(self._encoders, connection, _encode, outputs, by_row, is_active)
             return response(200, encoded)
 
-    def _submit(self, request, data, end, is_active, finished):
+    def _submit(self, client, request, data, end, is_active, finished):
         """Parses a body and submits its request; returns whether it is by row, and finishes a Future."""
 
         def done(result, error):
@@ -177,6 +178,7 @@ class RestServer:
             except ValueError:  # half a surrogate pair
                 raise invalid_argument("'signature_name' must be valid Unicode") from None
             self._predictor.submit(
+                client,
                 request,
                 lambda _, *limits: _arrays(body, *limits),
                 "REST",

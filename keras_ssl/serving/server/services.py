@@ -101,7 +101,9 @@ class Services:
                 error = from_exception(exception)
             call.fail(error)
 
-        self._predictor.submit(request, inputs_of, "GRPC", place, call.is_active, done)
+        self._predictor.submit(
+            call.connection, request, inputs_of, "GRPC", place, call.is_active, done
+        )
 
     def _metadata(self, data, call):
         request = parse(get_model_metadata_pb2.GetModelMetadataRequest, data)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_ssl.serving.server.batching import Batcher
+from keras_ssl.serving.server.batching import Batcher, Runner
 from keras_ssl.serving.server.configs import BatchingParameters
 from keras_ssl.serving.server.errors import StatusError
 
@@ -43,7 +43,7 @@ class Model:
         return {"y": x**2}
 
 
-def submit(batcher, key, model, inputs, is_active=lambda: True):
+def submit(batcher, key, model, inputs, is_active=lambda: True, client="a"):
     """Submits a request and returns a future of its outputs."""
     future = futures.Future()
 
@@ -53,7 +53,7 @@ def submit(batcher, key, model, inputs, is_active=lambda: True):
         else:
             future.set_exception(error)
 
-    batcher.submit(key, model, inputs, is_active, done)
+    batcher.submit(client, key, model, inputs, is_active, done)
     return future
 
 
@@ -158,6 +158,44 @@ def test_a_full_queue_is_unavailable():
     gate.set()
     assert all(f.result()["y"].tolist() == [1] for f in [running, *waiting])
     batcher.close()
+
+
+def test_clients_take_turns_and_one_does_not_fill_the_queue_for_others():
+    gate = threading.Event()
+    batcher = Batcher(parameters(max_batch_size=4, max_enqueued_batches=2, num_batch_threads=1))
+    model = Model(gate)
+    running = submit(batcher, "k", model, {"x": np.zeros(1)})
+    while not model.sizes:
+        time.sleep(0.01)
+    done = []
+
+    def queue(client, *values):
+        for value in values:
+            future = submit(batcher, "k", model, {"x": np.float32([value])}, client=client)
+            future.add_done_callback(lambda f: done.append(float(f.result()["y"][0])))
+
+    queue("many", 1, 2, 3, 4, 5, 6, 7, 8)
+    with pytest.raises(StatusError, match="is full"):
+        queue("many", 9)
+    queue("some", 10)
+    queue("few", 12)
+    gate.set()
+    batcher.close()
+    assert running.result()["y"].tolist() == [0]
+    assert done == [1, 100, 144, 4, 9, 16, 25, 36, 49, 64]
+    assert model.sizes == [1, 4, 4, 2]
+
+
+def test_a_client_with_many_requests_does_not_delay_another_one():
+    runner, gate = Runner(4), threading.Event()
+    for _ in range(20):
+        submit(runner, None, lambda _: gate.wait(10), {}, client="many")
+    try:
+        other = submit(runner, None, lambda inputs: inputs, {"x": 1}, client="other")
+        assert other.result(5) == {"x": 1}
+    finally:
+        gate.set()
+        runner.close()
 
 
 def test_requests_of_clients_that_left_are_not_run():

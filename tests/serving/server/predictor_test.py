@@ -1,6 +1,7 @@
 """Admission control, deadlines and slices of requests."""
 
 import contextlib
+import struct
 import time
 
 import grpc
@@ -172,6 +173,18 @@ def test_one_image_may_stand_for_many_but_not_for_any_number(stub, runs):
     assert runs.rows == []
 
 
+def test_the_cost_of_all_files_is_bounded_although_they_are_decoded_in_slices(stub, runs):
+    # 724 bytes of a real one would decode to it; only the header is read here.
+    header = struct.pack(">II", 2300, 2300) + b"\1\0\0\0\0"
+    large = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + header + bytes(20)
+    message = png_fill(101)  # more than MAX_COST of 2^29 pixels
+    message.inputs["encoded"].string_val[0] = large
+    assert "decoding the files of the request takes too long" in rejected(stub, message)
+    assert runs.rows == []
+    message.inputs["encoded"].tensor_shape.dim[0].size = 100
+    assert "takes too long" not in rejected(stub, message)  # it is no complete PNG
+
+
 def test_the_outputs_of_all_rows_together_are_not_sliced(tmp_path, predict_request):
     similarity = tf.function(
         lambda x: {"y": x @ tf.transpose(x)},
@@ -209,7 +222,7 @@ def test_nothing_more_is_run_for_a_client_that_has_left(server, stub, runs):
 def test_a_request_whose_deadline_has_passed_is_not_even_parsed(server, runs):
     parsed, answers = [], []
     server._predictor.submit(
-        png_fill(1), lambda *args: parsed.append(args), "GRPC", server._predictor.admit("a"),
+        "a", png_fill(1), lambda *args: parsed.append(args), "GRPC", server._predictor.admit("a"),
         lambda: False, lambda *answer: answers.append(answer),
     )  # fmt: skip
     ((result, error),) = answers
@@ -227,7 +240,7 @@ def test_the_client_gets_an_error_if_the_end_of_a_request_fails(server, monkeypa
     else:
         monkeypatch.setattr(predictor, "_joined", lambda parts: divmod(1, 0))
     server._predictor.submit(
-        server_process.request("counter", x=np.ones((1, 1), np.float32)), requests.inputs_of,
+        "a", server_process.request("counter", x=np.ones((1, 1), np.float32)), requests.inputs_of,
         "GRPC", place, lambda: True, lambda *answer: answers.append(answer),
     )  # fmt: skip
     assert server._predictor.drain(5)
