@@ -198,7 +198,7 @@ def test_a_request_does_not_run_for_a_client_that_has_left(server, monkeypatch):
     """The client leaves while its request waits for a thread."""
     names, release = [], threading.Event()
 
-    def submit(request, *_):
+    def submit(client, request, *_):
         names.append(request.model_spec.name)
         raise invalid_argument("submitted")
 
