@@ -103,6 +103,6 @@ def scan_versions(path):
 def is_folder(entry):
     """Returns whether an os.DirEntry is a folder or a link to one, by a system call for links only.
 
-    A link that leads nowhere or in a circle is none, for which `entry.is_dir()` raises an OSError.
+    A broken symlink or a symlink loop is none, for which `entry.is_dir()` raises an OSError.
     """
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))

@@ -106,10 +106,7 @@ def decode_batch(files, height, width):
         return tf.reduce_sum(tf.math.top_k(memory, tf.minimum(number, tf.size(memory))).values)
 
     checks = [
-        _assert(
-            tf.reduce_sum(cost) <= MAX_COST,
-            TOO_LONG,
-        ),
+        _assert(tf.reduce_sum(cost) <= MAX_COST, TOO_LONG),
         # Not one at a time: TensorFlow's memory pool would need the memory of two nevertheless.
         _assert(
             largest(2) <= headers.MAX_MEMORY,
@@ -132,23 +129,24 @@ def decode_batch(files, height, width):
     )
 
 
-def check_cost(files):
-    """Refuses a request whose images together take too long to decode, as `decode_batch` does.
-
-    For requests that are decoded in several parts. Files that are no images cost nothing.
+def total_cost(files):
+    """Computes what decoding image files takes, for requests whose files are decoded in several parts.
 
     Args:
         files: (N,) string tensor.
 
+    Returns:
+        () int64 tensor, the number of pixels of a large baseline JPEG that take as long; above `MAX_COST` if
+        `decode` refuses a file for its size. Files that are no images cost nothing.
+
     Raises:
-        tf.errors.InvalidArgumentError: decoding all of them takes longer than a baseline JPEG of `MAX_COST`
-            pixels.
+        tf.errors.InvalidArgumentError: a JPEG is damaged.
 
     Example:
-        >>> check_cost([tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8)), b"text"])
+        >>> int(total_cost(tf.stack([tf.io.encode_png(tf.zeros((20, 30, 3), tf.uint8)), b"text"])))
+        920
     """
-    if int(_cost(files)) > MAX_COST:
-        raise tf.errors.InvalidArgumentError(None, None, TOO_LONG)
+    return tf.reduce_sum(tf.map_fn(_cost, files, fn_output_signature=tf.int64))
 
 
 def decode_pfm(encoded):
@@ -189,13 +187,13 @@ def decode_pfm(encoded):
     return tf.reshape(values, (size[1], size[0], 1))[::-1]
 
 
-@tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
-def _cost(files):
-    def cost(file):
-        _, pixels, _, cost, _ = headers.examine(file)
-        return tf.where(pixels < 0, tf.zeros_like(cost), tf.minimum(cost, MAX_COST + 1))
-
-    return tf.reduce_sum(tf.map_fn(cost, files, fn_output_signature=tf.int64))
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+def _cost(file):
+    _, pixels, _, cost, _ = headers.examine(file)
+    # The product of sizes that a file only declares can be more than an int64 holds.
+    too_large = (pixels > MAX_PIXELS) | (cost < 0) | (cost > MAX_COST)
+    cost = tf.where(too_large, tf.constant(MAX_COST + 1, tf.int64), cost)
+    return tf.where(pixels < 0, tf.zeros_like(cost), cost)
 
 
 # Traced once: its operations take longer to trace than an epoch of a small folder takes to read.

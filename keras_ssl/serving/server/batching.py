@@ -11,19 +11,21 @@ import time
 import grpc
 import numpy as np
 
+from keras_ssl.serving.server.batch_queue import BatchQueue
 from keras_ssl.serving.server.errors import StatusError
 from keras_ssl.serving.server.turns import Turns
 
 log = logging.getLogger("keras_ssl.serving")
+MAX_SERVED = 4096  # clients whose last batch is remembered
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
 
 
 class _Task:
     """A request in a queue or batch; `done` is called with (outputs, error) when it has run."""
 
-    def __init__(self, run, inputs, size, is_active, done):
-        self.run, self.inputs, self.size, self.is_active = run, inputs, size, is_active
-        self.start, self._done = time.monotonic(), done
+    def __init__(self, client, run, inputs, size, is_active, done):
+        self.client, self.size, self.start = client, size, time.monotonic()
+        self.run, self.inputs, self.is_active, self._done = run, inputs, is_active, done
 
     def finish(self, outputs=None, error=None):
         try:
@@ -44,7 +46,7 @@ class _Task:
 
 
 class Runner:
-    """Runs each request by itself, a few at the same time. Clients take turns, as in `Turns`.
+    """Runs each request by itself, a few at the same time, round-robin per client (`Turns`).
 
     Args:
         threads: int.
@@ -57,47 +59,11 @@ class Runner:
 
     def submit(self, client, key, run, inputs, is_active, done):
         """As `Batcher.submit`; `key` is not used."""
-        self._turns.submit(client, _Task(run, inputs, 0, is_active, done).run_alone)
+        self._turns.submit(client, _Task(client, run, inputs, 0, is_active, done).run_alone)
 
     def close(self):
-        """Ends the threads when what runs is done; requests that wait are not run."""
+        """Ends the threads when what runs is done. For requests that still wait, `done` is not called."""
         self._turns.close()
-
-
-class _Queue:
-    """The requests with the same key that wait for a batch; clients take turns."""
-
-    def __init__(self):
-        # client -> deque of tasks; the client whose turn is next comes first.
-        self._clients = collections.OrderedDict()
-        self.size = 0  # rows
-
-    def __contains__(self, client):
-        return client in self._clients
-
-    def add(self, client, task):
-        self._clients.setdefault(client, collections.deque()).append(task)
-        self.size += task.size
-
-    def start(self):
-        """Returns when its oldest request arrived, in seconds."""
-        return min(tasks[0].start for tasks in self._clients.values())
-
-    def take(self, limit):
-        """Removes and returns the tasks of a batch, which has at most `limit` rows."""
-        taken, size = [], 0
-        while self._clients:
-            client, tasks = next(iter(self._clients.items()))
-            if size + tasks[0].size > limit:
-                break
-            taken.append(tasks.popleft())
-            size += taken[-1].size
-            if tasks:
-                self._clients.move_to_end(client)
-            else:
-                del self._clients[client]
-        self.size -= size
-        return taken
 
 
 class Batcher:
@@ -105,8 +71,8 @@ class Batcher:
 
     Only requests with the same key share a batch: the same model, version, signature, shapes and
     outputs. A batch runs when it is full, or when its oldest request has waited for
-    `batch_timeout_micros` and a thread is free. It takes the next request of each client in turn. If a
-    batch fails, its requests are run one by one, so that only the faulty ones fail.
+    `batch_timeout_micros` and a thread is free. It takes the next request of each client in turn
+    (round-robin). If a batch fails, its requests are run one by one, so that only the faulty ones fail.
 
     Args:
         parameters: BatchingParameters proto; fields that are not set have TensorFlow Serving's
@@ -137,8 +103,10 @@ class Batcher:
         threads = value("num_batch_threads", os.cpu_count())
         self._check(threads, parameters.pad_variable_length_inputs)
         self._queued = queued or (lambda seconds: None)
-        # key -> _Queue; the key that has not been served for the longest time comes first.
+        # key -> BatchQueue; the key that has not been served for the longest time comes first.
         self._queues = collections.OrderedDict()
+        # client -> number of its last batch; the latest comes last.
+        self._served, self._batches = collections.OrderedDict(), 0
         self._wake = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
@@ -184,23 +152,22 @@ class Batcher:
                 None twice if the client no longer waits.
 
         Raises:
-            StatusError: UNAVAILABLE, the queue is full, and this client has requests in it.
+            StatusError: UNAVAILABLE, the queue is full, and this client has its equal part of it.
         """
         lengths = {len(array) if np.ndim(array) else -1 for array in inputs.values()}
         size = lengths.pop() if len(lengths) == 1 else -1
         if not 0 < size <= self.max_batch_size:
             key, size = object(), self.max_batch_size  # a batch by itself, which is full
-        task = _Task(run, inputs, size, is_active, done)
+        task = _Task(client, run, inputs, size, is_active, done)
         with self._wake:
-            queue = self._queues.setdefault(key, _Queue())
-            waiting = queue.size + size
-            # A single client can fill the queue, but not keep others out.
-            if waiting > self.max_enqueued * self.max_batch_size and client in queue:
+            queue = self._queues.get(key) or BatchQueue()
+            if not queue.has_room(client, size, self.max_enqueued * self.max_batch_size):
                 raise StatusError(grpc.StatusCode.UNAVAILABLE, QUEUE_FULL)
-            queue.add(client, task)
+            self._queues[key] = queue
+            queue.add(task)
             # Otherwise a thread already waits for the timeout of the first task. Waking one costs a
             # tenth of a request.
-            if waiting == size or waiting >= self.max_batch_size:
+            if queue.size == size or queue.size >= self.max_batch_size:
                 self._wake.notify()
 
     def close(self):
@@ -231,19 +198,32 @@ class Batcher:
         with self._wake:
             while True:
                 now = time.monotonic()
-                next_due = None
-                for key, queue in self._queues.items():
-                    due = queue.start() + self.timeout
-                    if queue.size >= self.max_batch_size or due <= now or self._closed:
-                        return self._take(key, queue)
-                    next_due = due if next_due is None else min(next_due, due)
+                due = {key: queue.start() + self.timeout for key, queue in self._queues.items()}
+                ready = [
+                    key
+                    for key, queue in self._queues.items()
+                    if queue.size >= self.max_batch_size or due[key] <= now or self._closed
+                ]
+                if ready:
+                    return self._take(min(ready, key=self._rank))
                 if self._closed:
                     return None
-                self._wake.wait(None if next_due is None else next_due - now)
+                self._wake.wait(min(due.values()) - now if due else None)
 
-    def _take(self, key, queue):
-        """Removes the tasks of one batch from a queue."""
+    def _rank(self, key):
+        """Returns when the next client of a queue was served: a client may have any number of queues."""
+        return self._served.get(self._queues[key].next(), -1)
+
+    def _take(self, key):
+        """Removes the tasks of one batch from the queue of a key."""
+        queue = self._queues[key]
         tasks = queue.take(self.max_batch_size)
+        self._batches += 1
+        for task in tasks:
+            self._served[task.client] = self._batches
+            self._served.move_to_end(task.client)
+        while len(self._served) > MAX_SERVED:
+            self._served.popitem(last=False)
         if queue.size:
             self._queues.move_to_end(key)  # the other keys come first
         else:

@@ -162,6 +162,7 @@ class Server:
         idle = self._poller.join(1.0)
         if finished:
             self._predictor.runner.close()
+            self._predictor.costs.close()
             self.models.close()
         return finished and idle
 

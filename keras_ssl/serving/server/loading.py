@@ -209,7 +209,7 @@ def fingerprint(path):
 
 
 def _status(entry):
-    """Returns the os.stat_result of an os.DirEntry, None for a link that leads nowhere or in a circle."""
+    """Returns the os.stat_result of an os.DirEntry, None for a broken symlink or a symlink loop."""
     try:
         return entry.stat()
     except OSError as error:

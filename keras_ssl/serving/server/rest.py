@@ -195,10 +195,13 @@ class RestServer:
 
 
 async def _outputs(finished, end, place):
-    """Waits for the outputs of a run until a deadline; a run that takes longer keeps its place."""
+    """Waits for the outputs of a run until a deadline; a run that takes longer keeps its place.
+
+    asyncio.TimeoutError is not the built-in TimeoutError in Python 3.10.
+    """
     try:
         return await asyncio.wait_for(asyncio.wrap_future(finished), end - time.monotonic())
-    except TimeoutError:
+    except asyncio.TimeoutError:  # noqa: UP041
         place = place.pop_all()  # otherwise a client could start any number of such runs
         finished.add_done_callback(lambda _: place.close())
         raise _too_late() from None

@@ -12,6 +12,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_ssl import files
 from keras_ssl.serving.server.errors import first_line
+from keras_ssl.serving.server.file_costs import decodes_images
 from keras_ssl.serving.server.requests import DEFAULT_SIGNATURE, declared_inputs, inputs_of
 
 log = logging.getLogger("keras_ssl.serving")
@@ -38,6 +39,7 @@ class Servable:
     Attributes:
         signatures: dict of tensorflow SignatureDef protos by name.
         inputs: dict from the name of a signature to a dict of its inputs (InputSpec by name).
+        decodes_images: bool, the graph has an operation that decodes image files.
 
     Raises:
         ValueError: `path` has no SavedModel that can be loaded, or its files are not those that
@@ -66,6 +68,7 @@ class Servable:
                 )
             self.signatures = dict(meta_graph.signature_def)
             self.inputs = {name: _inputs(name, s) for name, s in self.signatures.items()}
+            self.decodes_images = decodes_images(meta_graph.graph_def)
         # A damaged graph can raise anything.
         except Exception as error:
             self.session.close()

@@ -178,12 +178,35 @@ def test_clients_take_turns_and_one_does_not_fill_the_queue_for_others():
     with pytest.raises(StatusError, match="is full"):
         queue("many", 9)
     queue("some", 10)
+    with pytest.raises(StatusError, match="is full"):
+        queue("some", 11, 11, 11, 11)
     queue("few", 12)
     gate.set()
     batcher.close()
     assert running.result()["y"].tolist() == [0]
-    assert done == [1, 100, 144, 4, 9, 16, 25, 36, 49, 64]
-    assert model.sizes == [1, 4, 4, 2]
+    assert done == [1, 100, 144, 4, 121, 9, 121, 16, 121, 25, 36, 49, 64]
+    assert model.sizes == [1, 4, 4, 4, 1]
+
+
+def test_a_client_with_many_keys_does_not_delay_another_one():
+    gate = threading.Event()
+    batcher = Batcher(parameters(max_batch_size=4, num_batch_threads=1))
+    model = Model(gate)
+    done = []
+
+    def queue(client, key, value):
+        future = submit(batcher, key, model, {"x": np.float32([value])}, client=client)
+        future.add_done_callback(lambda f: done.append(float(f.result()["y"][0])))
+
+    queue("many", "first", 0)
+    while not model.sizes:
+        time.sleep(0.01)
+    for i in range(1, 6):
+        queue("many", f"key {i}", i)
+    queue("other", "key", 10)
+    gate.set()
+    batcher.close()
+    assert done == [0, 100, 1, 4, 9, 16, 25]
 
 
 def test_a_client_with_many_requests_does_not_delay_another_one():
@@ -220,6 +243,16 @@ def test_large_requests_and_those_without_a_common_length_run_alone():
     assert len(output["y"]) == 9  # and immediately
     two = {"a": np.ones(2), "b": np.ones(3)}
     assert submit(batcher, "k", lambda inputs: inputs, two).result().keys() == {"a", "b"}
+    batcher.close()
+
+
+def test_what_has_no_inputs_runs_once_and_immediately():
+    batcher = Batcher(
+        parameters(max_batch_size=8, allowed_batch_sizes=[4, 8], batch_timeout_micros=10**7)
+    )
+    runs = []
+    assert submit(batcher, None, lambda inputs: runs.append(inputs) or {}, {}).result(5) == {}
+    assert runs == [{}]
     batcher.close()
 
 

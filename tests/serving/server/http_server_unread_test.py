@@ -10,9 +10,8 @@ import pytest
 from keras_ssl.serving.server import connections, http_server
 from keras_ssl.serving.server.connections import Phase
 
-SIZE = (
-    2**15
-)  # bytes of a response: more than the sockets hold, less than asyncio does before it pauses
+# Bytes of a response: more than the sockets hold, less than asyncio does before it pauses.
+SIZE = 2**15
 GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
 EXPECT = b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
 

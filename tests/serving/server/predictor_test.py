@@ -173,16 +173,40 @@ def test_one_image_may_stand_for_many_but_not_for_any_number(stub, runs):
     assert runs.rows == []
 
 
+def png_header(height, width):
+    """The start of a PNG; what decoding a file costs follows from it."""
+    size = struct.pack(">II", width, height)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size + b"\1\0\0\0\0" + bytes(20)
+
+
 def test_the_cost_of_all_files_is_bounded_although_they_are_decoded_in_slices(stub, runs):
-    # 724 bytes of a real one would decode to it; only the header is read here.
-    header = struct.pack(">II", 2300, 2300) + b"\1\0\0\0\0"
-    large = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + header + bytes(20)
     message = png_fill(101)  # more than MAX_COST of 2^29 pixels
-    message.inputs["encoded"].string_val[0] = large
+    files = message.inputs["encoded"].string_val
+    files[0] = png_header(2300, 2300)
+    assert "decoding the files of the request takes too long" in rejected(stub, message)
+    # Its cost is negative as an int64: it must not pay for the others.
+    files.extend([files[0]] * 99 + [png_header(2**32 - 1, 2**31)])
     assert "decoding the files of the request takes too long" in rejected(stub, message)
     assert runs.rows == []
     message.inputs["encoded"].tensor_shape.dim[0].size = 100
+    del files[1:]
     assert "takes too long" not in rejected(stub, message)  # it is no complete PNG
+
+
+def test_text_that_begins_as_an_image_does_costs_nothing(tmp_path, predict_request):
+    lengths = tf.function(
+        lambda x: {"y": tf.strings.length(x)},
+        input_signature=[tf.TensorSpec((None,), tf.string, "x")],
+    )
+    tf.saved_model.save(tf.Module(), str(tmp_path / "text" / "1"), lengths)
+    with (
+        serving.Server(tmp_path) as server,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        x = np.array([b"BMW cars are my favorite thing in this world"] * 65, object)
+        response = stub.Predict(predict_request("text", x=x), timeout=10)
+        assert list(response.outputs["y"].int_val) == [44] * 65
 
 
 def test_the_outputs_of_all_rows_together_are_not_sliced(tmp_path, predict_request):
