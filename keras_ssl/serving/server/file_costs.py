@@ -27,28 +27,28 @@ class FileCosts:
 
     Example:
         >>> costs = FileCosts()
-        >>> costs.check({"encoded": np.array([b"text", b"GIF87a"], object)})
+        >>> costs.check([np.array([b"text", b"GIF87a"], object)])
         >>> costs.close()
     """
 
     def __init__(self):
         self._session, self._lock = None, threading.Lock()
 
-    def check(self, inputs):
+    def check(self, arrays):
         """Refuses a request whose files together take too long to decode.
 
         Args:
-            inputs: dict of arrays; those of strings are checked.
+            arrays: list of arrays of bytes, at least one.
 
         Raises:
             StatusError: INVALID_ARGUMENT, they cost more than `decode.MAX_COST`.
             tf.errors.InvalidArgumentError: a JPEG is damaged.
         """
-        strings = [array.ravel() for array in inputs.values() if array.dtype.kind == "O"]
         with self._lock:
             if self._session is None:
                 self._build()
-        if strings and self._cost(np.concatenate(strings)) > decode.MAX_COST:
+        files = np.concatenate([array.ravel() for array in arrays])
+        if self._cost(files) > decode.MAX_COST:
             raise invalid_argument(decode.TOO_LONG)
 
     def close(self):

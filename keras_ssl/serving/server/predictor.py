@@ -151,9 +151,11 @@ class _Prediction:
     def start(self, parse_inputs):
         try:
             self._prepare(parse_inputs)
-            if self._rows > self._step and self._servable.decodes_images:
+            strings = [array for array in self._inputs.values() if array.dtype.kind == "O"]
+            if self._rows > self._step and strings and self._servable.decodes_images:
                 # In turn, too: it takes up to 0.5 s. Without inputs, so that it is no batch to be filled.
-                self._run_in_turn(None, self._check_files, {}, self._checked)
+                check = self._predictor.costs.check
+                self._run_in_turn(None, lambda _: check(strings) or {}, {}, self._checked)
             else:
                 self._submit_slice()
         except Exception as exception:
@@ -189,10 +191,6 @@ class _Prediction:
     def _run_in_turn(self, key, run, inputs, done):
         runner = self._predictor.runner
         runner.submit(self._client, key, run, inputs, self._is_active, done)
-
-    def _check_files(self, _):
-        self._predictor.costs.check(self._inputs)
-        return {}
 
     def _checked(self, outputs, error):
         try:
