@@ -142,13 +142,12 @@ def test_requests_run_alone_if_outputs_cannot_be_split():
     batcher.close()
 
 
-def test_a_full_queue_is_unavailable():
+def test_a_full_queue_is_unavailable(wait_for):
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=2, max_enqueued_batches=2, num_batch_threads=1))
     model = Model(gate)
     running = submit(batcher, "k", model, {"x": np.ones(1)})
-    while not model.sizes:
-        time.sleep(0.01)
+    wait_for(lambda: model.sizes)
     waiting = [submit(batcher, "k", model, {"x": np.ones(1)}) for _ in range(4)]
     with pytest.raises(
         StatusError, match="queue to which this task was submitted is full"
@@ -160,13 +159,12 @@ def test_a_full_queue_is_unavailable():
     batcher.close()
 
 
-def test_clients_take_turns_and_one_does_not_fill_the_queue_for_others():
+def test_clients_take_turns_and_one_does_not_fill_the_queue_for_others(wait_for):
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=4, max_enqueued_batches=2, num_batch_threads=1))
     model = Model(gate)
     running = submit(batcher, "k", model, {"x": np.zeros(1)})
-    while not model.sizes:
-        time.sleep(0.01)
+    wait_for(lambda: model.sizes)
     done = []
 
     def queue(client, *values):
@@ -188,7 +186,7 @@ def test_clients_take_turns_and_one_does_not_fill_the_queue_for_others():
     assert model.sizes == [1, 4, 4, 4, 1]
 
 
-def test_a_client_with_many_keys_does_not_delay_another_one():
+def test_a_client_with_many_keys_does_not_delay_another_one(wait_for):
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=4, num_batch_threads=1))
     model = Model(gate)
@@ -199,8 +197,7 @@ def test_a_client_with_many_keys_does_not_delay_another_one():
         future.add_done_callback(lambda f: done.append(float(f.result()["y"][0])))
 
     queue("many", "first", 0)
-    while not model.sizes:
-        time.sleep(0.01)
+    wait_for(lambda: model.sizes)
     for i in range(1, 6):
         queue("many", f"key {i}", i)
     queue("other", "key", 10)
@@ -221,13 +218,12 @@ def test_a_client_with_many_requests_does_not_delay_another_one():
         runner.close()
 
 
-def test_requests_of_clients_that_left_are_not_run():
+def test_requests_of_clients_that_left_are_not_run(wait_for):
     gate = threading.Event()
     batcher = Batcher(parameters(max_batch_size=4, num_batch_threads=1))
     model, dead = Model(gate), Model()
     running = submit(batcher, "k", model, {"x": np.ones(1)})
-    while not model.sizes:
-        time.sleep(0.01)
+    wait_for(lambda: model.sizes)
     left = submit(batcher, "other", dead, {"x": np.ones(1)}, lambda: False)
     gate.set()
     assert left.result() is None

@@ -12,8 +12,6 @@ from keras_ssl.serving.server import json_outputs
 from keras_ssl.serving.server.servable import Servable
 
 TOO_LATE = (504, {"error": "the request has waited for too long"})
-
-
 SECONDS = 1.5  # of a deadline that passes; the machine may be busy
 OK = (200, {"predictions": [[4.0]]})
 
