@@ -191,8 +191,7 @@ class Calls:
         self._save_memory(
             [call for call in slow if call.waiting], [call for call in unread if call.unread]
         )
-        if len(self._open) == len(self._streams):
-            self._memory.settle()
+        self._memory.settle(busy=len(self._open) > len(self._streams))
 
     def _save_memory(self, slow, unread):
         if self._memory.is_short(bool(slow)):

@@ -10,9 +10,10 @@ import time
 
 MAX_GROWTH = 3 * 2**28  # of the resident memory while messages arrive slowly
 CALM = 4  # readings of the memory before the first slow message, which came before it was slow
-TRIM_GROWTH = 1.05  # of the resident memory of an idle server, above which it is trimmed
+TRIM_GROWTH = 1.05  # of the least resident memory, above which it is trimmed
 TRIM_SECONDS = 5.0  # between two trims; doubled after each, while memory does not grow further
 MAX_TRIM_SECONDS = 320.0
+BUSY_TRIM_SECONDS = 30.0  # the least while requests run, for which a trim takes some memory again
 TRIM_PAUSE = 0.5  # seconds after a trim of some 50 ms; what is freed meanwhile is left to `Memory`
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -117,10 +118,14 @@ class Memory:
             self._calm.append(now)
         return now - min(self._calm) > MAX_GROWTH
 
-    def settle(self):
-        """Trims the memory if it has grown; for moments when no request over gRPC is in flight.
+    def settle(self, busy):
+        """Trims the memory if it has grown; to be called regularly.
 
-        What is left may be a model that was loaded, or requests over REST: it is trimmed again, but later.
+        What is left may be a model that was loaded, or requests: it is trimmed again, but later.
+
+        Args:
+            busy: bool, requests are in flight. A server that is always busy is trimmed too, or glibc's heaps
+                grow for hours; but not so often.
         """
         now = resident()
         self._lowest = min(self._lowest, now)
@@ -128,7 +133,8 @@ class Memory:
             self._settled, self._trimmed = now, False
         if now > TRIM_GROWTH * self._settled:
             self._seconds = TRIM_SECONDS
-        if now > TRIM_GROWTH * self._lowest and time.monotonic() > self._last + self._seconds:
+        pause = max(self._seconds, BUSY_TRIM_SECONDS) if busy else self._seconds
+        if now > TRIM_GROWTH * self._lowest and time.monotonic() > self._last + pause:
             self._trimmed, self._last = True, time.monotonic()
             self._seconds = min(2 * self._seconds, MAX_TRIM_SECONDS)
             trim()

@@ -51,11 +51,11 @@ def test_a_loaded_model_does_not_count_while_a_message_is_always_slow(resident, 
 def test_memory_that_has_grown_is_trimmed_once(resident):
     watched = memory.Memory()
     resident[0] = 520 * MIB
-    watched.settle()
+    watched.settle(busy=False)
     assert resident[1] == 0
     resident[0] = 600 * MIB
     for _ in range(5):
-        watched.settle()
+        watched.settle(busy=False)
     assert resident[1] == 1  # what is left is in use
 
 
@@ -67,20 +67,34 @@ def test_memory_that_a_trim_did_not_free_is_trimmed_again_later(resident, monkey
     trims = []
     for clock[0] in range(1500):
         before = resident[1]
-        watched.settle()
+        watched.settle(busy=False)
         if resident[1] > before:
             trims.append(clock[0])
     assert trims == [0, 11, 32, 73, 154, 315, 636, 957, 1278]
     resident[0] = 650 * MIB  # more, so soon
-    watched.settle()
+    watched.settle(busy=False)
     assert resident[1] == 10
     resident[0] = 510 * MIB  # this time it has helped
     for clock[0] in range(1600, 3000):
-        watched.settle()
+        watched.settle(busy=False)
     assert resident[1] == 10
     resident[0] = 540 * MIB
-    watched.settle()
+    watched.settle(busy=False)
     assert resident[1] == 11
+
+
+def test_a_server_that_is_always_busy_is_trimmed_but_less_often(resident, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(memory, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    watched = memory.Memory()
+    trims = []
+    for clock[0] in range(200):
+        resident[0] = (600 + 100 * (clock[0] % 2)) * MIB  # requests come and go
+        before = resident[1]
+        watched.settle(busy=True)
+        if resident[1] > before:
+            trims.append(clock[0])
+    assert trims == [0, 31, 62, 93, 124, 155, 186]
 
 
 def test_there_is_a_pause_after_a_trim(monkeypatch, wait_for):
