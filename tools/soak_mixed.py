@@ -78,11 +78,11 @@ class Clients:
 
 
 def flood(address):
-    """Sends large requests without end, until it is killed."""
+    """Sends large requests until it, or the process that started it, is killed."""
     message = hostile_calls.request("serving_default", (64, 32, 32, 3))
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(hostile_http2.PREDICT)
-        while True:
+        while multiprocessing.parent_process().is_alive():
             pending = [call.future(message, timeout=30) for _ in range(8)]
             for future in pending:
                 future.exception()
