@@ -44,6 +44,7 @@ def test_readme_lists_every_task():
     readme = (ROOT / "README.md").read_text()
     for row in tasks.TASKS:
         assert f"| `{row.name}` |" in readme
+    assert f"| {len(tasks.TASKS)} tasks:" in readme
 
 
 def test_tasks_import_no_other_task_and_nothing_of_another_family():

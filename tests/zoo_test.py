@@ -90,7 +90,8 @@ def test_every_task_has_arguments_for_the_zoo(tool):
     # CIFAR-10 has images, labels and, beside rendered ones, real images.
     others = {"depth", "frames", "moving", "relative_depth"}
     possible = {row.name for row in kssl.tasks.TASKS if others.isdisjoint(row.task.needs)}
-    assert set(tool("build_zoo.py")["TASKS"]) == possible | {"synthetic_multitask"}
+    known = set(tool("build_zoo.py")["TASKS"])
+    assert known == possible | {"synthetic_multitask"}, "mend TASKS of tools/build_zoo.py"
 
 
 @pytest.mark.parametrize(

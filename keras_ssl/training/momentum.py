@@ -1,11 +1,15 @@
 """Momentum encoders: an exponential moving average of a network (mean teacher, MoCo, BYOL)."""
 
+import math
+
 import keras
 import tensorflow as tf
 from keras.src.backend import AutocastScope
 
 from keras_ssl.arguments import check_fraction
 from keras_ssl.layers import BatchNormalization
+
+UNKNOWN_STEPS = 2**31 - 1  # so long a run keeps the momentum of its first step
 
 
 def twin(network):
@@ -74,3 +78,56 @@ def follow(copy, network, momentum):
         for mine, theirs in zip(copy.variables, network.variables, strict=True):
             if theirs.trainable:
                 mine.assign(mine + (1 - momentum) * (tf.convert_to_tensor(theirs) - mine))
+
+
+def risen(momentum, step, steps):
+    """Returns a momentum that rises to 1 along a cosine in the course of training.
+
+    `fit` must add the callback `CountSteps`, as in `tasks/contrastive/byol.py`.
+
+    Args:
+        momentum: float in [0, 1], at the first step.
+        step: int32 scalar tensor or variable, steps so far.
+        steps: int32 scalar tensor or variable, steps of the whole run.
+
+    Returns:
+        float32 scalar tensor; 1 from the last step on.
+
+    Reference: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS
+    2020, section 3.3.
+
+    Example:
+        >>> float(risen(0.5, 5, 10))
+        0.75
+    """
+    step, steps = (tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (step, steps))
+    fraction = tf.clip_by_value(step / steps, 0.0, 1.0)
+    return 1 - (1 - momentum) * (tf.cos(math.pi * fraction) + 1) / 2
+
+
+class CountSteps(keras.callbacks.Callback):
+    """Sets the weights `step` and `steps` of a task to its place in the training run, and the run's length.
+
+    Both are int32 scalars that are not trained; `steps` starts as `UNKNOWN_STEPS`, and `call(training=True)`
+    adds 1 to `step`.
+
+    Example:
+        >>> callbacks = [CountSteps()]
+    """
+
+    def on_train_begin(self, logs=None):
+        self.begun = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.begun:
+            return
+        self.begun, per_epoch = True, self.params["steps"]
+        if per_epoch is None:  # a generator, whose length is not known before its end
+            self.model.steps.assign(UNKNOWN_STEPS)
+            return
+        # Not from the checkpoint: the run that saved it may have had more or fewer steps per epoch.
+        self.model.step.assign(self.epoch * per_epoch + batch)
+        self.model.steps.assign(max(1, self.params["epochs"] * per_epoch))

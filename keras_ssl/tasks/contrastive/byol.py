@@ -1,7 +1,5 @@
 """BYOL: predicts the embedding that a momentum encoder gives the other view of an image."""
 
-import math
-
 import keras
 import tensorflow as tf
 
@@ -10,9 +8,7 @@ from keras_ssl.arguments import check_bool, check_fraction, check_integers
 from keras_ssl.ops import recipes
 from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive.views import cosine, preview, two_views
-from keras_ssl.training.momentum import follow, twin
-
-UNKNOWN = 2**31 - 1  # steps
+from keras_ssl.training.momentum import UNKNOWN_STEPS, CountSteps, follow, risen, twin
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -88,7 +84,7 @@ class BYOL(PretextModel):
                 name=name, shape=(), dtype="int32", trainable=False,
                 initializer=keras.initializers.Constant(value),
             )
-            for name, value in (("step", 0), ("steps", UNKNOWN))
+            for name, value in (("step", 0), ("steps", UNKNOWN_STEPS))
         )  # fmt: skip
 
     def pretext(self, batch, seed):
@@ -113,12 +109,8 @@ class BYOL(PretextModel):
 
     def _momentum_now(self):
         """Returns the momentum of this step, which rises to 1 at the end of `fit` (section 3.3)."""
-        step, steps = (
-            tf.cast(tf.convert_to_tensor(v), tf.float32) for v in (self.step, self.steps)
-        )
         # The update after the first step, which `call` makes in the second, is number 0.
-        fraction = tf.clip_by_value((step - 1) / steps, 0.0, 1.0)
-        return 1 - (1 - self.momentum) * (tf.cos(math.pi * fraction) + 1) / 2
+        return risen(self.momentum, tf.convert_to_tensor(self.step) - 1, self.steps)
 
     def fit(
         self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args,
@@ -139,24 +131,3 @@ class BYOL(PretextModel):
 
     def preview(self, x, y, y_pred=None):
         return preview(x, None if y_pred is None else cosine(y_pred[:, 0, 0], y_pred[:, 1, 1]))
-
-
-class CountSteps(keras.callbacks.Callback):
-    """Tells a task with the weights `step` and `steps` where in a training run it is."""
-
-    def on_train_begin(self, logs=None):
-        self.begun = False
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.begun:
-            return
-        self.begun, per_epoch = True, self.params["steps"]
-        if per_epoch is None:  # a generator, whose length is not known before its end
-            self.model.steps.assign(UNKNOWN)
-            return
-        # Not from the checkpoint: the run that saved it may have had more or fewer steps per epoch.
-        self.model.step.assign(self.epoch * per_epoch + batch)
-        self.model.steps.assign(max(1, self.params["epochs"] * per_epoch))
