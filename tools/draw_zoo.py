@@ -25,42 +25,43 @@ MAPPED = ("untrained", "simclr", "supcon")  # models of which the features are d
 
 TEXT = """# The zoo
 
-One encoder, `resnet((32, 32, 3), width=16)`, trained by each task on the images of CIFAR-10, without their
-labels (but for `supcon`). Tasks that need another architecture train that one, with as many features.
-All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. A rotation is
-a view, a tile counts by its pixels, and the forward pass of a relabeling or of a momentum encoder a third of
-a view.{shorter}
+Each task trains the same encoder, `resnet((32, 32, 3), width=16)`, on the images of CIFAR-10, without their
+labels (except `supcon`). A task that needs another architecture trains it with the same number of features.
+All tasks have the same budget: {views:,} views of 32x32 pixels that pass forward and backward. Each rotation
+of an image counts as a view, and a tile counts by its pixels. A forward pass alone, of a relabeling or of a
+momentum encoder, counts as a third of a view.{shorter}
 Accuracies are in percent on the 10,000 test images; chance is 10. The data are a JPEG copy of CIFAR-10,
 whose accuracies differ slightly from those of the original pixels.
 
-`keras-ssl zoo` lists the models, and `kssl.load("rotation_cifar10")` loads an encoder by name. This page
-and its pictures are drawn from the cards of the models by `tools/draw_zoo.py`, and `tools/build_zoo.py`
-trains them.
+`keras-ssl zoo` lists the models, and `kssl.load("rotation_cifar10")` loads an encoder by name.
+`tools/build_zoo.py` trains the models, and `tools/draw_zoo.py` writes this page and draws its figures from
+their cards.
 
 ![accuracy of the linear probe by task, versus the untrained encoder](zoo.png)
 
 {accuracies}
 
 - **linear**: multinomial logistic regression on the standardized features of a stage, averaged over the
-  image, with 10,000 labels. The regularization is chosen on a fifth of these labels, and so is the stage in
-  bold.
-- **gain**: of that stage, versus the untrained encoder's of the same architecture (mean of the seeds), each
-  on its own best stage.{others}
-- **kNN**: of the same stage, 20 neighbors weighted by exp(cosine / 0.07), with 10,000 labels (Wu et al.,
-  CVPR 2018).
+  image, with 10,000 labels. The regularization and the stage in bold are chosen on a fifth of these labels.
+- **gain**: the accuracy of the stage in bold minus that of the untrained encoder of the same architecture
+  (mean of the seeds), whose best stage is chosen in the same way.{others}
+- **kNN**: kNN on the stage in bold, with 20 neighbors weighted by exp(cosine / 0.07), and 10,000 labels (Wu
+  et al., CVPR 2018).
 - **fine-tuned**: the whole encoder and a linear head, trained on 10 % of the labels, 500 per class.
 - **untrained**: {seeds}.
 
 {details}
 
 - **pretext**: the task's own metric on the test images, with the task's augmentation.
-- **rank**: the effective rank of the 128 features; **alignment**: the mean squared distance between an
-  image and its mirror image; **uniformity**: the logarithm of the mean Gaussian potential, both of features
-  of unit length (Wang & Isola, ICML 2020; smaller is better for both).
-- **views/s** and **minutes**: of the training steps on {machines}, partly beside other programs.
+- **rank**: the effective rank of the 128 features.
+- **alignment**: the mean squared distance between the features of an image and of its mirror image;
+  **uniformity**: the logarithm of the mean Gaussian potential. Both are computed for features of unit length,
+  and smaller is better for both (Wang & Isola, ICML 2020).
+- **views/s** and **minutes**: the speed and duration of the training steps (partly with other programs
+  running) on {machines}.
 
-{absent}Nearest neighbors by the cosine of the features, among the test images; the query is the first image
-of each row:
+{absent}The figure shows the nearest neighbors among the test images, by the cosine of the features. The first
+image of each row is the query:
 
 ![nearest neighbors of the same image in the features of each task](zoo_neighbors.png)
 """
@@ -136,12 +137,12 @@ def page(found, untrained):
 
 
 def others(found):
-    """Returns lines of a list, which tasks train another architecture and what it has untrained."""
+    """Returns a list in Markdown of the tasks that train another architecture, or an empty text."""
     lines = ""
     for task, card in found.items():
         if own := own_base(card):
             lines += f"\n  - `{task}`: {card['encoder']}, untrained {percent(own)}."
-    return lines
+    return f" These tasks train another architecture:{lines}" if lines else ""
 
 
 def shorter(found):
