@@ -43,7 +43,7 @@ if not _start.COMMAND:
 
 
 def __getattr__(name):
-    # The command imports TensorFlow at the first use of a public name: --help and errors need none.
+    # The command imports TensorFlow when a public name is first used: --help and errors need no TensorFlow.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("keras_ssl._public"), name)

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if COMMAND else "1")
 
 
 def import_keras():
-    """Imports Keras and TensorFlow; for the command, without the log that TensorFlow prints meanwhile.
+    """Imports Keras and TensorFlow; for the command, without the log that TensorFlow prints on import.
 
     Raises:
         ImportError: Keras has another backend.

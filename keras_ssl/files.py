@@ -1,4 +1,4 @@
-"""Files that are on the disk when they appear: atomic writing, folders, locks; and names for messages."""
+"""Atomic, synced writing of files, folders, locks; and lists of names for messages."""
 
 import contextlib
 import fcntl
@@ -33,7 +33,7 @@ def complete(path):
     draft = os.path.join(folder, f".new-{name}")
     handle = _open_locked(draft, fcntl.LOCK_EX)
     try:
-        os.ftruncate(handle, 0)  # what a killed process has left
+        os.ftruncate(handle, 0)  # removes what a killed process has left
         yield draft
         sync(draft)
         os.replace(draft, path)
@@ -50,12 +50,12 @@ def complete(path):
 def locked(path, subject):
     """Holds a lock file, which no other process can hold until this one releases it or dies.
 
-    The kernel releases the lock of a process that dies, so the file that it leaves behind locks nothing.
-    On a file system without locks it has no effect.
+    The kernel releases the lock of a process that dies, so the file that it leaves behind locks nothing. On a
+    file system without locks this function has no effect.
 
     Args:
         path: str or pathlib.Path of the lock file, in an existing folder; removed at the end.
-        subject: str, what the lock protects, with which the error begins.
+        subject: str, what the lock protects; the error begins with it.
 
     Raises:
         ValueError: another process holds the lock.
@@ -97,7 +97,7 @@ def _open_locked(path, operation):
             raise
         except OSError:
             return handle  # the file system has no locks
-        # Whoever held the lock before may have renamed or removed the file.
+        # The previous holder of the lock may have renamed or removed the file.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(handle)):
                 return handle
@@ -105,7 +105,7 @@ def _open_locked(path, operation):
 
 
 def make_folder(path):
-    """Creates a folder and those that it is in, and waits until their names are on the disk.
+    """Creates a folder and its parents, and waits until their names are on the disk.
 
     Args:
         path: str or pathlib.Path.
@@ -143,7 +143,7 @@ def sync(path):
 
 
 def sha256(*paths):
-    """Computes the SHA-256 of files, one after the other, without reading them whole into memory.
+    """Computes the SHA-256 of the concatenation of files, without reading whole files into memory.
 
     Args:
         *paths: str or pathlib.Path.

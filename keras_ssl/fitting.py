@@ -1,4 +1,4 @@
-"""What `PretextModel` does before and after Keras' fit and predict: datasets, checks, callbacks, resuming."""
+"""Steps of `PretextModel` before and after Keras' fit and predict: datasets, checks, callbacks, resuming."""
 
 import contextlib
 
@@ -16,13 +16,13 @@ def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, ser
     """Creates the dataset of all epochs that `PretextModel.dataset` returns.
 
     Args:
-        images, batch_size, epochs, first_epoch, shuffle, seed, service: as of `PretextModel.dataset`.
+        images, batch_size, epochs, first_epoch, shuffle, seed, service: as in `PretextModel.dataset`.
         task: PretextModel.
 
     Returns:
         tf.data.Dataset of (x, y), of known length, with the attributes `steps_per_epoch`, `number`,
-        `batch_size`, `shuffle`, `seed` and `images`, and the function `from_step` that creates the batches
-        from a step on.
+        `batch_size`, `shuffle`, `seed` and `images`, and the function `from_step`, which creates the batches
+        starting from a step.
     """
 
     def from_step(step):
@@ -41,7 +41,7 @@ def all_epochs(images, task, batch_size, epochs, first_epoch, shuffle, seed, ser
 
 
 def resolve_jit_compile(task, jit_compile):
-    """Returns the argument `jit_compile` for Keras, in which "auto" means no XLA on a CPU.
+    """Returns the argument `jit_compile` for Keras, where "auto" means no XLA on a CPU.
 
     Raises:
         ValueError: `jit_compile` is True under a strategy with several replicas.
@@ -57,11 +57,11 @@ def resolve_jit_compile(task, jit_compile):
 
 
 def per_worker(task, data):
-    """Wraps a dataset of `PretextModel.dataset`, which is this worker's part: Keras would shard it again.
+    """Wraps this worker's dataset from `PretextModel.dataset`, so that Keras does not shard it again.
 
     Args:
         task: PretextModel.
-        data: what Keras' `fit`, `evaluate` or `predict` get.
+        data: the data that Keras' `fit`, `evaluate` or `predict` receive.
 
     Returns:
         tf.distribute.DistributedDataset if there are several workers; other data are returned as they are.
@@ -74,11 +74,11 @@ def per_worker(task, data):
 def in_order(task, data, predicted):
     """Sorts predictions for a dataset of `PretextModel.dataset` into its order.
 
-    Keras concatenates the replicas of each step, and replica k of n has the images k, k + n, ... of it.
+    Keras concatenates the replicas of each step, and replica k of n has the images k, k + n, ... of the step.
 
     Args:
         task: PretextModel.
-        data: what Keras' `predict` got.
+        data: the data that Keras' `predict` received.
         predicted: structure of numpy arrays with the image on axis 0.
 
     Returns:
@@ -102,9 +102,9 @@ def as_list(callbacks):
 
 
 def complete_callbacks(task, callbacks):
-    """Adds the callback that stops on a non-finite loss, and moves the checkpoint callback behind the others.
+    """Adds the callback that stops on a non-finite loss, and moves the checkpoint callback after the others.
 
-    It saves the states of the others, which must have seen the end of the epoch.
+    It saves the states of the other callbacks, which must have seen the end of the epoch.
 
     Args:
         task: PretextModel.

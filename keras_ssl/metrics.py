@@ -1,4 +1,4 @@
-"""Metrics for `compile`: of images, of depth, and how well embeddings tell images apart."""
+"""Metrics for `compile`: quality of images and depth, and how well embeddings distinguish images."""
 
 import keras
 import tensorflow as tf
@@ -13,8 +13,8 @@ from keras_ssl.training import distribute
 def psnr(y_true, y_pred):
     """Computes the peak signal-to-noise ratio of each image, in decibels.
 
-    It is 10 log10 of the squared range divided by the mean squared error: 6 dB more means half the root
-    mean square error. A perfect reconstruction gets 100 dB.
+    It is 10 log10 of the squared range divided by the mean squared error; 6 dB more means half the root mean
+    square error. A perfect reconstruction gets 100 dB.
 
     Args:
         y_true: (B, H, W, C) tensor in -1..1, or (B, H, W, C + 1) with a mask as the last channel: only
@@ -94,7 +94,7 @@ class AbsRel(keras.metrics.Mean):
 
     Shapes:
         y_true: (B, H, W, 1), meters; NaN, 0 or infinite where unknown. y_pred: (B, H, W, 1), natural
-        logarithm of meters, as `losses.ScaleInvariantDepth` takes it.
+        logarithm of meters, as in `losses.ScaleInvariantDepth`.
 
     Example:
         >>> metric = AbsRel()
@@ -119,8 +119,8 @@ class AbsRel(keras.metrics.Mean):
 class OrderedPairs(keras.metrics.Mean):
     """Computes the fraction of pairs of pixels whose depths are predicted in the right order.
 
-    It is 1 - WKDR of the paper, over pairs that are known and not equal. Equal predictions are wrong: a map
-    without any depth gets 0, a random one 0.5.
+    It is 1 - WKDR of the paper, over pairs whose order is known and not equal. Equal predictions are wrong: a
+    map without any depth gets 0, a random map 0.5.
 
     Args:
         name: str.
@@ -143,7 +143,7 @@ class OrderedPairs(keras.metrics.Mean):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         order, difference = ordered_differences(y_true, y_pred)
-        weight = tf.cast(tf.abs(order) > 0, tf.float32)  # NaN is not
+        weight = tf.cast(tf.abs(order) > 0, tf.float32)  # false for NaN
         if sample_weight is not None:
             weight *= tf.cast(tf.reshape(sample_weight, [-1, 1]), tf.float32)
         super().update_state(tf.cast(order * difference > 0, tf.float32), weight)
@@ -153,8 +153,8 @@ class OrderedPairs(keras.metrics.Mean):
 class MaskIoU(keras.metrics.Mean):
     """Computes the mean intersection over union of predicted and true masks.
 
-    It is computed for each image over its certain pixels, and averaged over the images in whose mask a pixel
-    is 1.
+    It is computed for each image over its certain pixels, and averaged over the images whose mask has a pixel
+    of 1.
 
     Args:
         name: str.
@@ -176,7 +176,7 @@ class MaskIoU(keras.metrics.Mean):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_true, predicted = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32) > 0
-        mask, certain = y_true > 0.5, tf.math.is_finite(y_true)  # NaN is not larger
+        mask, certain = y_true > 0.5, tf.math.is_finite(y_true)  # NaN > 0.5 is false
         both, either = (
             tf.reduce_sum(tf.cast(pixels, tf.float32), axis=[1, 2, 3])
             for pixels in (mask & predicted, (mask | predicted) & certain)
@@ -187,7 +187,7 @@ class MaskIoU(keras.metrics.Mean):
         super().update_state(tf.math.divide_no_nan(both, either), weight)
 
 
-# Of the largest similarity with a positive and with a negative.
+# Computed from the largest similarity with a positive and with a negative.
 CONTRAST = {
     "accuracy": lambda positive, negative: tf.cast(positive > negative, tf.float32),
     "positive": lambda positive, negative: positive,
@@ -197,11 +197,11 @@ CONTRAST = {
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Contrast(keras.metrics.MeanMetricWrapper):
-    """Measures how well the embeddings of several views tell images apart.
+    """Measures how well the embeddings of several views distinguish images.
 
-    `positive` is the cosine similarity of a view with the most similar other view of its image, `negative`
-    that with the most similar view of another image of the batch, over all replicas, and `accuracy` how
-    often the former is larger.
+    `positive` is the cosine similarity of a view with the most similar other view of its image. `negative` is
+    its similarity with the most similar view of another image of the batch, over all replicas. `accuracy` is
+    how often the former is larger.
 
     Args:
         name: str, which of the three is averaged: "accuracy", "positive" or "negative".

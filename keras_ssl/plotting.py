@@ -8,7 +8,7 @@ def grid(rows, axes=None, title=None):
         rows: list of lists of ((H, W, C) pixels in 0..255, caption); rows of up to three images are drawn
             side by side, six images per row.
         axes: matplotlib Axes to draw into, or None for a new figure.
-        title: text above it.
+        title: text above the figure.
 
     Returns:
         the matplotlib Figure; `figure.savefig("grid.png")` writes it.
@@ -25,7 +25,7 @@ def grid(rows, axes=None, title=None):
     if not rows or not all(rows):
         raise ValueError("rows must hold at least one image each")
     length = max(len(row) for row in rows)
-    if length <= 3:  # no narrow columns: six images per row
+    if length <= 3:  # to avoid narrow columns, six images per row
         each = 6 // length
         rows = [
             [image for row in rows[i : i + each] for image in row]
@@ -108,17 +108,18 @@ def labeled_views(x, y, y_pred, name, text):
 
 
 def columns(row):
-    """Colors the columns of a row of data with depth, motion or segments, so that they can be looked at.
+    """Colors the columns of a row of data with depth, motion or segments, so that people can view them.
 
-    Near depths are red and far ones blue, by their rank. In normals, red faces right, green up and blue the
-    camera. In flow, the hue is the direction and the saturation the length. Unknown values are black,
-    in masks gray.
+    Near depths are red and far depths are blue, by their rank. In normals, red faces right, green faces up
+    and blue faces the camera. In flow, the hue is the direction and the saturation is the length. Unknown
+    values are black, or gray in masks.
 
     Args:
-        row: dict of arrays (H, W, channels), with some of the columns of `data.scenes`; others are left out.
+        row: dict of arrays (H, W, channels), with some of the columns of `data.scenes`; other columns are
+            left out.
 
     Returns:
-        list of ((H, W, 3) pixels in 0..255, caption), as `grid` takes it.
+        list of ((H, W, 3) pixels in 0..255, caption), for `grid`.
 
     Example:
         >>> import keras_ssl as kssl

@@ -29,14 +29,14 @@ class PretextModel(keras.Model):
         **kwargs: passed to keras.Model (name, dtype).
 
     Attributes:
-        needs: names of the columns that `pretext` reads besides `id`: "image", "frames", "depth", ...
-            It gets no other columns, and "label" only if it is named here.
+        needs: names of the columns that `pretext` reads in addition to `id`: "image", "frames", "depth", ...
+            It gets no other columns, and "label" only if it is listed here.
         networks: names of the constructor's arguments that are models.
         reader: function by which the command reads a folder.
         architecture: function by which the command builds the encoder, such as `encoders.resnet`.
         whole_batches: whether `pretext` mixes the images of a batch.
-        min_batch_size: int, 2 if an image is compared with the others of its batch.
-        label_name: what a label is called in previews.
+        min_batch_size: int, 2 if an image is compared with other images of its batch.
+        label_name: name of a label in previews.
         weight_decay: float, of the default optimizer.
 
     Raises:
@@ -57,11 +57,11 @@ class PretextModel(keras.Model):
 
     def __init__(self, encoder, **kwargs):
         super().__init__(**kwargs)
-        # 16 bits would round pixels, which the layers rescale in float32 first.
+        # 16 bits would round pixels; the layers first rescale them in float32.
         self.autocast = False
         encoders.check_encoder(encoder)
         for name in ("needs", "networks"):
-            if isinstance(text := getattr(self, name), str):  # whose letters Python would iterate
+            if isinstance(text := getattr(self, name), str):  # a sequence of letters
                 raise ValueError(
                     f"{type(self).__name__}.{name} must be a tuple of names, got {text!r}: write {(text,)!r}"
                 )
@@ -71,8 +71,8 @@ class PretextModel(keras.Model):
         """Computes the labels that are known before the network runs.
 
         Args:
-            batch: dict of tensors with the image on axis 0: `id` (B,) int64 and what `needs` names,
-                such as `image` (B, H, W, C) uint8 or float32 in 0..255.
+            batch: dict of tensors with the image on axis 0: `id` (B,) int64 and the columns in `needs`, such
+                as `image` (B, H, W, C) uint8 or float32 in 0..255.
             seed: (B, 2) int64, one seed per image; `keras_ssl.ops.random.split` derives independent ones.
 
         Returns:
@@ -95,7 +95,7 @@ class PretextModel(keras.Model):
         return y, None
 
     def default_loss(self):
-        """Returns the loss that `compile` uses, one value per image or more, or a dict of them by output."""
+        """Returns the loss of `compile`, one value per image or more, or a dict of losses by output."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def default_metrics(self):
@@ -103,7 +103,7 @@ class PretextModel(keras.Model):
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
     def default_optimizer(self, steps, learning_rate=0.1):
-        """Returns the optimizer of `keras-ssl pretrain`, for `steps` int steps and a peak rate."""
+        """Returns the optimizer of `keras-ssl pretrain` for a number of steps and a peak learning rate."""
         return optimizers.sgd_cosine(learning_rate, steps, self.weight_decay)
 
     def default_callbacks(self, images):
@@ -111,7 +111,7 @@ class PretextModel(keras.Model):
         return []
 
     def features(self, images):
-        """Computes features of whole images: what export, serving and evaluation use.
+        """Computes features of whole images, for export, serving and evaluation.
 
         Args:
             images: (B, H, W, C) pixels in 0..255, uint8 or float.
@@ -155,7 +155,7 @@ class PretextModel(keras.Model):
         """Creates the training data for `fit`: one dataset of all epochs, which computes the labels.
 
         Every random number follows from (seed, epoch, image id), so a run resumed with `first_epoch=k` gets
-        the batches of an uninterrupted run, bit for bit, and several workers those of a single one.
+        the batches of an uninterrupted run, bit for bit, and several workers get those of a single worker.
 
         Args:
             images: tf.data.Dataset of dicts with `id` and the columns that the task `needs`, such as
@@ -172,10 +172,10 @@ class PretextModel(keras.Model):
             tf.data.Dataset of (x, y), with the attribute `steps_per_epoch` that `fit` reads.
 
         Raises:
-            ValueError: `images` is no dataset, lacks a column that the task needs, has no known length, no
-                image or images of another size than the encoder's; a number is no integer; `batch_size` is
-                too small or cannot be split among the replicas; `first_epoch` is not before `epochs`;
-                `service` is not an address, or `images` has no random access.
+            ValueError: `images` is not a dataset, lacks a column that the task needs, has no known length, is
+                empty, or has images of another size than the encoder's; a number is not an integer;
+                `batch_size` is too small or cannot be split among the replicas; `first_epoch` is not before
+                `epochs`; `service` is not an address, or `images` has no random access.
 
         Warns:
             UserWarning: `images` has no random access, since `.take()`, `.map()` and the like drop it.
@@ -192,8 +192,8 @@ class PretextModel(keras.Model):
             optimizer: as in Keras; with `mixed_float16` it is wrapped in a `loss_scale.LossScale`.
             loss: as in Keras, or "auto" for `default_loss()`.
             metrics: as in Keras, or "auto" for `default_metrics()`, weighted as the loss is.
-            jit_compile: as in Keras; "auto" compiles with XLA unless there is only a CPU, where it
-                halves the throughput of narrow convolutional networks.
+            jit_compile: as in Keras; "auto" compiles with XLA unless there is only a CPU, where XLA halves
+                the throughput of narrow convolutional networks.
             **kwargs: passed to Keras' compile.
 
         Raises:
@@ -213,10 +213,9 @@ class PretextModel(keras.Model):
         validation_split=0.0, validation_data=None, *args, initial_epoch=0, steps_per_epoch=None,
         **kwargs,
     ):  # fmt: skip
-        """Trains as Keras' fit does; the number of steps per epoch is that of `dataset`.
+        """Trains as Keras' fit does, with the number of steps per epoch of the dataset.
 
-        With a `callbacks.Checkpoint` it resumes from the newest checkpoint, also in the middle of an
-        epoch.
+        With a `callbacks.Checkpoint` it resumes from the newest checkpoint, even in the middle of an epoch.
 
         Raises:
             ValueError: the dataset was made for another number of epochs; a task that relabels has no
@@ -259,12 +258,12 @@ class PretextModel(keras.Model):
 
     def state(self):
         """Returns the list of all keras.Variable that training changes, except those of metrics."""
-        optimizer = getattr(self, "optimizer", None)  # none before `compile`
+        optimizer = getattr(self, "optimizer", None)  # None before `compile`
         return [*self.variables, *(optimizer.variables if optimizer is not None else [])]
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Keras would build from the mean of the replicas' first batches, which fails if these differ
-        # in size, as at the end of an epoch, where training may resume.
+        # Keras would build from the mean of the replicas' first batches. This fails if they differ in size,
+        # as at the end of an epoch, where training may resume.
         strategy = self.distribute_strategy
         if iterator is None or strategy.num_replicas_in_sync == 1:
             return super()._maybe_symbolic_build(iterator, data_batch)
@@ -282,7 +281,7 @@ class PretextModel(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight if weight is None else weight)
 
     def get_compile_config(self):
-        # Not what "auto" was on this machine: a task saved on one GPU is loaded on several, or on a CPU.
+        # Not the value of "auto" here: a task saved on one GPU may be loaded on several, or on a CPU.
         config = super().get_compile_config()
         return {**config, "jit_compile": self._jit_compile_argument} if config else config
 

@@ -17,8 +17,8 @@ class Relabels(Protocol):
         """Recomputes the labels from (N, D) features in the order of the ids.
 
         Args:
-            features: `solvers.shares.Share`, which holds those of this worker's images; or the array of all.
-                All workers call this at the same time, and assign the labels of all images.
+            features: `solvers.shares.Share` with the features of this worker's images, or the array of all
+                features. All workers call this at the same time, and assign the labels of all images.
         """
 
 
@@ -32,7 +32,7 @@ class LeavesOut(Protocol):
 
 @runtime_checkable
 class Describes(Protocol):
-    """A task that clusters descriptors of its own instead of the encoder's features."""
+    """A task that clusters its own descriptors instead of the encoder's features."""
 
     def descriptors(self, batch):
         """Computes (B, D) descriptors of a batch, a dict of arrays."""
@@ -42,20 +42,20 @@ class Describes(Protocol):
 class Views(Protocol):
     """A task whose labels are recomputed from augmented images instead of the images themselves.
 
-    It also has a weight `relabeled`, how often that was done.
+    It also has a weight `relabeled` that counts the relabelings.
     """
 
     def view(self, batch):
         """Computes (B, H, W, C) views of a batch, a dict of tensors with `image` and `id`.
 
-        Their random numbers follow from the task's state and the ids, so that a resumed run and every
-        number of workers compute the same labels.
+        Their random numbers follow from the task's state and the ids, so that a resumed run and any number of
+        workers compute the same labels.
         """
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """A task that reconstructs images, judged by `evaluation.reconstruction`."""
+    """A task that reconstructs images, evaluated by `evaluation.reconstruction`."""
 
     def corrupt(self, image, seed):
         """Computes (x, y) from (B, H, W, C) images without augmentation."""

@@ -68,7 +68,8 @@ def export(task, path, card=None):
     path = Path(path)
     created = files.make_folder(path)
     _remove_old_drafts(path)
-    # Servers ignore a name that is not a number, even if this process is killed and leaves it behind.
+    # Servers ignore this folder, whose name is not a number, even if the process is killed and leaves it
+    # behind.
     draft = Path(tempfile.mkdtemp(prefix=".export-", dir=path))
     try:
         signatures = _signatures(task, height, width)
@@ -87,7 +88,7 @@ def export(task, path, card=None):
         return str(_rename_to_next_version(draft, path))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        # A folder that is not empty stays: this export has succeeded, or another one.
+        # A folder that is not empty stays: this export or another one has succeeded.
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
@@ -104,7 +105,7 @@ def load(path):
         functional keras.Model from (B, H, W, 3) pixels in 0..255 to (B, D) features, with named stages.
 
     Raises:
-        ValueError: `path` is not an export of keras_ssl, and no model of the zoo has this name.
+        ValueError: `path` is not an export of keras_ssl, and not the name of a model of the zoo.
 
     Example:
         >>> encoder = load("rotation_cifar10")
@@ -139,7 +140,7 @@ def _remove_old_drafts(path):
 def _rename_to_next_version(draft, path):
     """Renames a draft to the next free version of the model and returns that directory."""
     for written in (*draft.rglob("*"), draft):
-        # The server may run as another user, whatever this one's umask; mkdtemp excludes all others.
+        # The server may run as another user, whatever the umask is here; mkdtemp excludes all other users.
         written.chmod(0o755 if written.is_dir() else 0o644)
         files.sync(written)  # so that a power failure leaves no version half-written
     number = max(zoo.versions(path), default=0) + 1
@@ -150,7 +151,7 @@ def _rename_to_next_version(draft, path):
         except OSError:
             if not os.path.lexists(version):
                 raise
-            number += 1  # a file has this name, or another export has just taken it
+            number += 1  # a file has this name, or another export has just taken the number
         else:
             files.sync(path)
             return version
@@ -183,8 +184,8 @@ def _on_images(function, height, width):
 def _endpoint(function, spec):
     """Creates a tf.function of one batch, which checks its shape.
 
-    A Session does not enforce declared shapes, and a convolution of the wrong rank aborts the whole
-    server (a check in oneDNN). With ensure_shape it is an INVALID_ARGUMENT.
+    A Session does not enforce declared shapes, and a convolution of the wrong rank aborts the whole server (a
+    check in oneDNN). With ensure_shape, a wrong rank is INVALID_ARGUMENT instead.
     """
 
     def checked(batch):
@@ -204,10 +205,10 @@ def _write(task, signatures, directory):
     module = tf.Module()
     module.encoder_variables = [v.value for v in task.encoder.variables]
     module.encoder_trainable_variables = [v.value for v in task.encoder.trainable_variables]
-    # Only variables that a signature reads: the labels of a clustering task grow with its data set.
+    # Only variables that a signature reads, since the labels of a clustering task grow with its data set.
     read = [v for f in signatures.values() for v in f.get_concrete_function().variables]
     module.signature_variables = list({id(v): v for v in read}.values())
-    # Not a signature: it updates the moving averages, which clients of a server must not do.
+    # Not a signature: it updates the moving averages, and clients of a server must not do that.
     module.train = _on_images(lambda x: {"features": task.encoder(x, training=True)}, height, width)
     tf.saved_model.save(module, str(directory), signatures)
 

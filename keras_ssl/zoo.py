@@ -1,4 +1,4 @@
-"""Finds models, their versions and cards, without TensorFlow; above all those of the repository."""
+"""Finds models, their versions and cards without TensorFlow, in particular those of the repository."""
 
 import json
 import os
@@ -10,11 +10,11 @@ CHECKOUT = Path(__file__).parent.parent / "saved_models"
 
 
 def folders():
-    """Returns the existing folders that may hold models of the zoo, the one to prefer first.
+    """Returns the existing folders that may contain models of the zoo, the preferred one first.
 
     Returns:
-        list of pathlib.Path: that of the environment variable `KERAS_SSL_ZOO`, `saved_models` in the current
-        folder, and `saved_models` of the repository, if the package is used from there.
+        list of pathlib.Path: the folder in the environment variable `KERAS_SSL_ZOO`, `saved_models` in the
+        current folder, and `saved_models` of the repository, if the package is used from there.
 
     Example:
         >>> all(folder.is_dir() for folder in folders())
@@ -77,7 +77,7 @@ def versions(path):
 
 
 def scan_versions(path):
-    """Lists the versions of a model, fast enough for a folder of many entries that is polled.
+    """Lists the versions of a model, fast enough to poll a folder of many entries.
 
     Args:
         path: directory of a model.
@@ -101,8 +101,8 @@ def scan_versions(path):
 
 
 def is_folder(entry):
-    """Returns whether an os.DirEntry is a folder or a link to one, by a system call for links only.
+    """Returns whether an os.DirEntry is a folder or a link to one; only links take a system call.
 
-    A broken symlink or a symlink loop is none, for which `entry.is_dir()` raises an OSError.
+    A broken symlink or a symlink loop is not a folder; `entry.is_dir()` would raise an OSError for it.
     """
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))

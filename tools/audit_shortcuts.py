@@ -1,13 +1,13 @@
-"""Ablation of the protections against shortcuts: tasks trained without one of them at a time.
+"""Ablation of the protections against shortcuts: each run trains a task without one of them.
 
-A network that has found a shortcut solves the pretext task better and learns worse features. The table
-shows both, versus the protected run: pretext accuracy on held-out images, and the linear probe of the
-best stage. Two rows have puzzles with more similar permutations instead. In another row the first patch
-of each pair is blank: what is still predicted from the second one alone is the prior of its place.
+A network that has found a shortcut solves the pretext task better and learns worse features. The table shows
+both, versus the protected run: pretext accuracy on held-out images, and the linear probe of the best stage.
+Two rows have puzzles with more similar permutations instead. In another row the first patch of each pair is
+blank: the accuracy from the second patch alone shows how much this patch reveals about its place.
 
-The clips of the temporal tasks are still photographs, in which nothing happens. What they predict better than
-by chance is from a shortcut: a camera that drifts by a pixel per frame ("drifting"), or compression that
-becomes stronger with time ("compressed").
+The clips of the temporal tasks are still photographs, in which nothing happens. An accuracy above chance
+comes from a shortcut: a camera that drifts by a pixel per frame ("drifting"), or compression that becomes
+stronger with time ("compressed").
 
     python tools/audit_shortcuts.py --data cifar10/ [--only jigsaw]
 """
@@ -28,8 +28,8 @@ from keras_ssl import encoders
 from keras_ssl.plotting import print_table
 from keras_ssl.training.optimizers import sgd_cosine
 
-CLIPS, FRAMES = 10_000, 5  # of the temporal tasks, and their frames
-QUALITY = (90, 75, 60, 45, 30)  # of JPEG, of each frame of a compressed clip
+CLIPS, FRAMES = 10_000, 5  # for the temporal tasks: clips, and frames per clip
+QUALITY = (90, 75, 60, 45, 30)  # JPEG quality of each frame of a compressed clip
 FRINGE = 0.04  # red is this much larger than green, blue this much smaller
 CLOSE = {d: kssl.permutations.permutations(100, distance=d) for d in ("middle", "low")}
 
@@ -59,7 +59,7 @@ def order_prediction(**arguments):
     return lambda encoder: kssl.tasks.OrderPrediction(encoder, **arguments)
 
 
-# (task, what is removed, kind of images, function that makes the task)
+# (task, removed protection, kind of images, function that makes the task)
 ROWS = [
     ("relative_patch", "", "original", relative_patch()),
     ("relative_patch", "first patch", "original", lambda e: SecondPatch(e, color="projection")),
@@ -105,7 +105,7 @@ def aberrated(images):
 
 
 def drifting(images):
-    """Makes clips of photographs, enlarged by an eighth or more, over which the image moves by a pixel."""
+    """Makes clips that move by one pixel per frame over photographs enlarged by an eighth or more."""
     rng, size = np.random.default_rng(0), images.shape[1]
     room = FRAMES - 1
     large = tf.image.resize(images[:CLIPS].astype(np.float32), (size + 2 * room, size + 2 * room))
@@ -121,7 +121,7 @@ def drifting(images):
 
 
 def compressed(images):
-    """Makes clips of photographs, stored as JPEG whose quality decreases from frame to frame."""
+    """Makes clips of still photographs, stored as JPEG with a quality that decreases from frame to frame."""
 
     def store(image):
         files = [tf.io.encode_jpeg(image, quality=q) for q in QUALITY]
@@ -158,7 +158,7 @@ def probe(encoder, labeled, test):
             train_features[stage], train_others["label"], test_features[stage], test_others["label"]
         )
         for stage in train_features
-        if stage != "features"  # the last stage, averaged
+        if stage != "features"  # the averaged last stage
     )
 
 
@@ -179,7 +179,7 @@ def main():
     )
     few = np.random.default_rng(0).permutation(len(train["image"]))[:5000]
 
-    @functools.cache  # of the rows of --only
+    @functools.cache  # for the rows of --only
     def probed(change):
         return (
             kssl.data.from_array(change(train["image"][few]), train["label"][few]),

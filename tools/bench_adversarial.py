@@ -2,10 +2,10 @@
 
     python tools/bench_adversarial.py [--width 16] [--rounds 7]
 
-The parts are encoder, decoder and discriminator. Each runs forward and backward separately, on tensors of
-the sizes that it gets in the step (the discriminator on real and generated images), without losses, metrics
-and optimizers. In each round all run in turn, so that other load on the machine affects them equally. The
-ratio, the sum of the parts over the step, is the median over the rounds.
+The parts are encoder, decoder and discriminator. Each runs forward and backward separately, on tensors of the
+same sizes as in the step (the discriminator on real and generated images), without losses, metrics and
+optimizers. In each round all parts run in turn, so that other load on the machine affects them equally. The
+ratio is the sum of the parts divided by the step; it is the median over the rounds.
 """
 
 import argparse

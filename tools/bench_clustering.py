@@ -1,9 +1,9 @@
 """Clustering of features that are spread over 1, 2 and 4 worker processes: memory, bytes exchanged, seconds.
 
-First k-means on one process versus faiss.Kmeans, in interleaved rounds. Then whitening, k-means and optimal
-transport in worker processes on this machine, which share its cores. The memory is the peak of a process
-above what it had before, its own features included; the bytes are those that each worker gives to be summed.
-All numbers of workers must find the same labels.
+The tool first compares k-means in one process with faiss.Kmeans, in interleaved rounds. Then it runs
+whitening, k-means and optimal transport in worker processes on this machine, which share its cores. The
+memory is the peak of a process relative to its start, including its own features; the bytes are those that
+each worker contributes to sums. All numbers of workers must find the same labels.
 
     python tools/bench_clustering.py --images 100000 --width 256 --clusters 1000
 """
@@ -57,7 +57,7 @@ def cluster(share, options):
 
 
 def balance(share, options):
-    """Optimal transport to random clusters, as `SelfLabel` calls it for a head."""
+    """Runs optimal transport to random clusters, as `SelfLabel` does for a head."""
     width = share.own.shape[1]
     kernel = np.random.default_rng(2).standard_normal((width, options.clusters), np.float32)
     kernel *= 0.18 * (64 / width) ** 0.5 / 2
@@ -72,7 +72,7 @@ def balance(share, options):
 
 
 def peak(reset=False):
-    """Returns the peak memory of this process in MB, or resets it to what is used now."""
+    """Returns the peak memory of this process in MB, or resets it to the current use."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -83,7 +83,7 @@ def work(options):
     """Runs in a worker process: prints the measurements, and saves labels and potentials."""
     strategy, exchanged = distribute.strategy(), []
     small = argparse.Namespace(**{**vars(options), "clusters": 10})
-    for function in (cluster, balance):  # loads libraries and traces
+    for function in (cluster, balance):  # the first run loads libraries and traces
         function(make_share(1000, options.width, strategy, []), small)
     found, results = {}, []
     for function in (cluster, balance):

@@ -2,8 +2,8 @@
 
     python tools/bench_encoder.py [--width 16] [--rounds 15]
 
-TensorFlow folds the fused batch normalization into the preceding convolution, so in serving it should
-cost nothing. Both run in turn in one process; the ratio is the median over the rounds.
+TensorFlow folds the fused batch normalization into the preceding convolution, so it should cost nothing in
+serving. Both networks run in turn in one process; the ratio is the median over the rounds.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main():
             start = time.perf_counter()
             for _ in range(CALLS):
                 model.run({"images": x})
-            if round:  # the first warms up
+            if round:  # the first round warms up
                 seconds[name].append((time.perf_counter() - start) / CALLS)
     for name, values in seconds.items():
         print(f"{name:12} {BATCH / np.median(values):6.0f} images/s")

@@ -1,11 +1,11 @@
-"""Two workers on a slow network: images/s, bytes that each sends in a step; larger steps and smaller packs.
+"""Two workers on a slow network: images/s and bytes sent per step, for larger steps and smaller packs, too.
 
     sudo python tools/bench_network.py [--gigabits 1] [--delay 5] [--width 32]
 
 The workers are processes in two network namespaces of this machine. Each variant runs with a cable between
-them (veth), and with one that this process simulates: it takes packets from one end (a TUN device) and gives
-them to the other when they would have arrived. The kernel's own simulation, netem, is missing on many virtual
-machines. The runs alternate, so that other load on the machine affects both.
+them (veth), and with a cable that this process simulates: it takes packets from one end (a TUN device) and
+passes them to the other end when they would have arrived. The kernel's own simulation, netem, is missing on
+many virtual machines. The runs alternate, so that other load on the machine affects both.
 """
 
 import argparse
@@ -31,8 +31,8 @@ STEPS, SKIPPED = 12, 3
 PLACES, ENDS = ("keras_ssl_a", "keras_ssl_b"), ("kssl_a", "kssl_b")  # namespaces, devices
 MTU = 9000  # bytes of a packet
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000  # of Linux' if_tun.h
-PORT = 5055  # nothing else runs in them
-# Images of a worker in a step; megabytes of gradients that are sent together, 0 for all.
+PORT = 5055  # nothing else runs in the namespaces
+# Images per worker and step; megabytes of gradients that are sent together, 0 for all.
 VARIANTS = {"32 images": (32, 0), "128 images": (128, 0), "32 images, packs of 1 MiB": (32, 1)}
 
 
@@ -86,7 +86,7 @@ class SlowCable(threading.Thread):
 
 @contextlib.contextmanager
 def network(slow):
-    """Two namespaces with a cable, which are gone afterwards; `slow` is (rate, delay) or None."""
+    """Creates two namespaces with a cable, and removes them afterwards; `slow` is (rate, delay) or None."""
     made, cable = [], None
     try:
         for place in PLACES:
@@ -111,7 +111,7 @@ def network(slow):
 
 
 def run(variant, slow, width):
-    """Trains on two workers, and returns what the first one reports: a dict."""
+    """Trains on two workers, and returns the report of the first one, a dict."""
     workers = []
     with network(slow):
         for k, place in enumerate(PLACES):
@@ -150,7 +150,7 @@ def sent():
 
 
 def work(variant, width):
-    """Trains as one of the workers; prints images/s of both, bytes of this one in a step, and weights."""
+    """Trains as one of the workers; prints images/s of both, bytes per step of this one, and weights."""
     import keras
     import tensorflow as tf
     from bench_training import Clock

@@ -1,11 +1,11 @@
-"""Benchmark of the throughput of each task's `pretext`, versus that of its training step, in images/s.
+"""Benchmark of the throughput of each task's `pretext` versus its training step, in images/s.
 
     python tools/bench_pretext.py [TASK ...] [--width 16] [--batch 128] [--rounds 5] [--precision float32]
 
-Images of 32x32 in memory. In each round every task first computes batches without a network, on all cores,
-then trains on precomputed ones, and SimCLR on the same encoder, so that other load on the machine affects all
-equally. The ratios are medians over the rounds. Local encoders, whose last stage is narrow, are four times as
-wide, as in the zoo.
+The images have 32x32 pixels and are in memory. In each round, every task first computes batches without a
+network, on all cores, and then trains on precomputed batches; SimCLR trains on the same encoder. So other
+load on the machine affects all equally. The ratios are medians over the rounds. Local encoders, whose last
+stage is narrow, are four times as wide, as in the zoo.
 """
 
 import argparse
@@ -30,7 +30,7 @@ IMAGES, STEPS = 2048, 6
 
 
 def variant(kind, architecture, options):
-    """Returns two functions that measure the seconds per image, of `pretext` and of the step, and views."""
+    """Returns two functions that measure seconds per image, for `pretext` and for the step, and the views."""
     images = sample(kind.needs, IMAGES)
     local = architecture is kssl.encoders.local_resnet
     encoder = architecture((32, 32, 3), 4 * options.width if local else options.width)
@@ -44,7 +44,7 @@ def variant(kind, architecture, options):
 
     def make():
         start = time.perf_counter()
-        for _ in made:  # a new iterator each time: nothing was prefetched while the network trained
+        for _ in made:  # a new iterator each time, so nothing was prefetched during training
             pass
         return (time.perf_counter() - start) / IMAGES
 
@@ -77,7 +77,7 @@ def main():
         keras.utils.clear_session()
         make, train, views = variant(row.task, row.task.architecture, options)
         same = row.task.architecture
-        if same is kssl.encoders.patch_grid:  # the network of its patches, on whole images
+        if same is kssl.encoders.patch_grid:  # the network of its patches, but on whole images
             same = functools.partial(kssl.encoders.resnet, normalization="layer")
         _, simclr, _ = variant(kssl.tasks.SimCLR, same, options)
         make(), train(), simclr()

@@ -2,11 +2,12 @@
 
     python tools/bench_ray.py [--images 6000] [--rounds 5] [--model saved_models/simclr_cifar10]
 
-In each round Ray with two workers extracts all images, and two processes, at the same time, half of them
-each. Only encoding is measured: from the moment when both workers, or both processes, have delivered a batch,
-until the first of them has no more. Starting Ray, importing TensorFlow and loading the model come before, and
-are printed as "start". Images per second suffer from other load on the machine; CPU time per image, of all
-processes including Ray's own, hardly does. The results are medians over the rounds of the ratios.
+In each round, Ray extracts all images with two workers; then two processes at the same time extract half of
+the images each. Only encoding is measured: from the moment when both workers (or both processes) have
+delivered a batch, until the first of them has no more images. Starting Ray, importing TensorFlow and loading
+the model happen before that, and are printed as "start". Other load on the machine reduces the images per
+second; it hardly affects the CPU time per image of all processes, including Ray's own. The results are the
+medians of the ratios over the rounds.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def run_child(path, arguments):
     from keras_ssl.tables import ray_engine
     from keras_ssl.tables.update import Writer
 
-    moments, marks = [], []  # of rows; (time, CPU seconds) at the start and the end of the encoding
+    moments, marks = [], []  # times of rows; (time, CPU seconds) at the start and end of encoding
     write, close, received = Writer.write, Writer.close, ray_engine._Pool._received
 
     def timed_write(self, row, result):

@@ -31,7 +31,7 @@ from keras_ssl.training import distribute
 
 
 def train(kind, name, synchronized, width):
-    """Trains for a few steps for each line on stdin, and prints images/s. Runs in its own process."""
+    """Trains for a few steps per line on stdin, and prints images/s. Runs in its own process."""
     if kind == "devices":
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
@@ -48,7 +48,7 @@ def train(kind, name, synchronized, width):
         encoder = kssl.encoders.resnet((32, 32, 3), width, synchronized=synchronized)
         task = row.task(encoder, **({"num_images": len(pixels)} if "num_images" in known else {}))
         task.compile(sgd())
-    # Labels are computed before the first timed step, and not again.
+    # Labels are computed only once, before the first timed step.
     relabel = [kssl.callbacks.Relabel(images, when="once")] if hasattr(task, "relabel") else []
     for _ in sys.stdin:
         clock = Clock()
@@ -75,7 +75,7 @@ class Trainers:
             if kind == "workers":
                 task = {"type": "worker", "index": index}
                 environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": hosts}, "task": task})
-            os.sched_setaffinity(0, part)  # inherited by the process, before it counts its cores
+            os.sched_setaffinity(0, part)  # the process inherits it before it counts its cores
             try:
                 process = subprocess.Popen(
                     [sys.executable, os.path.abspath(__file__), "--trainer", wanted],

@@ -1,9 +1,9 @@
 """Search in a table of clustered synthetic vectors: time to index, recall, latency, memory, disk.
 
 The vectors are Gaussian clusters of about 1,000, with noise of half the spread of the centers in all
-dimensions, which is harder than features of images: neighbors in a cluster are almost equally far. Queries
-are drawn from the same clusters. Recall@10 is the fraction of the ten nearest rows by all cosines,
-computed by NumPy, that search returns. Memory is the peak of a process that only searches.
+dimensions, which is harder than features of images: neighbors in a cluster are almost equally far away.
+Queries are drawn from the same clusters. Recall@10 is the fraction of the ten nearest rows (by all cosines,
+computed in NumPy) that search returns. Memory is the peak of a process that only searches.
 
     python tools/bench_search.py 1000000 --kind ivf_pq
 """
@@ -41,7 +41,7 @@ def clusters(rows, dimensions):
 
 
 def nearest(found, block, start, queries):
-    """Merges the nearest rows so far, (cosines, ids) of each query, with those of a block."""
+    """Merges the nearest rows so far, (cosines, ids) of each query, with the rows of a block."""
     cosines = queries @ (block / np.linalg.norm(block, axis=1, keepdims=True)).T
     best = np.argpartition(-cosines, NUMBER, axis=1)[:, :NUMBER]
     values = np.concatenate([found[0], np.take_along_axis(cosines, best, axis=1)], axis=1)
@@ -73,7 +73,7 @@ def write(path, rows, dimensions, queries):
 
 
 def search(folder, probes, refined):
-    """Runs the queries one after the other; prints recall, latency and memory."""
+    """Runs the queries one after another; prints recall, latency and memory."""
     from keras_ssl.tables import FeatureTable, index
     from keras_ssl.tables.neighbors import search as find
 
@@ -117,7 +117,7 @@ def main():
     )
     parser.add_argument("--only-search", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    sys.argv[0] = "keras-ssl"  # as the command: without TensorFlow, whose memory would count
+    sys.argv[0] = "keras-ssl"  # like the command, without TensorFlow, whose memory would count
     if args.only_search:
         search(args.folder, args.probes, args.refined)
         return

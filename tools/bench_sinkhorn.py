@@ -1,7 +1,7 @@
 """Optimal transport of 100,000 images to 1,000 clusters: keras_ssl versus NumPy and POT.
 
-All three run to the same marginal error, in interleaved rounds; the memory is measured in a separate
-process. POT (`pip install POT`) is skipped if it is not installed.
+All three run until they reach the same marginal error, in interleaved rounds; the memory is measured in a
+separate process. POT (`pip install POT`) is skipped if it is not installed.
 
     python tools/bench_sinkhorn.py --rounds 3
 """
@@ -61,7 +61,7 @@ def pot(scores, lam, iterations):
 
 
 def peak():
-    """Returns the peak memory of this process in kB (ru_maxrss would include that of the parent)."""
+    """Returns the peak memory of this process in kB (ru_maxrss would include the parent's memory)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
@@ -69,7 +69,7 @@ def peak():
 def memory(n, k, lam, tolerance, where):
     """Prints the peak memory of the transport as a multiple of the float32 matrix, in this process."""
     options = {"scratch": tempfile.gettempdir()} if where == DISK else {"dtype": where}
-    # The first one loads libraries and traces.
+    # The first run loads libraries and traces.
     sinkhorn(lambda: blocks(2000, k), lam=lam, tolerance=tolerance, **options)
     before = peak()
     sinkhorn(lambda: blocks(n, k), lam=lam, tolerance=tolerance, **options)
@@ -78,7 +78,7 @@ def memory(n, k, lam, tolerance, where):
 
 
 def interleaved(runs, rounds):
-    """Runs every function once per round; returns by name the seconds of all rounds, and the last results."""
+    """Runs every function once per round; returns the seconds of all rounds and the last results, by name."""
     seconds, found = {name: [] for name in runs}, {}
     for _ in range(rounds):
         for name, run in runs.items():

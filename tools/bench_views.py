@@ -2,9 +2,9 @@
 
     python tools/bench_views.py [--sizes 32 96] [--recipes SIMCLR_SMALL SIMCLR] [--rounds 7]
 
-Images in memory, batches of 256, two views of each image. Each round runs every size and recipe in turn,
-so that other load on the machine affects all equally. Prints the median over the rounds, and the views per
-second of processor time, which other processes affect less.
+The images are in memory; batches have 256 images with two views each. Each round runs every size and recipe
+in turn, so that other load on the machine affects all equally. The tool prints the median over the rounds,
+and the views per second of processor time, which other processes affect less.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def dataset(size, recipe, batch):
 
 def measure(data, batch, seconds):
     """Measures views per second of wall time and of processor time."""
-    # A new iterator each time: no pipeline keeps running while another is measured.
+    # A new iterator each time, so that no pipeline keeps running while another one is measured.
     batches = iter(data)
     for _ in range(4):
         next(batches)

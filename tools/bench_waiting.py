@@ -3,9 +3,9 @@
     python tools/bench_waiting.py [--data photos/] [--width 16] [--rounds 3] [--tasks rotation,jigsaw]
 
 The images of 32x32 are first kept in memory and then read from JPEG files; without --data the tool generates
-both. The loop does what `fit` does, without callbacks: it gets a batch from the pipeline (the time that it
-waits) and runs the compiled step on it. The pipeline runs during the step on the same cores, so the step
-takes longer than on precomputed batches. The columns "slower" are the ratio of the two, which a deeper
+both. The loop does the same as `fit`, without callbacks: it gets a batch from the pipeline (this is the
+waiting time) and runs the compiled step on it. The pipeline runs during the step on the same cores, so the
+step takes longer than on precomputed batches. The columns "slower" are the ratio of the two, which a deeper
 buffer would not change. In each round all loops of a task run in turn, so that other load on the machine
 affects them equally. Each column is the median over the rounds.
 """
@@ -32,7 +32,7 @@ LIMIT = 0.05  # fraction of the time that a step may wait, with images in memory
 
 
 def write_images(folder, number, pixels):
-    """Writes JPEG files without noise in single pixels, so that they are as large as those of photographs."""
+    """Writes JPEG files without noise in single pixels, so that they are as large as files of photographs."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (number, 8, 8, 3)).astype(np.float32)
     for k, image in enumerate(coarse):
@@ -78,16 +78,16 @@ def loop(step, batches):
 
 
 def measure(row, sources, options):
-    """Returns (2, sources + 1, rounds) seconds of steps and of waiting; the first without a pipeline."""
+    """Returns (2, sources + 1, rounds) seconds of steps and of waiting; the first source has no pipeline."""
     task = make(row, sources[0], options.width)
     step = compiled(task)
     epochs = -(-(WARM_UP + STEPS) * options.batch_size // int(sources[0].cardinality()))
     training = [task.dataset(images, options.batch_size, epochs) for images in sources]
     ready = list(training[0].take(WARM_UP + STEPS))
     variants = [ready, *training]
-    # A new iterator in each round: an old one would have filled its buffer while the others ran.
+    # A new iterator in each round, since an old one would have filled its buffer while the others ran.
     rounds = [[loop(step, batches) for batches in variants] for _ in range(options.rounds + 1)]
-    return np.array(rounds[1:]).T  # without the first, which traced and compiled
+    return np.array(rounds[1:]).T  # without the first round, which traced and compiled
 
 
 def main():
@@ -104,7 +104,7 @@ def main():
         "--tasks", help="names separated by commas; by default all that need images and labels only"
     )
     options = parser.parse_args()
-    given = {"image", "label"}  # by the images of this benchmark
+    given = {"image", "label"}  # columns of the images of this benchmark
     possible = [row.name for row in TASKS if given.issuperset(row.task.needs)]
     names = options.tasks.split(",") if options.tasks else possible
     if unknown := {*names} - {row.name for row in TASKS}:

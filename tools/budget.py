@@ -27,14 +27,14 @@ class StepClock(keras.callbacks.Callback):
 
 def epochs_within(minutes, seconds_per_epoch):
     """Returns the number of epochs that fit into a budget."""
-    # 5 % less: a run that other load slows down later must not exceed the budget.
+    # 5 % less, since a run that other load slows down later must not exceed the budget.
     return max(1, int(0.95 * minutes * 60 / seconds_per_epoch))
 
 
 def random_subset(images, number, seed=0):
     """Selects random images of all classes, at most `number` of them, with ids from 0 on.
 
-    The first images of a folder with one subfolder per class would be of few classes.
+    The first images of a folder with one subfolder per class would belong to few classes.
     """
     rows = np.random.default_rng(seed).permutation(int(images.cardinality()))[:number]
     part = kssl.data.subset(images, np.sort(rows))

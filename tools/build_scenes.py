@@ -1,14 +1,16 @@
 """Trains tasks on rendered scenes, evaluates them on others, and exports saved_models/<task>_scenes.
 
 All tasks train the zoo's encoder, `resnet((32, 32, 3), width=16)`, in bfloat16 on clips of 20,000 scenes,
-with the same number of views. Other scenes, with more shapes in each, measure the task itself, and three
-linear probes of the frozen features: the kind of the largest shape, the kind of the nearest one, and the
-number of shapes. Prints the probes of the selected stages; all figures are in the cards of the exports.
+with the same number of views. Other scenes, with more shapes in each, are used to measure the task itself,
+and three linear probes of the frozen features: the kind of the largest shape, the kind of the nearest one,
+and the number of shapes. The tool prints the probes of the selected stages; all numbers are in the cards of
+the exports.
 
     python tools/build_scenes.py untrained ego_motion rgb_depth --real cifar10/
 
-`--real` is a folder with train/<class>/ of images for the task that needs real ones, `--teacher` a trained
-model for the one that learns from another network. Scenes are rendered once, into the folder `--work`.
+`--real` is a folder with train/<class>/ of images for the task that needs real images; `--teacher` is a
+trained model for the task that learns from another network. Scenes are rendered once, into the folder
+`--work`.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from keras_ssl.plotting import print_table
 TRAIN, TEST, LABELS, SIZE, FRAMES, BATCH = 20_000, 2_000, 4_000, 32, 3, 128
 CLUTTER = (8, 14)  # shapes in each of the test scenes; training scenes have 4 to 10
 CAMERA = {"exposure": 0.3, "noise": 3.0}
-SEEN = 4  # pixels of a shape that counts
+SEEN = 4  # visible pixels from which a shape counts
 KINDS = ("sphere", "cylinder", "cone", "box")
 TASKS = ("synthetic_multitask", "relative_depth", "rgb_depth", "depth_distillation", "ego_motion")
 
@@ -45,12 +47,12 @@ def rendered(folder):
     }
     for name, clips in parts.items():
         clips = kssl.data.with_relative_depth(clips)
-        kssl.data.to_tfrecord(clips, Path(folder, name))  # keeps what a killed run has written
+        kssl.data.to_tfrecord(clips, Path(folder, name))  # keeps the files of a killed run
     return [kssl.data.from_tfrecord(Path(folder, name), SIZE) for name in parts]
 
 
 def label(row):
-    """Returns what the probes predict of a scene: a dict of str or int, None where no shape is seen."""
+    """Returns the labels that the probes predict for a scene: a dict of str or int, None without a shape."""
     instances, kinds = row["instances"].ravel(), row["classes"].ravel()
     shapes = {}
     for number in np.unique(instances[instances > 0]):
@@ -74,7 +76,7 @@ def probes(encoder, scenes, test, see):
         see: function from a row to the image that the encoder gets.
 
     Returns:
-        dict by probe, of what `probe_stages` returns.
+        dict from the probe to the result of `probe_stages`.
     """
     found = {}
     labels = [[label(row) for row in part] for part in (scenes, test)]
@@ -110,7 +112,7 @@ def new_task(name, policy, teacher):
 
 
 def train(name, clips, options):
-    """Trains a task for the budget; returns it in float32, and what the card says of the training."""
+    """Trains a task for the budget; returns it in float32, and the card's entry about the training."""
 
     def make(policy):
         return new_task(name, policy, options.teacher)
@@ -122,7 +124,7 @@ def train(name, clips, options):
 
 
 def pretext_metrics(task, test, clips):
-    """Measures the task itself on the test scenes, and what it has to be compared with."""
+    """Measures the task itself on the test scenes, and its baselines."""
     task.compile("sgd")
     if "real" in task.needs:
         test = kssl.data.paired(test, real=clips)

@@ -2,9 +2,9 @@
 
 All tasks train the zoo's encoder, `resnet((32, 32, 3), width=16)`, in bfloat16 on 20,000 generated clips of
 five frames, with the same number of views; two shapes move in each clip, and so does the camera. Other clips
-measure the task itself. The features are measured by retrieval: of 250 further objects there are eight clips
-each, in other places, with other motion and other backgrounds. Whose nearest neighbor shows the same object?
-The stage is selected on half of the objects, and reported on the others.
+measure the task itself. The features are measured by retrieval: 250 further objects have eight clips each, in
+different places, with different motion and backgrounds. The metric is how often the nearest neighbor shows
+the same object. The stage is selected on half of the objects, and the result is reported on the others.
 
     python tools/build_videos.py untrained temporal_order moving_objects
 """
@@ -29,7 +29,8 @@ from keras_ssl.plotting import print_table
 TRAIN, TEST, SIZE, FRAMES, BATCH = 20_000, 2_000, 32, 5, 128
 OBJECTS, CLIPS_EACH = 250, 8
 DRIFT = 1  # pixels per frame, of the camera
-# With the defaults of order_prediction the shapes move less than the frames are shifted: docs/video.md.
+# With the defaults of order_prediction, the shapes would move less than the frames are shifted:
+# docs/video.md.
 TASKS = {
     "temporal_order": {},
     "order_prediction": {"jitter": 0.03, "split_channels": False},
@@ -47,7 +48,7 @@ def moving_clips(number, seed, **more):
 
 
 def labeled(name, images):
-    """Returns the images with what the task needs, computed once."""
+    """Returns the images with the columns that the task needs, computed once."""
     if name != "moving_objects":
         return images
     columns = kssl.data.to_arrays(kssl.data.with_motion_masks(images))
@@ -87,11 +88,11 @@ def pretext_metrics(task, name, images, masks):
 
 
 def retrieval(encoder):
-    """Computes by stage for how many images the nearest neighbor shows the same object.
+    """Computes, for each stage, how often the nearest neighbor of an image shows the same object.
 
     Returns:
-        dict by stage of dicts: `selection`, the fraction on the objects on which the stage is selected,
-        `same_object`, that on the others, and `selected`.
+        dict by stage of dicts: `selection`, the fraction for the objects on which the stage is selected;
+        `same_object`, the fraction for the others; and `selected`.
     """
     names = np.repeat(np.arange(OBJECTS), CLIPS_EACH)
     images, _ = moving_clips(len(names), seed=2, shapes=1, objects=names)

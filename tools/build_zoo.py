@@ -1,10 +1,10 @@
 """Trains tasks on CIFAR-10 at the zoo's budget, evaluates them and exports saved_models/<task>_cifar10.
 
 All tasks train the same encoder, `resnet((32, 32, 3), width=16)`, or the architecture that they need with as
-many features, on the same number of views: 600,000 images of 32x32 pixels that pass forward and backward.
-Tiles count by their pixels, and a forward pass alone, of a relabeling or of a momentum encoder, a third of a
-view. A run that was killed resumes from its checkpoints in `--work`. docs/zoo.md is drawn from the cards of
-the exports by tools/draw_zoo.py.
+many features, on the same number of views. The budget is 600,000 views: images of 32x32 pixels that pass
+through the network forward and backward. Tiles count by their pixels, and a forward pass alone, as in a
+relabeling or a momentum encoder, counts a third of a view. A run that was killed resumes from its checkpoints
+in `--work`. docs/zoo.md is drawn from the cards of the exports by tools/draw_zoo.py.
 
     python tools/build_zoo.py rotation jigsaw --data cifar10/
     python tools/build_zoo.py untrained --data cifar10/         # the row that all others are compared with
@@ -32,7 +32,7 @@ from keras_ssl.protocols import Reconstructs
 VIEWS, LABELS, WIDTH, SEEDS = 600_000, 10_000, 16, (0, 1)
 EXEMPLARS = 8_000  # images of the exemplar task, as in its paper
 RELABELINGS = 10
-LOCAL_WIDTH = 64  # of local encoders, whose last stage then has 128 features, as the others
+LOCAL_WIDTH = 64  # of local encoders, whose last stage then has 128 features, like the others
 # Arguments and batch size of each task; the sizes are for images of 32 pixels.
 TASKS = {
     "rotation": ({}, 64),
@@ -56,7 +56,8 @@ TASKS = {
     "byol": ({}, 64),
     "supcon": ({}, 256),
     "align_uniform": ({}, 256),
-    # An image has to be seen again and again to be found in the memory: fewer images, more epochs.
+    # An image has to be seen many times before it can be found in the memory, so fewer images and more
+    # epochs.
     "pirl": ({"num_images": EXEMPLARS, "grid": 2}, 256),
     "cmc": ({"num_images": EXEMPLARS}, 256),
     "pcl": ({"num_images": 50_000}, 256),
@@ -66,7 +67,8 @@ TASKS = {
     "synthetic_multitask": ({}, 128),
 }  # fmt: skip
 
-# Peak learning rates, where the authors' one, for hundreds of epochs, is too small for this budget.
+# Peak learning rates, for tasks where the authors' rate, for hundreds of epochs, is too small for this
+# budget.
 RATES = {"cmc": 0.1, "cpc": 1e-3, "pirl": 0.1}
 
 
@@ -86,12 +88,12 @@ def new_task(name, policy):
 
 
 def number_of_images(name, images):
-    """Returns on how many of the images a task is trained."""
+    """Returns the number of images on which a task is trained."""
     return TASKS[name][0].get("num_images", int(images.cardinality()))
 
 
 def train(name, images, options):
-    """Trains a task for the budget; returns the task in float32 and a dict of what the card says of it."""
+    """Trains a task for the budget; returns the task in float32, and a dict with its entries of the card."""
     keras.utils.clear_session()
     task, batch_size = new_task(name, options.precision), TASKS[name][1]
     number = number_of_images(name, images)
@@ -170,7 +172,7 @@ def pretext_metrics(task, test):
     if isinstance(task, Reconstructs):
         return kssl.evaluation.reconstruction(task, test)
     if hasattr(task, "num_images") or isinstance(task, kssl.tasks.GAN):
-        return {}  # no labels for other images, nor rows in a memory of all images
+        return {}  # other images have no labels, and no rows in a memory of all images
     task.compile("sgd")
     test = with_rendered(task, test, seed=1)
     return task.evaluate(task.dataset(test, 100, seed=1), verbose=0, return_dict=True)
@@ -183,7 +185,7 @@ def build(name, images, test, options):
     source = "a JPEG copy of CIFAR-10 (accuracies differ slightly from the original pixels)"
     results = measure(task.encoder, images, test)
     kind = task.architecture
-    if kind is not kssl.encoders.resnet:  # what the gain is measured from
+    if kind is not kssl.encoders.resnet:  # the gain is relative to this
         encoders = (new_encoder(seed, kind) for seed in SEEDS)
         found["untrained"] = [best_linear(encoder, images, test) for encoder in encoders]
     card = {

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-SECONDS = 120  # for one case; a longer one is considered hung
+SECONDS = 120  # for one case; a case that takes longer is considered hung
 # Environment of a process whose heap is checked.
 CHECKED_HEAP = {
     "LD_PRELOAD": "libc_malloc_debug.so.0",  # ignored if it is not installed
@@ -57,7 +57,7 @@ class Child:
             timer.cancel()
         code = self.process.wait()
         self.errors.seek(0)
-        # What TensorFlow logs at its start begins with the level, I0000 or E0000.
+        # The lines that TensorFlow logs at its start begin with the level, I0000 or E0000.
         lines = ["", *self.errors.read().splitlines()]
         lines = [line for line in lines if line[1:5] != "0000" and "absl::" not in line]
         self.close()

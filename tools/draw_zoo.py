@@ -21,7 +21,7 @@ from keras_ssl import plotting, zoo
 ROOT = Path(__file__).parent.parent
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 NEIGHBORS, SEARCHED, QUERY = 9, 10_000, 7_032
-MAPPED = ("untrained", "simclr", "supcon")  # models of which the features are drawn as a map
+MAPPED = ("untrained", "simclr", "supcon")  # models whose features are drawn as a map
 
 TEXT = """# The zoo
 
@@ -89,7 +89,7 @@ def markdown(rows):
 def accuracies(task, results, base):
     name, best = selected(results["stages"])
     shown = [percent(results["stages"][stage]["linear"]) for stage in STAGES]
-    place = STAGES.index(name) if name in STAGES else -1  # the features are those of the last stage
+    place = STAGES.index(name) if name in STAGES else -1  # the features are the last stage
     shown[place] = f"**{shown[place]}**"
     gain = "" if base is None else f"{100 * (best['linear'] - base):+.1f}"
     return [task, *shown, gain, percent(best["knn"]), percent(results["fine_tuned_10"])]

@@ -1,4 +1,4 @@
-"""Floods a REST port with JSON bodies, and measures what others wait for, and what the server keeps.
+"""Floods a REST port with JSON bodies, and measures delays of other clients and memory that the server keeps.
 
 python tools/hostile_bodies.py PORT PID
 
@@ -31,7 +31,7 @@ def flood(port, body=LISTS, number=60, seconds=3.0):
     Args:
         port: int, of REST.
         body: bytes.
-        number: int, connections that send one body after the other.
+        number: int, connections that send one body after another.
         seconds: float.
 
     Returns:
@@ -73,7 +73,7 @@ def main():
     parser.add_argument("pid", type=int)
     args = parser.parse_args()
     kept = []
-    for body, number in BODIES.values():  # warms up
+    for body, number in BODIES.values():  # the first pass warms up
         flood(args.port, body, number, 1.0)
     for name, (body, number) in BODIES.items():
         before = Usage(args.pid)

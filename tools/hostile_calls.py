@@ -57,7 +57,7 @@ def tiny_png():
 
 
 async def send(address, messages, until, path=PREDICT, timeout=60, **options):
-    """Sends messages one after the other until a time, 20 per second; more would only show the load.
+    """Sends messages one after another until a time, 20 per second; more would only measure the load.
 
     Returns:
         (requests, bytes of the largest).
@@ -76,7 +76,7 @@ async def send(address, messages, until, path=PREDICT, timeout=60, **options):
 
 
 async def flood(address, message, number, until, pause=0.05):
-    """Keeps a number of calls going in one connection, with a pause after each, and cancels what is left."""
+    """Keeps a number of calls running on one connection, with a pause after each, and cancels the rest."""
     sent = 0
     async with channel(address) as connection:
         predict = connection.unary_unary(PREDICT)
@@ -155,14 +155,14 @@ def forever(*messages):
 
 
 def padded(content):
-    """An input `images` with a tensor of these bytes."""
+    """Returns an input `images` with a tensor of these bytes."""
     return field(1, field(1, b"rotation_cifar10")) + field(
         2, field(1, b"images") + field(2, content)
     )
 
 
 def filters():
-    """The outputs of `stages`, in all orders and selections."""
+    """Returns the outputs of `stages` in all orders and selections."""
     names = ["features", "stage1", "stage2", "stage3", "stage4"]
     for size in range(1, 6):
         for outputs in itertools.permutations(names, size):

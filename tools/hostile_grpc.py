@@ -1,11 +1,11 @@
-"""Attacks an embedded server over gRPC, and measures what they cost it and its other clients.
+"""Attacks an embedded server over gRPC, and measures the cost for the server and for its other clients.
 
 python tools/hostile_grpc.py [--seconds 4] [--address HOST:PORT --pid PID] [attack ...]
 
-Another process attacks, while this one sends health checks, single images, and 64 images, whose messages wait
-for a thread that parses them, to the same server; right before each attack they are measured without it. CPU
-time includes these requests. Prints a table, and fails where an attack costs more than a request may: `BARS`.
-Without an address it starts a server.
+Another process attacks, while this process sends requests to the same server: health checks, single images,
+and 64 images, whose messages wait for a thread that parses them. Right before each attack, these requests are
+measured without it. CPU time includes these requests. The tool prints a table, and fails if an attack costs
+more than a request may (`BARS`). Without an address, it starts a server.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BARS = {
 
 def attacker(address, connection):
     """Runs the attacks whose (name, seconds) it receives, and sends (requests, bytes of the largest)."""
-    loop = asyncio.new_event_loop()  # one for all: grpc.aio does not get over the end of its loop
+    loop = asyncio.new_event_loop()  # one for all, since grpc.aio fails after its loop has ended
     while attack := connection.recv():
         name, seconds = attack
         connection.send(loop.run_until_complete(ATTACKS[name](address, time.monotonic() + seconds)))
@@ -85,10 +85,11 @@ class Usage:
         return int(line.split()[1]) * 1024 - self.memory
 
     def kept(self):
-        """Waits, for at most 10 s, until the process keeps no more than 5 % of what it took since.
+        """Waits for at most 10 s until the process keeps no more than 5 % of its growth.
 
         Returns:
-            (growth, files, kept): fraction of the memory, descriptors, and whether one is above 5 %.
+            (growth, files, kept): growth as a fraction of the memory, descriptors, and whether one is above 5
+            %.
         """
         end = time.monotonic() + 10  # for connections that are being closed
         while True:
@@ -156,7 +157,7 @@ def run(address, pid, names=tuple(ATTACKS), seconds=4.0):
     near, far = context.Pipe()
     process = context.Process(target=attacker, args=(address, far))
     process.start()
-    far.close()  # so that the end of that process is noticed
+    far.close()  # so that the end of the other process is noticed
     print(
         f"{'attack':28}requests  peak MiB  CPU ms  health ms  quiet  p99 ms  large  after   files  missed"
     )

@@ -26,7 +26,7 @@ CANCEL = struct.pack(">I", 8)
 
 
 def channel(address):
-    """Opens a connection of its own, without limits at the client."""
+    """Opens a separate connection, without limits at the client."""
     options = [
         ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
@@ -40,7 +40,7 @@ def frame(kind, flags, stream, payload=b""):
 
 
 def handshake(settings=b""):
-    """Encodes what a client of HTTP/2 sends first."""
+    """Encodes the first bytes of an HTTP/2 client."""
     return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, settings) + frame(4, 1, 0)
 
 
@@ -107,7 +107,7 @@ async def unread(address, until):
 
 
 async def bombs(address, until):
-    """Sends health checks of 64 KB that are 63 MiB when decompressed."""
+    """Sends health checks of 64 KB that decompress to 63 MiB."""
     bomb = gzip.compress(bytes(63 * MIB))
     data = b"".join(opened(i, CHECK, bomb, "gzip") for i in range(1, 60, 2))
     await hold(1, data, address, until)
@@ -143,11 +143,11 @@ class Windows:
 
     def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
-        self._acknowledged = False  # the first settings are: by `handshake`
+        self._acknowledged = False  # `handshake` acknowledges the first settings
         self._initial, self._allowed = 2**16 - 1, collections.Counter({0: 2**16 - 1})
 
     async def read(self):
-        """Reads what the server allows, and answers pings, until it closes the connection."""
+        """Reads how much the server allows to send, and answers pings, until it closes the connection."""
         while True:
             head = await self._reader.readexactly(9)
             payload = await self._reader.readexactly(int.from_bytes(head[:3]))
@@ -177,7 +177,7 @@ class Windows:
 
 
 async def endless(address, until):
-    """Sends 60 MiB of each of 32 messages that have one byte more, over four connections."""
+    """Sends 60 MiB of each of 32 messages that are one byte longer, over four connections."""
 
     data = memoryview(struct.pack(">BI", 0, 60 * MIB + 1) + bytes(60 * MIB))
 

@@ -2,10 +2,10 @@
 
 python tools/hostile_rest.py HOST PORT [--proxied]
 
-Each case is a stream of bytes on which two HTTP parsers may disagree. It contains requests for models that
-do not exist, whose names are in the responses, so that each response shows which request it answers. The
-names that a stream may get responses for are listed with it. `evil` is inside of a body, or of what
-is not HTTP, and must never be answered; neither may another client get the response for a stream.
+Each case is a stream of bytes on which two HTTP parsers may disagree. It contains requests for models that do
+not exist; the responses contain the names of the models, so that each response shows which request it
+answers. Each case lists the names that may be answered. `evil` is inside a body, or inside bytes that are not
+HTTP, and must never be answered. And no other client may get a response for a stream.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CHUNKED_HEADER = "Transfer-Encoding: chunked"
 
 
 def _obfuscated():
-    """Yields headers that some parsers take for Transfer-Encoding: chunked, and others do not."""
+    """Yields headers that some parsers read as Transfer-Encoding: chunked, and others do not."""
     for name in (
         "Transfer-Encoding ", " Transfer-Encoding", "Transfer-Encoding\t", "Transfer_Encoding",
         "Transfer-Encoding\x00", "X: x\nTransfer-Encoding", "X: x\rTransfer-Encoding",
@@ -57,7 +57,7 @@ def _obfuscated():
 
 
 def _lengths(number):
-    """Yields values of Content-Length that some parsers take for `number`."""
+    """Yields values of Content-Length that some parsers read as `number`."""
     for value in (
         "+{}", "-{}", "{}.0", "0x{:x}", "{},", "{}, {}", "{} 0", "{}\x0b", "\x0c{}", "{}\x00", "0{}", "{}e0",
         '"{}"', "{}\n", "{}\r", "\n {}", "\r\n {}", "{}\r\nContent-Length: {}", " ",
@@ -69,7 +69,7 @@ def _lengths(number):
 
 
 def _bodies():
-    """Returns cases of where a body ends, or whether there is one."""
+    """Returns cases about where a body ends, or whether there is one."""
     return {
         "CL.TE": (post("one", HIDDEN, CHUNKED_HEADER), ["one"]),
         "TE.CL": (
@@ -188,7 +188,7 @@ def cases():
 
 
 def exchange(host, port, data, seconds=5.0):
-    """Sends bytes on a new connection and returns those received until it is closed, or silent."""
+    """Sends bytes on a new connection; returns the bytes received until it is closed or silent."""
     with socket.create_connection((host, port), timeout=seconds) as connection:
         received = b""
         try:
@@ -213,8 +213,8 @@ def run(host, port, proxied=False, seconds=5.0):
     Args:
         host: str.
         port: int, of REST or of a proxy.
-        proxied: bool, check the other clients only: how the proxy reads a stream is its own affair, if
-            it sends the server what both read alike.
+        proxied: bool, whether to check only the other clients: the proxy may read a stream in any way, if it
+            sends the server bytes that both read alike.
         seconds: float, how long to wait for further responses on a connection that stays open.
 
     Returns:
@@ -227,7 +227,7 @@ def run(host, port, proxied=False, seconds=5.0):
         status = re.match(rb"HTTP/1\.[01] (\d\d\d)", received)
         outcomes[status[1].decode() if status else "closed"] += 1
         names = answered(received)
-        # An error without a name is for the first request that has no response yet.
+        # An error without a name answers the first request that has no response yet.
         own = all(name in (None, *allowed[i : i + 1]) for i, name in enumerate(names))
         if not (own or proxied):
             wrong.append(f"{name}: responses for {names}, not {allowed}: {received[:300]!r}")

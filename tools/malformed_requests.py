@@ -48,7 +48,7 @@ def _mutate_bytes(data, rng):
     for _ in range(rng.integers(1, 9)):
         if not data:
             break
-        # Mostly near the start, where names, types and sizes are.
+        # Mostly near the start, which has names, types and sizes.
         place = int(rng.integers(len(data) if rng.random() < 0.3 else min(60, len(data))))
         if rng.random() < 0.7:
             data[place] = int(rng.integers(256))

@@ -1,7 +1,7 @@
 """Labels and predictions of `moving_objects` on rendered clips versus the exact masks, and a figure of them.
 
-Trains on estimated labels of moving shapes and on exact masks of scenes, and prints intersections over union
-with the exact masks: those of the labels on certain pixels, those of the predictions on all pixels of
+The tool trains on estimated labels of moving shapes and on exact masks of scenes. It prints intersections
+over union with the exact masks: of the labels on certain pixels, and of the predictions on all pixels of
 held-out images. Images in which nothing moves are left out.
 
     python tools/moving_objects.py [--clips 500] [--epochs 30] [--figure docs/moving_objects.png]

@@ -1,4 +1,4 @@
-"""Clips of textured shapes that move before a background of which the camera turns away, with exact masks."""
+"""Clips of textured shapes that move in front of a background, with a moving camera and exact masks."""
 
 import cv2
 import numpy as np
@@ -7,9 +7,9 @@ import numpy as np
 def clips(number, size=64, frames=5, seed=0, shapes=(1, 2), camera=True, moving=True, texture=40):
     """Makes clips whose moving pixels are known.
 
-    The shapes are ellipses with a wedge cut out, so that mirrored or turned masks are noticed. They move by
-    1 to 3 pixels per frame, for 64 pixels, relative to the background. Their texture is coarser than that of
-    the background.
+    The shapes are ellipses with a wedge cut out, so that mirrored or rotated masks are noticed. They move by
+    1 to 3 pixels per frame (for 64 pixels) relative to the background. Their texture is coarser than the
+    texture of the background.
 
     Args:
         number: int, clips.

@@ -1,8 +1,9 @@
-"""Draws what bounds of mutual information show of a known mutual information, which rises from 2 to 10 nats.
+"""Draws bounds of mutual information for a known mutual information that rises from 2 to 10 nats.
 
 It repeats figure 2 of Poole et al., "On Variational Bounds of Mutual Information", ICML 2019: x and y are
-normal with 20 pairs of correlated coordinates, or y is cubed, which changes no information. A critic is
-trained by each bound, on batches of 64. It takes ten minutes on two cores; the paper has 20,000 steps.
+normal with 20 pairs of correlated coordinates, or y is cubed, which does not change the information. A critic
+is trained with each bound, on batches of 64. This takes ten minutes on two cores; the paper uses 20,000
+steps.
 
     python tools/mutual_information.py --steps 3000 --out docs/mutual_information.png
 """
@@ -21,9 +22,9 @@ from matplotlib.figure import Figure
 from keras_ssl.losses import mutual_information as mi
 
 DIMENSIONS, BATCH, LEVELS = 20, 64, (2, 4, 6, 8, 10)
-AT_ONCE = 20  # steps in one call of TensorFlow
+AT_ONCE = 20  # steps per call of TensorFlow
 
-# The second argument is the output of a network of y, which is not used by all.
+# The second argument is the output of a network of y, which some bounds do not use.
 BOUNDS = {
     "InfoNCE": lambda scores, _: mi.info_nce(scores),
     "Donsker-Varadhan": lambda scores, _: mi.donsker_varadhan(scores),
@@ -76,7 +77,7 @@ def train(bound, critic, cubic, truth):
     """Trains a critic and returns the bound at each step; `truth` is the information at each step."""
     keras.utils.set_random_seed(0)
     critic, baseline = CRITICS[critic](), perceptron(DIMENSIONS, 1)
-    # Clipped, since a single batch can have a gradient of 1e10 by NWJ, after which Adam would stand still.
+    # Clipped, since NWJ can have a gradient of 1e10 for a single batch, after which Adam would stand still.
     optimizer = keras.optimizers.Adam(5e-4, global_clipnorm=100.0)
     networks = (*critic.networks, baseline)
     variables = [v for network in networks for v in network.trainable_variables]
@@ -87,7 +88,7 @@ def train(bound, critic, cubic, truth):
         with tf.GradientTape() as tape:
             loss = -BOUNDS[bound](critic(x, y), baseline(y)[:, 0])
         values = [v.value for v in variables]
-        zero = tf.UnconnectedGradients.ZERO  # of the baseline, if the bound has none
+        zero = tf.UnconnectedGradients.ZERO  # for the baseline, if the bound has none
         optimizer.apply(tape.gradient(loss, values, unconnected_gradients=zero), variables)
         return -loss
 
@@ -103,7 +104,7 @@ def train(bound, critic, cubic, truth):
 
 
 def smoothed(values, window):
-    """Computes the running median, since the mean is that of a few extreme batches."""
+    """Computes the running median, since a few extreme batches dominate the mean."""
     padded = np.pad(values, window // 2, "edge")[: len(values) + window - 1]
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
 

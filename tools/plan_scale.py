@@ -1,11 +1,11 @@
-"""What a data set of any size costs: machines, hours, memory, network and storage, and what fails first.
+"""Plans the cost of a data set of any size: machines, time, memory, network, storage; and what fails first.
 
     python tools/plan_scale.py measure photos/ --model saved_models/simclr_cifar10 --out costs.json
     python tools/plan_scale.py plan --images 1e8 --costs costs.json --days 7
 
-`measure` writes the processor time of each unit of work on this machine, in JSON. `plan` multiplies by it, or
-without --costs by what was measured on two cores with AVX-512 and bfloat16 (docs/scale.md). Give your own
-numbers for your network, images and machines.
+`measure` writes the processor time of each unit of work on this machine, in JSON. `plan` multiplies by these
+times, or without --costs by times measured on two cores with AVX-512 and bfloat16 (docs/scale.md). Pass your
+own numbers for your network, images and machines.
 """
 
 import argparse
@@ -22,10 +22,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-# Seconds of one core for an image: a JPEG of 500 x 375 decoded and resized to 32 x 32, two views of SimCLR,
-# a step with both, the features of an encoder with 16 filters, SHA-256; for a record that is found; for a row
-# that is inserted, and in a table of a million rows indexed or searched for; for a row, cluster and iteration
-# of k-means; for a row and cluster of Sinkhorn's algorithm to 1e-6.
+# Seconds of one core. For an image: a JPEG of 500 x 375 decoded and resized to 32 x 32, two views of SimCLR,
+# a step with both, the features of an encoder with 16 filters, SHA-256. For a record: finding it. For a row:
+# inserting it, and indexing or searching it in a table of a million rows. For k-means: a row, cluster and
+# iteration. For Sinkhorn's algorithm to 1e-6: a row and cluster.
 COSTS = {
     "decode": 3.1e-3, "views": 1.0e-4, "step": 5.0e-3, "forward": 7.2e-4, "hash": 6.3e-5, "record": 2.0e-6,
     "insert": 6.2e-6, "index": 2.1e-4, "search": 1e-2, "kmeans": 5.9e-9, "sinkhorn": 2.8e-8,
@@ -108,7 +108,7 @@ def work(o):
     rounds = {"kmeans": SWEEPS * o.dimensions / 128, "sinkhorn": o.heads}[o.relabel_by]
     on_cores, extract = costs["decode"] + costs["views"], costs["decode"] + costs["forward"]
     train = on_cores + costs["step"]
-    if o.step_rate:  # accelerators step while the cores decode
+    if o.step_rate:  # accelerators run steps while the cores decode
         train = max(on_cores, o.cores * o.images / o.step_rate / 3600)
     clustering = o.clusters * rounds * costs[o.relabel_by]
     relabel = o.relabelings * (extract + costs["views"] / 2 + clustering)
@@ -117,23 +117,23 @@ def work(o):
 
 
 def sent(o, machines):
-    """Returns the bytes that a machine sends in a step: the gradients in float32, all-reduced in a ring."""
+    """Returns the bytes that a machine sends per step: the gradients in float32, all-reduced in a ring."""
     return 2 * (machines - 1) / machines * 4 * o.parameters
 
 
 def read_rate(o, machines):
-    """Returns the bytes that a machine reads in a second of training, relabelings included."""
+    """Returns the bytes that a machine reads per second of training, including relabelings."""
     return (o.epochs + o.relabelings) * o.images * o.bytes / (o.days * 24 * 3600) / machines
 
 
 def limits(o, machines):
-    """Returns what grows with the data, the worst first: (what, value, limit, unit, what to use instead)."""
+    """Returns everything that grows with the data, worst first: (what, value, limit, unit, alternative)."""
     n, memory, costs, share = o.images, o.memory, o.costs, o.images / machines
     days, hour = o.days * 24, o.cores * 3600
     on_cores = (costs["decode"] + costs["views"] + costs["step"]) / o.cores
     step = o.batch / o.step_rate if o.step_rate else o.batch * on_cores
-    root = math.sqrt(n / 1e6)  # cells and the rows of a cell both grow with the root
-    # Measured with 256 dimensions, insertion with 128.
+    root = math.sqrt(n / 1e6)  # both cells and rows per cell grow with the square root
+    # Measured with 256 dimensions, and insertion with 128.
     indexed, paired = (n * root * costs[k] * o.dimensions / 256 / hour for k in ("index", "search"))
     written = n * (costs["insert"] * o.dimensions / 128 + costs["hash"]) / 3600
     found = [

@@ -1,8 +1,8 @@
-"""A disk on which the power fails: it carries out recorded system calls, and loses what was not synced.
+"""A simulated disk with power failures: it carries out recorded system calls, and loses unsynced data.
 
 `soak_power.py` records the calls by `strace`. A file that was not synced may be empty, cut anywhere, or have
-pages of zeros; creations, renames and deletions in a folder that was not synced happened in part, in any
-order.
+pages of zeros. Of the creations, renames and deletions in a folder that was not synced, any part may have
+happened, in any order.
 """
 
 import os
@@ -19,7 +19,7 @@ class File:
         self.synced = bytes(self.content)
 
     def left(self, rng):
-        """Returns what a power failure leaves of the content."""
+        """Returns the content that remains after a power failure."""
         if self.content == self.synced:
             return self.synced
         content = bytes(self.content)
@@ -52,7 +52,7 @@ class Folder:
         self.synced, self.changes = dict(self.names), []
 
     def left(self, rng):
-        """Returns the names that a power failure leaves, with their files and folders."""
+        """Returns the names that remain after a power failure, with their files and folders."""
         names = dict(self.synced)
         if rng.random() < 0.5:  # a journal keeps the order
             kept = self.changes[: rng.randrange(len(self.changes) + 1)]
@@ -83,7 +83,7 @@ def tree(inode, content, names):
 
 
 def present(inode):
-    """Returns what the process that writes sees, without hidden drafts and locks."""
+    """Returns the entries that the writing process sees, without hidden drafts and locks."""
 
     def visible(folder):
         return {name: inode for name, inode in folder.names.items() if not name.startswith(".")}
@@ -96,8 +96,8 @@ class Disk:
 
     def __init__(self, root):
         self.root, self.top = os.fspath(root), Folder()
-        self.at, self.appends = {}, set()  # positions of descriptors, and those that append
-        for name in os.listdir(root):  # what is there before is on the disk
+        self.at, self.appends = {}, set()  # positions of descriptors, and appending descriptors
+        for name in os.listdir(root):  # existing entries are on the disk
             self.top.change((name, Folder()))
         self.top.sync()
 
@@ -156,7 +156,7 @@ class Disk:
         return True
 
     def left(self, rng):
-        """Returns the paths that a power failure leaves, as `tree` does."""
+        """Returns the paths that remain after a power failure, as `tree` does."""
         return tree(self.top, lambda file: file.left(rng), lambda folder: folder.left(rng))
 
     def rename(self, name, path, new=None):

@@ -1,8 +1,8 @@
-"""Writes files of every kind and acknowledges each that is done; `soak_power.py` records its system calls.
+"""Writes files of every kind and acknowledges each finished one; `soak_power.py` records its system calls.
 
     python tools/power_writers.py FOLDER [kind ...]
 
-Every kind writes below FOLDER/<kind>. What is acknowledged must survive a power failure.
+Every kind writes below FOLDER/<kind>. Acknowledged files must survive a power failure.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-IMAGES = 60  # of the extraction
+IMAGES = 60  # in the extraction
 MARK = b"acknowledged "
 
 
@@ -99,7 +99,7 @@ class Client:
 
 
 def photos(folder):
-    """Returns the paths of the files to extract, which exist before."""
+    """Returns the paths of the files to extract, which exist beforehand."""
     return [str(folder / f"{i:04d}.jpg") for i in range(IMAGES)]
 
 

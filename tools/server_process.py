@@ -39,7 +39,7 @@ class Served:
         *flags: further flags of `keras-ssl serve`.
 
     Attributes:
-        lines: list of str, what the server printed before it listened.
+        lines: list of str, the lines that the server printed before it listened.
         port, rest_port: int.
         process: subprocess.Popen.
     """
@@ -140,7 +140,7 @@ def write_counters(folder, versions=(1, 2, 3)):
 
 
 class Folders:
-    """The folders that the parts serve: copies, which they may change.
+    """The folders that the parts of the soak test serve: copies, which they may change.
 
     Args:
         place: path of an empty folder.
@@ -148,7 +148,7 @@ class Folders:
 
     Attributes:
         export: the model, alone in its parent folder.
-        counter: versions to copy, as `write_counters` writes them.
+        counter: folder of versions to copy, written by `write_counters`.
         swapped: the model `counter` with its first version, alone in its parent folder.
     """
 

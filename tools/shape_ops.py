@@ -61,7 +61,7 @@ def convolve(x, kernel, dy, case):
 def accumulates_in_16_bits():
     """Returns whether this CPU rounds each partial sum of a bfloat16 convolution to 16 bits.
 
-    So do CPUs without bfloat16 in oneDNN, such as those with AVX2: measured, the error of a filter
+    CPUs without bfloat16 in oneDNN, such as those with AVX2, do so: in measurements, the error of a filter
     gradient grows with the number of summed terms, up to some 1,000, instead of with its root.
     """
     x, dy = tf.cast(np.random.default_rng(0).standard_normal((2, 1, 256, 1, 8)), tf.bfloat16)
@@ -100,7 +100,7 @@ class Operations:
             terms: int, numbers that are summed for one number of the output.
             **arguments: of the operation.
         """
-        # So that the parent knows which operation crashed this process.
+        # Lets the parent know which operation crashed this process.
         print("run", name, flush=True)
         try:
             outputs = getattr(tf.raw_ops, name)(**arguments)
@@ -277,7 +277,7 @@ class Operations:
         os.abort()
 
     def planted_overflow(self):
-        """Writes one byte past the end of its memory, which is detected only with a checked heap."""
+        """Writes one byte past the end of its memory, which only a checked heap detects."""
         print("run planted_overflow", flush=True)
         python = ctypes.pythonapi
         python.PyMem_RawMalloc.restype = ctypes.c_void_p

@@ -2,9 +2,10 @@
 
 python tools/soak_mixed.py [--minutes 60] [--model saved_models/rotation_cifar10]
 
-Clients accept that the server is busy or out of places, but no wrong response: each gets the features of
-its own images, or the sum of the version that the response names. Fails if one is wrong, if the server ends,
-or if its memory grows by more than 5 % from the second twelfth of the time to the last one.
+Clients accept that the server is busy or has no free places, but they accept no wrong response: each must get
+the features of its own images, or the sum of the version that the response names. The test fails if a
+response is wrong, if the server ends, or if its memory grows by more than 5 % from the second twelfth of the
+time to the last one.
 """
 
 import argparse
@@ -29,14 +30,14 @@ from soak_serving import Swapper
 
 import keras_ssl as kssl
 
-# CANCELLED is gRPC's own when thousands of calls wait to be accepted.
+# gRPC itself responds CANCELLED when thousands of calls wait to be accepted.
 BUSY = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}
 ATTACK_SECONDS = 4.0
 KILL_SECONDS = 5.0  # life of a client that is killed
 
 
 class Clients:
-    """What the clients of a server send, and what they have got."""
+    """The messages that the clients of a server send, and the responses that they have received."""
 
     def __init__(self, server, export, counter, swapper):
         self.server, self.counter, self.swapper = server, counter, swapper
@@ -102,7 +103,7 @@ def kill_clients(address, running):
 
 
 def attack(address, running):
-    """Runs one attack after the other; returns how many."""
+    """Runs one attack after another; returns how many."""
     context, number, names = multiprocessing.get_context("spawn"), 0, list(hostile_grpc.ATTACKS)
     near, far = context.Pipe()
     process = context.Process(target=hostile_grpc.attacker, args=(address, far), daemon=True)
@@ -119,7 +120,7 @@ def attack(address, running):
 
 def soak(folders, minutes):
     """Runs everything at once; returns the growth of the server's memory."""
-    # Links: the swapper changes the folder of the counter.
+    # Links, since the swapper changes the folder of the counter.
     root = folders.swapped.parent
     (root / folders.export.name).symlink_to(folders.export)
     done, memory = {}, []
@@ -154,7 +155,7 @@ def soak(folders, minutes):
 
             run_clients(11, work, 60 * minutes)
         assert server.process.poll() is None
-    # The least of a part of the time: what remains between attacks, some of which take 200 MiB.
+    # The minimum over a part of the time: the memory between attacks, some of which take 200 MiB.
     part = 60 * minutes / 12
     floors = [min(m for t, m in memory if k * part <= t < (k + 1) * part) for k in (1, 11)]
     growth = floors[1] / floors[0] - 1

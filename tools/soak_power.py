@@ -1,11 +1,11 @@
-"""Simulates power failures at random moments of everything that writes files, and checks what is left.
+"""Simulates power failures at random moments while files of every kind are written, and checks the result.
 
     python tools/soak_power.py [--cuts 1000] [--kinds file export keras checkpoints log extraction tfrecord]
 
 A process (`power_writers.py`) writes files under `strace`, which records its system calls. At a random call
-the power fails: what was synced by fsync is kept; of all other data and names any part is lost
-(`power_disk.py`). Every remaining state is checked by the readers: what had been acknowledged (its call had
-returned) is complete, and nothing that is visible is half-written.
+the power fails: data synced by fsync is kept; any part of all other data and names is lost (`power_disk.py`).
+The readers check every remaining state: files that were acknowledged (whose call had returned) must be
+complete, and no visible file may be half-written.
 """
 
 import argparse
@@ -52,19 +52,19 @@ def check(kind, folder, before, versions):
 
     Args:
         kind: one of KINDS.
-        folder: pathlib.Path with what is left.
-        before: list of (path, tree) that had been acknowledged, in this order.
+        folder: pathlib.Path with the remaining files.
+        before: list of (path, tree) that were acknowledged, in this order.
         versions: dict from path to the list of its trees, each of which was complete at some time.
     """
     for path, trees in versions.items():
         if (folder / path).exists():
             found = on_disk(folder / path)
-            # Of a data set, whole files may be missing until it is acknowledged.
+            # Whole files of a data set may be missing until it is acknowledged.
             part = kind == "tfrecord" and found.items() <= trees[-1].items()
             assert found in trees or part, f"{path} is half-written"
     if not before:
         pass
-    elif kind == "checkpoints":  # old ones are removed
+    elif kind == "checkpoints":  # old checkpoints are removed
         newest = max(path for path, _ in before)
         assert any((folder / p).exists() for p in versions if p >= newest), f"{newest} is lost"
     else:
@@ -82,7 +82,7 @@ def check(kind, folder, before, versions):
         assert found or not before
     if kind == "extraction":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unreadable images
+            warnings.simplefilter("ignore")  # about unreadable images
             resume(folder)
 
 
@@ -103,7 +103,7 @@ def resume(folder):
 
 
 def on_disk(path):
-    """Returns what is visible on the real disk, as `tree` does, without hidden drafts and locks."""
+    """Returns the visible entries of the real disk, as `tree` does, without hidden drafts and locks."""
     if path.is_file():
         return {"": path.read_bytes()}
     found = {"": None}
@@ -113,7 +113,7 @@ def on_disk(path):
 
 
 def load(kind, path):
-    """Loads what had been acknowledged with its own reader."""
+    """Loads an acknowledged file with its own reader."""
     import keras
 
     import keras_ssl as kssl
@@ -146,7 +146,8 @@ def soak(cuts, kinds, seed=0):
     """Records the kinds once and simulates power failures.
 
     Returns:
-        dict from kind to (number of cuts, of those with something acknowledged, different states left).
+        dict from kind to (number of cuts, number of cuts after an acknowledgement, number of different
+        remaining states).
     """
     rng, figures = random.Random(seed), {}
     with tempfile.TemporaryDirectory() as work:
@@ -154,7 +155,7 @@ def soak(cuts, kinds, seed=0):
         root.mkdir()
         record(root, kinds, log)
         os.environ["SOAK_PHOTOS"] = str(root / "photos")
-        # Where each kind begins and ends in the calls, and when what was complete.
+        # Where each kind begins and ends in the calls, and when each file was complete.
         disk, moments, done = Disk(root), collections.defaultdict(list), []
         calls = list(recorded(log))
         fresh = Disk(root)
@@ -180,7 +181,7 @@ def soak(cuts, kinds, seed=0):
             load(kind, Path(work, "done", str(number), os.path.basename(path)))
         points = []
         for kind, _ in zip(itertools.cycle(kinds), range(cuts), strict=False):
-            # A quarter just after something was acknowledged, and before anything else happens.
+            # A quarter of the cuts are just after an acknowledgement, before anything else happens.
             after = [index + 1 for index, path, _ in done if path.startswith(f"{kind}/")]
             points.append((rng.choice(after if rng.random() < 0.25 else moments[kind]), kind))
         points.sort()

@@ -3,9 +3,9 @@
     python tools/soak_ray.py [--images 4000] [--drivers 4] [--seed 0]
 
 Two nodes with one CPU each, of ray.cluster_utils.Cluster, encode a folder of generated images, some of them
-unreadable. Every driver, a `keras-ssl extract` process, loses a node or a worker process at a random moment,
-and is itself killed by SIGKILL at another one, but for the last one, which completes the table in this
-process. Then each image must have one row, with the features of the encoder without Ray.
+unreadable. Every driver is a `keras-ssl extract` process. It loses a node or a worker process at a random
+moment, and is itself killed by SIGKILL at another moment, except for the last one, which completes the table
+in this process. Then each image must have one row, with the same features as from the encoder without Ray.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from keras_ssl.tables.identity import of_model
 from keras_ssl.tables.ray_engine import RayEngine, update_by_ray
 from keras_ssl.tables.update import update
 
-# So that there is time to kill.
+# Leaves enough time for kills.
 SLOW = """
 import time
 from keras_ssl.tables.encode import LocalEncoder
@@ -60,7 +60,7 @@ class Cluster:
 
         self._folder = tempfile.mkdtemp(prefix="soak-")  # names of sockets must be short
         head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": self._folder}
-        # The cluster writes its address to a folder that it does not make.
+        # The cluster writes its address to a folder that it does not create.
         with mock.patch.dict(os.environ, RAY_TMPDIR=self._folder):
             os.mkdir(os.path.join(self._folder, "ray"))
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -83,7 +83,7 @@ class Cluster:
 
     def close(self):
         self._cluster.shutdown()
-        for pid in ray_cleanup.users(self._folder) - {os.getpid()}:  # of the nodes that were killed
+        for pid in ray_cleanup.users(self._folder) - {os.getpid()}:  # processes of killed nodes
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self._folder)
 
@@ -142,11 +142,11 @@ class Extraction:
 
 
 def soak(folder, model, images, drivers, seed=0, **sizes):
-    """Kills as the docstring of the file tells.
+    """Kills as described in the docstring of the file.
 
     Returns:
-        (moments, difference): how many rows the table had at each kill, and the largest difference of the
-        features to those of the encoder in this process.
+        (moments, difference): the number of rows of the table at each kill, and the largest difference
+        between its features and those of the encoder in this process.
     """
     random, moments = np.random.default_rng(seed), []
     write_images(folder / "photos", images, 64)
@@ -168,7 +168,7 @@ def soak(folder, model, images, drivers, seed=0, **sizes):
             moments.append(("driver", extraction.wait(child, "ray.lance", second)))
             child.kill()
             child.communicate()
-            if i < drivers - 2:  # the last driver has what is left
+            if i < drivers - 2:  # the last driver encodes the rest
                 cluster.complete()
         engine = RayEngine(model, of_model(model), kssl.load, 64, cluster.address)
         print(update_by_ray(folder / "ray.lance", folder / "photos", of_model(model), engine))

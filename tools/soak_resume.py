@@ -2,10 +2,10 @@
 
     python tools/soak_resume.py [--kills 10] [--tasks rotation exemplar_triplet deep_cluster gan]
 
-Trains ten tasks of several families by default. Every run is a process that kills itself after a random step
-and is restarted with the same arguments until it completes; the process that completes a task goes on with
-the next one. It writes a checkpoint every other step, so that about half of the kills lose a step. At the
-end all variables are compared: weights, labels, centroids, and the slots of all optimizers.
+By default, ten tasks of several families are trained. Every run is a process that kills itself after a random
+step and is restarted with the same arguments until it completes; the process that completes a task continues
+with the next one. It writes a checkpoint every second step, so that about half of the kills lose a step. At
+the end all variables are compared: weights, labels, centroids, and the slots of all optimizers.
 """
 
 import argparse
@@ -29,7 +29,7 @@ STEPS = EPOCHS * IMAGES // BATCH
 
 
 def train(folder, names, kill_at):
-    """Trains the tasks one after the other; sends itself SIGKILL after `kill_at` steps."""
+    """Trains the tasks one after another; sends itself SIGKILL after `kill_at` steps."""
     import keras
     from task_samples import required, sample
 
@@ -61,7 +61,7 @@ def train(folder, names, kill_at):
         small = {k: v for k, v in small.items() if k in known}
         task = classes[name](encoder, **required(classes[name], encoder, IMAGES), **small)
         task.compile(keras.optimizers.Adam(1e-3))
-        # The kill comes first: it may hit a step that is about to be saved.
+        # The kill comes first, so it may hit a step that is about to be saved.
         watching = [*task.default_callbacks(images), Kill()]
         watching.append(kssl.callbacks.Checkpoint(folder / name, every_steps=2))
         data = task.dataset(images, BATCH, epochs=EPOCHS, seed=3)
@@ -114,7 +114,7 @@ def main():
                 done = reached(killed / name)
                 at = int(random.integers(1, max(1, (STEPS - done) // left) + 1))
                 names, first = [name], 0
-                if previous and not places[name]:  # the process before was killed in `previous`
+                if previous and not places[name]:  # the last process was killed in `previous`
                     names, first = [previous, name], STEPS - reached(killed / previous)
                 code = run(killed, names, first + at)
                 assert code == -signal.SIGKILL, f"{name}: exit code {code}"

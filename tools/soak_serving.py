@@ -2,8 +2,8 @@
 
 python tools/soak_serving.py [--seconds 120] [load swaps overload malformed hostile]
 
-The server runs in its own process. Each part prints what it measured, and fails if a response is
-missing or wrong, if memory grows, or if a request gets a status that it must not get.
+The server runs in its own process. Each part prints its measurements, and fails if a response is missing or
+wrong, if memory grows, or if a request gets a status that it must not get.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from server_process import Folders, Served, request, run_clients
 
 import keras_ssl as kssl
 
-SECONDS_PER_SWAP = 10.0  # at most, to poll, load and warm up a version
+SECONDS_PER_SWAP = 10.0  # maximum to poll, load and warm up a version
 OVERLOAD_STATUSES = {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 
 
@@ -73,9 +73,10 @@ class Swapper:
         source: folder of versions to copy; version n computes x + n.
         served: folder of the model that the server polls; it holds a copy of the first version as 1.
         times: int, swaps.
-        interval: float, seconds between two swaps at least.
-        seen: dict with the versions that have responded. The next swap waits for the last one: the server
-            polls and loads in its own time, and skips versions that are removed meanwhile.
+        interval: float, minimum seconds between two swaps.
+        seen: dict with the versions that have responded. Each swap waits until the last version has
+            responded, since the server polls and loads at its own pace, and skips versions that are removed
+            meanwhile.
     """
 
     def __init__(self, server, source, served, times, interval, seen):
@@ -112,7 +113,7 @@ class Swapper:
 
 
 def swaps(server, source, served, seconds=60, number=16, times=20):
-    """Swaps versions under load: no errors, and each response is of the version that it names.
+    """Swaps versions under load: there are no errors, and each response is from the version that it names.
 
     Args:
         server: Served, started with a short --file_system_poll_wait_seconds.
@@ -178,7 +179,7 @@ def _seconds_until_success(server, message):
 
 
 def overload(server, name, seconds=60, number=320):
-    """Overloads a server: only the statuses of overload, fast health checks, and quick recovery.
+    """Overloads a server: expects only the statuses of overload, fast health checks, and quick recovery.
 
     Args:
         server: Served, started with a --grpc_max_threads well below `number`.

@@ -2,15 +2,15 @@
 
     python tools/soak_shapes.py [--minutes 5 | --number 1000 | --grid] [--seed 0] [--beyond]
 
-A kernel of oneDNN may write outside of its memory at some shapes. Then the process crashes or computes
-wrong numbers some steps later and somewhere else. This tool collects the operations, kernel sizes and
-strides in the traced graphs of all tasks and encoders, and runs each forward and both gradients at random
-numbers of channels (1 to 64), batch sizes (1 to 17) and map sizes (8 to 96), in float32 and bfloat16. They
-run in child processes, whose heap is checked if glibc's libc_malloc_debug.so is installed. If one crashes,
-the parent finds the shape and continues with a new child.
+A kernel of oneDNN may write outside of its memory for some shapes. Then the process crashes or computes wrong
+numbers some steps later and in another place. This tool collects the operations, kernel sizes and strides in
+the traced graphs of all tasks and encoders, and runs each forward and both gradients at random numbers of
+channels (1 to 64), batch sizes (1 to 17) and map sizes (8 to 96), in float32 and bfloat16. They run in child
+processes, whose heap is checked if glibc's libc_malloc_debug.so is installed. If one crashes, the parent
+finds the shape and continues with a new child.
 
-It first checks that it detects planted faults, and reports which known faults of oneDNN this CPU has.
-Exits with 1 if an operation crashed its process or gave wrong numbers.
+It first checks that it detects planted faults, and reports which known faults of oneDNN this CPU has. It
+exits with 1 if an operation crashed its process or gave wrong numbers.
 """
 
 import argparse
@@ -37,7 +37,7 @@ KNOWN = [
 
 
 def beyond(random):
-    """Draws a random kind of convolution or pooling, as users' own models may have."""
+    """Draws a random kind of convolution or pooling, which users' own models may have."""
     op = random.choice(["Conv2D", "Conv2D", "DepthwiseConv2dNative", "MaxPool", "AvgPool"])
     kernel, stride = int(random.choice([1, 1, 2, 3, 5, 7])), int(random.integers(1, 5))
     padding = str(random.choice(["SAME", "VALID"]))

@@ -2,10 +2,10 @@
 
     sudo python tools/soak_slurm.py [--nodes 2] [--shaping "rate 1gbit delay 5ms"]
 
-Trains three times on the same images: once without interruption, once with `scontrol requeue` in the middle,
-and once with `scancel` and a second sbatch. All weights must be equal bit for bit. Prints how long each run
-took, and how many bytes the first node sent per step. Needs what tools/slurm_cluster.sh needs, and keras-ssl
-beside this Python.
+It trains three times on the same images: once without interruption, once with `scontrol requeue` in the
+middle, and once with `scancel` and a second sbatch. All weights must be equal bit for bit. It prints how long
+each run took, and how many bytes the first node sent per step. It has the same requirements as
+tools/slurm_cluster.sh, and needs keras-ssl in the same folder as this Python.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def requeued(photos, out):
     job.train_half()
     run("scontrol", "requeue", job.number)
     job.wait(60, lambda: job.state() == "PENDING")
-    run("scontrol", "update", f"JobId={job.number}", "StartTime=now")  # instead of in two minutes
+    run("scontrol", "update", f"JobId={job.number}", "StartTime=now")  # not in two minutes
     job.complete()
     return job
 

@@ -2,9 +2,9 @@
 
     python tools/soak_steps.py [--steps 200] [--widths 2 4 8 16] [--tasks rotation gan] [--minutes 60]
 
-A kernel that damages the heap crashes its process some steps later, so every task is trained for many
-steps, at batch sizes that cannot be split evenly among threads, with a checked heap (`checked_heap.py`).
-Exits with 1 if a process crashed or a loss was not finite.
+A kernel that damages the heap crashes its process some steps later, so every task is trained for many steps,
+at batch sizes that cannot be split evenly among threads, with a checked heap (`checked_heap.py`). The tool
+exits with 1 if a process crashed or a loss was not finite.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from checked_heap import CHECKED_HEAP
 
 BATCHES = (5, 3)
 IMAGES = 30
-SECONDS = 300  # for one process; a longer one is considered hung, as a damaged heap may cause
+SECONDS = 300  # for one process; after that it counts as hung, which a damaged heap can cause
 SMALL = {"num_clusters": 5, "num_heads": 2, "filters": 4}
 
 

@@ -13,7 +13,7 @@ def clips(number, size=32, frames=5, seed=0, shapes=2, speed=3, drift=0, objects
         seed: int.
         shapes: int, discs and squares per clip; the last one is in front.
         speed: int, the largest speed along each axis in pixels per frame; 0 for clips without motion.
-        drift: int, the largest speed of the background, as that of the camera.
+        drift: int, the largest speed of the background, which stands for the camera's motion.
         objects: (number,) sequence of int, which object moves in each clip: the shapes of all clips with the
             same number have the same form and texture. By default each shape is another object.
 
@@ -30,7 +30,7 @@ def clips(number, size=32, frames=5, seed=0, shapes=2, speed=3, drift=0, objects
 
 
 def _texture(rng, side, cell):
-    """Returns blocks of random colors near a random one, (side, side, 3) float."""
+    """Returns blocks of random colors near a random color, (side, side, 3) float."""
     color, number = rng.uniform(30, 225, 3), -(-side // cell)
     blocks = np.clip(color + rng.normal(0, 25, (number, number, 3)), 0, 255)
     return blocks.repeat(cell, axis=0).repeat(cell, axis=1)[:side, :side]

@@ -46,7 +46,7 @@ def make_moving(images):
     return moving
 
 
-# The columns that readers return, derived from digits. A task lists in `needs` which it reads.
+# The columns that readers return, derived from digits. A task lists in `needs` those that it reads.
 COLUMNS = {
     "image": lambda images: images,
     "frames": make_frames,
@@ -61,7 +61,7 @@ COLUMNS = {
 }
 
 
-@functools.cache  # asked for once per task
+@functools.cache  # requested once per task
 def _digits():
     return kssl.data.to_arrays(kssl.data.digits("test"))
 
@@ -77,7 +77,7 @@ def sample(needs=("image",), number=21):
 
 
 def required(task, encoder, number=21):
-    """Returns the arguments of a class of tasks without a default, besides the encoder: a dict."""
+    """Returns a dict of the arguments of a task class that have no default, except the encoder."""
     known = {
         "num_images": number,
         "teacher": encoder,

@@ -1,13 +1,13 @@
 """Writer retrieval: features learned from SIFT clusters versus RootSIFT itself.
 
-Both are encoded by VLAD, by m-VLAD (several codebooks, PCA-whitened together) and by m-VLAD with exemplar
-SVMs, whose negatives are the training pages.
+Both are encoded with VLAD, with m-VLAD (several codebooks, PCA-whitened together) and with m-VLAD plus
+exemplar SVMs, whose negatives are the training pages.
 
 Pages are tiled from Omniglot: the characters of one drawer of one alphabet are enlarged by 2 and divided
 among four pages of five to ten characters, so that no character is on two pages of a writer. The last two
 alphabets are for testing, the others for training: network, codebooks, whitening and negatives have seen
-neither a test writer nor a character of its alphabet. Alternatively, pass a folder of page images with
-train/ and test/, each with one folder per writer.
+neither the test writers nor any character of their alphabets. Alternatively, pass a folder of page images
+with train/ and test/, each with one folder per writer.
 
     python tools/writer_retrieval.py --omniglot omniglot_small1.zip --minutes 10
     python tools/writer_retrieval.py --pages pages/
@@ -66,7 +66,7 @@ def tile_pages(archive, out):
 
 def encode(train, test, train_pages, test_pages, options):
     """Encodes the test pages by VLAD, m-VLAD and m-VLAD with exemplar SVMs; returns a dict of arrays."""
-    # Local descriptors are L2-normalized, whatever they are.
+    # All local descriptors are L2-normalized.
     train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
     codebooks = np.stack(
         [
@@ -156,7 +156,7 @@ def main():
     found = {"RootSIFT": [part["descriptor"] for part in arrays]}
     for name, encoder in (("untrained", untrained), ("SiftClusters", task.encoder)):
         stages = [kssl.evaluation.extract(encoder, part)[0] for part in (train, test)]
-        for stage in list(stages[0])[:-1]:  # the last repeats the features
+        for stage in list(stages[0])[:-1]:  # the last entry repeats the features
             found[f"{name} {stage}"] = [part[stage] for part in stages]
     keys = ("map", "top1", "top5", "hard2", "hard3")
     rows = [("descriptors", "size", "encoding", "mAP", "top-1", "soft top-5", "hard 2", "hard 3")]

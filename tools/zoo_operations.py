@@ -79,7 +79,7 @@ def zoo():
     """
     kinds = collections.defaultdict(list)
     for name, graph in graphs():
-        # The bodies of loops and the like are graphs of their own.
+        # The bodies of loops and the like are separate graphs.
         functions = graph.as_graph_def().library.function
         inner = [graph._get_function(function.signature.name).graph for function in functions]
         operations = [o for one in (graph, *inner) for o in one.get_operations()]

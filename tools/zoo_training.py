@@ -1,4 +1,4 @@
-"""How the models of the zoo are trained: by the number of views, and what their cards say of it."""
+"""Trains the models of the zoo for a number of views, and records that for their cards."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from keras_ssl.protocols import Describes, Relabels
 
 def views_per_image(task, x):
     """Returns how many views of 32x32 pixels an image of an epoch costs, given a batch of `pretext`."""
-    # Beside the images there may be codes, ids or random numbers.
+    # In addition to the images there may be codes, ids or random numbers.
     parts = [part.shape[1:-1] for part in tf.nest.flatten(x) if len(part.shape) > 3]
     views = sum(math.prod(shape) for shape in parts) / 32**2
     # A query, a key, and the key of each image to be clustered.
@@ -31,11 +31,11 @@ def views_per_image(task, x):
 
 
 def train_views(make, images, batch_size, options):
-    """Trains a task for a number of views; returns it in float32, and what the card says of the training.
+    """Trains a task for a number of views; returns it in float32, and the card's entries about the training.
 
     Args:
         make: function of a dtype policy that returns the task.
-        images: dataset, as of `task.dataset`.
+        images: dataset, as in `task.dataset`.
         batch_size: int.
         options: with the attributes `views` and `precision`.
     """
@@ -54,7 +54,7 @@ def train_views(make, images, batch_size, options):
 
 
 def training_record(history, clock, cost, number, epochs, batch_size):
-    """Returns what the card says of a training run: a dict.
+    """Returns the card's entries about a training run, a dict.
 
     Args:
         history: dict of the logs of all epochs.
@@ -72,7 +72,7 @@ def training_record(history, clock, cost, number, epochs, batch_size):
 
 
 def copy_weights(task, plain):
-    """Copies all weights of a task to one of another precision, which need not be built."""
+    """Copies all weights of a task to a task of another precision, which need not be built."""
     plain.build_from_config(task.get_build_config())
     plain.set_weights(task.get_weights())
 

@@ -19,35 +19,35 @@ from keras_ssl.training import distribute
 class Checkpoint(keras.callbacks.Callback):
     """Saves the whole training state; `fit` resumes from it.
 
-    Pass it to `PretextModel.fit` with a dataset of `PretextModel.dataset`. If the directory has a
-    checkpoint, training resumes from the newest one, also in the middle of an epoch, and ends with the
-    weights of an uninterrupted run, bit for bit on a CPU. The state consists of the weights, the
-    pseudo-labels and centroids, the slots of all optimizers, and the states of random generators and
-    metrics, and of callbacks that compare epochs (`Collapse`, `Relabel`, Keras' `EarlyStopping`,
-    `ReduceLROnPlateau` and `ModelCheckpoint`, and any with an attribute `checkpointed`, the names of
-    attributes that JSON can store). The position in the data follows from the step. `fit` calls this callback
-    after all others.
+    Pass it to `PretextModel.fit` with a dataset of `PretextModel.dataset`. If the directory has a checkpoint,
+    training resumes from the newest one, even in the middle of an epoch, and ends with the weights of an
+    uninterrupted run, bit for bit on a CPU. The state consists of the weights, the pseudo-labels and
+    centroids, the slots of all optimizers, and the states of random generators, metrics and callbacks that
+    compare epochs (`Collapse`, `Relabel`, Keras' `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint`,
+    and any callback whose attribute `checkpointed` lists the names of attributes that JSON can store). The
+    position in the data follows from the step. `fit` calls this callback after all others.
 
-    A checkpoint is one file, `step-<number>.npz`, which appears only when it is complete. A damaged one is
-    skipped with a warning, in favor of the one before, and renamed to `step-<number>.npz.damaged` when
-    training saves the next one. While `fit` runs, no other process can use the folder. With several workers
-    only the chief reads, writes and locks it, and it sends the others what it reads.
+    A checkpoint is one file, `step-<number>.npz`, which appears only when it is complete. A damaged
+    checkpoint is skipped with a warning, and the one before is used. When training saves the next one, the
+    damaged file is renamed to `step-<number>.npz.damaged`. While `fit` runs, no other process can use the
+    folder. With several workers, only the chief reads, writes and locks it, and it sends the checkpoint to
+    the others.
 
     Args:
         directory: folder; created if it does not exist.
         every_epochs: int, save at the end of every `every_epochs`-th epoch, or None.
         every_steps: int, also save after every `every_steps`-th step, or None.
         keep: int, number of checkpoints to keep, the newest ones.
-        override: names of arguments that may have another value than in the training run before, which then
-            continues with the new value: those of the task and the optimizer, such as "learning_rate",
-            "seed", "shuffle" and "images".
+        override: names of arguments that may differ from the earlier training run, which then continues with
+            the new value: arguments of the task and the optimizer, such as "learning_rate", "seed", "shuffle"
+            and "images".
 
     Raises:
         ValueError: a number is below 1, or `directory` is a file. In `fit`: another process uses the folder,
-            or the checkpoint belongs to another task, or one with other arguments, encoder or optimizer, or
-            to other images or another batch size, shuffling or seed. Schedules of the learning rate may
-            differ in length, so that a run can be continued for more epochs.
-        OSError, MemoryError: in `fit`, a checkpoint cannot be read, but may be whole.
+            or the checkpoint belongs to another task, to other arguments, another encoder or another
+            optimizer, or to other images or another batch size, shuffling or seed. Schedules of the learning
+            rate may differ in length, so that a run can be continued for more epochs.
+        OSError, MemoryError: in `fit`, a checkpoint cannot be read, but may be intact.
         FloatingPointError: in `fit`, the weights are no longer finite; they are not saved.
 
     Example:
@@ -67,7 +67,7 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(f"directory must be a folder, {str(directory)!r} is a file")
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.override = (override,) if isinstance(override, str) else tuple(override)
-        self.callbacks = []  # of this `fit`, whose states are saved
+        self.callbacks = []  # those of this `fit`; their states are saved
         self.latest = None  # the newest valid checkpoint: (step, path)
         self.run = {}  # what a resumed run must have in common with this one
         self._lock, self._locked = contextlib.ExitStack(), False
@@ -87,11 +87,11 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             ValueError: another process uses the directory, the checkpoint belongs to another training run, or
                 its step is not a multiple of `steps_per_execution`.
-            OSError, MemoryError: a checkpoint cannot be read, but may be whole.
+            OSError, MemoryError: a checkpoint cannot be read, but may be intact.
         """
         strategy = task.distribute_strategy
         with strategy.scope():
-            # Creates all variables, also those of the metrics, which the first step would create.
+            # Creates all variables, including those of the metrics, which the first step would create.
             task._symbolic_build(data_batch=next(iter(dataset)))
         variables = [*task.state(), *task.metrics_variables]
         found, problem, states = None, None, b""
@@ -121,7 +121,8 @@ class Checkpoint(keras.callbacks.Callback):
             strategy, [*arrays, np.frombuffer(states, np.uint8)]
         )
         self._states = json.loads(states.tobytes())
-        # `fit` resets the metrics before the rest of the epoch; a new epoch starts without those of the last.
+        # `fit` resets the metrics before the rest of the epoch; a new epoch starts without metrics of the
+        # last.
         rest = step % dataset.steps_per_epoch
         of_metrics = {id(v) for v in task.metrics_variables} if rest else ()
         restored = list(zip(variables, arrays, strict=True))
@@ -184,8 +185,9 @@ class Checkpoint(keras.callbacks.Callback):
                 return meta["step"], path, arrays, meta
             except MemoryError as error:
                 raise MemoryError(_unread(path, "out of memory")) from error
-            except Exception as error:  # which one depends on the byte that is wrong
-                # A wrong position in the file is EINVAL; no other error of the system comes from its content.
+            except Exception as error:  # its class depends on which byte is wrong
+                # A wrong position in the file raises EINVAL; the content of a file causes no other error of
+                # the system.
                 if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                     raise OSError(_unread(path, error.strerror)) from error
                 self._damaged.append(path)
@@ -254,7 +256,7 @@ class Checkpoint(keras.callbacks.Callback):
             "callbacks": resumed.states(self.callbacks),
         }
         path = self.directory / f"step-{step:09d}.npz"
-        # Some states of callbacks are NumPy's numbers.
+        # Some states of callbacks are NumPy numbers.
         encoded = np.frombuffer(json.dumps(meta, default=lambda v: v.item()).encode(), np.uint8)
         while self._damaged:  # not earlier: `restore` may refuse this run
             damaged = self._damaged.pop()

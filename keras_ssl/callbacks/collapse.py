@@ -9,19 +9,19 @@ from keras_ssl.arguments import check_fraction, check_integer
 from keras_ssl.callbacks.sample import Sample
 from keras_ssl.evaluation.geometry import alignment, effective_rank, feature_std, uniformity
 
-# Below it features have collapsed, regardless of the initial value; healthy ones have at least 0.09.
+# Below this value features have collapsed, whatever the initial value; healthy features have at least 0.09.
 MIN_FEATURE_STD = 0.01
 
 
 class Collapse(keras.callbacks.Callback):
     """Warns if all images get nearly the same features, or features that vary in few directions.
 
-    The loss does not reveal it: of two networks with the same loss, one may distinguish all images and the
-    other none. After an epoch the features of a fixed sample of images are extracted. Four metrics,
+    The loss does not reveal collapse: of two networks with the same loss, one may distinguish all images and
+    the other none. After an epoch the features of a fixed sample of images are extracted. Four metrics,
     computed by functions of `evaluation`, are added to the logs of the epoch, and so to History and to the
-    callbacks after this one: `feature_std` and `effective_rank`, by which collapse is judged;
-    `feature_alignment`, the mean squared distance between an image and its mirror image; and
-    `feature_uniformity`. The last two are NaN if all features of an image are 0.
+    callbacks after this one: `feature_std` and `effective_rank`, which detect collapse; `feature_alignment`,
+    the mean squared distance between an image and its mirror image; and `feature_uniformity`. The last two
+    are NaN if all features of an image are 0.
 
     Args:
         images: tf.data.Dataset of dicts with `image` and `id`, the one that the task is trained on.
@@ -29,7 +29,7 @@ class Collapse(keras.callbacks.Callback):
             access. All images if there are fewer.
         every: int, measure at the end of every `every`-th epoch.
         min_std: float, warn if `feature_std` falls below this fraction of its value at the start of the
-            training run, which a resumed run has from its `Checkpoint`.
+            training run; a resumed run reads this value from its `Checkpoint`.
         min_rank: float, likewise for `effective_rank`.
 
     Raises:
@@ -67,7 +67,7 @@ class Collapse(keras.callbacks.Callback):
         std, rank = feature_std(features), effective_rank(features)
         if logs is not None:
             mirrored = self.sample.features(mirrored=True)
-            # Features that are all 0 have no direction, which is no reason to stop the training run.
+            # Features that are all 0 have no direction; this is not a reason to stop the training run.
             known = all(part.any(axis=1).all() for part in (features, mirrored))
             logs.update(
                 feature_std=std,

@@ -12,10 +12,9 @@ class CSVLog(keras.callbacks.Callback):
     """Writes one row per epoch to a CSV file, consistently with the checkpoints of a resumed run.
 
     Unlike with `keras.callbacks.CSVLogger`, a training run that was killed and resumed leaves the same file
-    as an uninterrupted one: rows of epochs that are repeated are removed first. The whole file is
-    replaced after each epoch, so it never ends with a partial row. Metrics that first appear in a later
-    epoch, such as the `nmi` of `Relabel`, get a column too. Callbacks that add metrics must come before this
-    one.
+    as an uninterrupted one: rows of repeated epochs are removed first. The whole file is replaced after each
+    epoch, so it never ends with a partial row. Metrics that first appear in a later epoch, such as the `nmi`
+    of `Relabel`, get a column too. Callbacks that add metrics must come before this one.
 
     Args:
         path: file to write, in an existing folder. Its column `epoch` starts at 0, as in Keras.
@@ -48,7 +47,7 @@ class CSVLog(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self.start is None:
             self.start = epoch
-            # Columns that only the removed rows have are removed too.
+            # Columns that only the removed rows had are removed, too.
             self.rows = [
                 {name: value for name, value in row.items() if value != ""}
                 for row in self.rows

@@ -14,7 +14,7 @@ class Finite(keras.callbacks.Callback):
         checkpoint: callbacks.Checkpoint whose last good checkpoint the error names, or None.
 
     Raises:
-        FloatingPointError: in `fit`; the weights are useless then.
+        FloatingPointError: in `fit`, on a non-finite value; the weights are then useless.
 
     Example:
         >>> Finite().on_train_batch_end(4, {"loss": 0.5})

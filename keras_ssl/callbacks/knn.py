@@ -13,8 +13,8 @@ class KNN(keras.callbacks.Callback):
 
     The pretext metrics do not reveal how good the features are. The labels are only used to measure: the
     features of a fixed sample of labeled images are extracted, and one half is classified by its nearest
-    neighbors in the other half. It is meant to compare epochs; `keras-ssl evaluate` gives the accuracy that
-    is comparable with published ones.
+    neighbors in the other half. It is meant for comparing epochs; `keras-ssl evaluate` computes an accuracy
+    that is comparable with published ones.
 
     Args:
         images: tf.data.Dataset of dicts with `image`, `id` and `label`, such as `data.from_folder` returns
@@ -53,7 +53,7 @@ class KNN(keras.callbacks.Callback):
         if len(self.sample.elements["id"]) < 2:
             raise ValueError("images must hold at least two images to compare, got one")
         self.labels = self.sample.elements["label"].numpy()
-        # Folders are sorted by class: every second image of each class would miss classes of one image only.
+        # Folders are sorted by class: every second image would miss classes that have a single image.
         self.order = np.random.default_rng(0).permutation(len(self.labels))
 
     def on_epoch_end(self, epoch, logs=None):

@@ -13,9 +13,9 @@ BAR_WIDTH = 20  # characters of Keras' bar; less if the line would not fit
 class Progress(keras.callbacks.ProgbarLogger):
     """Adds images/s and the remaining time of the whole training run to Keras' progress bar.
 
-    Replaces the default bar of `fit`; `fit(verbose=...)` keeps its meaning. The two numbers are
-    displayed but not added to the logs. Put this callback last, so that it shows what the others add to
-    the logs.
+    Replaces the default bar of `fit`; `fit(verbose=...)` keeps its meaning. The two numbers are displayed but
+    not added to the logs. Put this callback last, so that it shows the metrics that the others add to the
+    logs.
 
     The throughput is measured from the first step of an epoch to the last, without relabeling and
     checkpoints between epochs; the remaining time includes them. Both exclude the first step of the run,

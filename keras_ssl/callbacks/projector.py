@@ -9,14 +9,14 @@ import tensorflow as tf
 from keras_ssl.callbacks.sample import Sample
 
 THUMBNAIL_SIZE = 64  # pixels of the longer side
-MAX_SPRITE_SIZE = 8192  # maximum side in pixels that all browsers show
+MAX_SPRITE_SIZE = 8192  # largest side in pixels that all browsers show
 
 
 class Projector(keras.callbacks.Callback):
     """Writes the features of a sample of images for TensorBoard's embedding projector after each epoch.
 
     `tensorboard --logdir LOG_DIR` shows them as points in space, each drawn as its image and colored by its
-    label if there is one. TensorBoard caches the features: restart it to see those of a later epoch.
+    label if there is one. TensorBoard caches the features: restart it to see the features of a later epoch.
 
     Args:
         log_dir: directory of the logs, as in `keras.callbacks.TensorBoard`; `projector_config.pbtxt`,
@@ -67,7 +67,7 @@ class Projector(keras.callbacks.Callback):
         self._write("projector_config.pbtxt", self.config)
 
     def _write(self, name, content):
-        # TensorBoard may read at any time. files.complete cannot write to a bucket, as log_dir may be.
+        # TensorBoard may read at any time. files.complete cannot write to a bucket, which log_dir may be.
         path = f"{self.log_dir}/{name}"
         with tf.io.gfile.GFile(f"{path}.new", "wb") as file:
             file.write(content)

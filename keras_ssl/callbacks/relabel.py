@@ -17,26 +17,25 @@ from keras_ssl.training import distribute, pipeline
 class Relabel(keras.callbacks.Callback):
     """Recomputes the labels of a clustering task from the features of all images.
 
-    On schedule, the features of the whole data set are extracted and passed to `task.relabel(features)`
-    as a `solvers.shares.Share`, which assigns the task's weight `labels`. Several workers each keep the
-    features of their own images. The images are not augmented, unless the task has a method
-    `view` (`SelfLabel`). Four metrics are added to the logs
-    of every epoch, and so to History and, if its callback comes after this one, TensorBoard: `nmi`, the
-    normalized mutual information with the previous labels, and `clusters`, `smallest` and `largest`, the
-    number of nonempty clusters and their sizes (over all heads).
+    On schedule, the features of the whole data set are extracted and passed to `task.relabel(features)` as a
+    `solvers.shares.Share`; this method assigns the task's weight `labels`. With several workers, each keeps
+    the features of its own images. The images are not augmented, unless the task has a method `view`
+    (`SelfLabel`). Four metrics are added to the logs of every epoch, and so to History and, if its callback
+    comes after this one, to TensorBoard: `nmi`, the normalized mutual information with the previous labels;
+    `clusters`, the number of nonempty clusters; and `smallest` and `largest`, their sizes (over all heads).
 
     Args:
         images: tf.data.Dataset of dicts with `image` and `id`, the one that the task is trained on.
         when: int, at the start of every `when`-th epoch; "once", only if there are no labels yet;
             ("linear", n) or ("quadratic", n), n times during the whole training run, evenly or more often
             at the beginning: in step `steps * (i / n) ** 2` (SeLa's schedule).
-        teacher: functional keras.Model, an encoder whose features are clustered instead of the task's
-            own. With `when="once"` that is knowledge transfer: the clusters of features that another task
-            has learned become the labels of a fresh encoder, which may be smaller (Noroozi et al.,
+        teacher: functional keras.Model, an encoder whose features are clustered instead of the task's own
+            features. With `when="once"` this is knowledge transfer: the clusters of features that another
+            task has learned become the labels of a new encoder, which may be smaller (Noroozi et al.,
             "Boosting Self-Supervised Learning via Knowledge Transfer", CVPR 2018).
         warmup: int, epochs before the first relabeling, in which the task has no labels; for a task that
             trains without them, such as `PCL`.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
         verbose: 1 shows the progress of the extraction, 0 does not, "auto" does if `fit` shows its own.
 
     Raises:
@@ -58,7 +57,7 @@ class Relabel(keras.callbacks.Callback):
         ['accuracy', 'clusters', 'largest', 'loss', 'smallest']
     """
 
-    checkpointed = ("metrics",)  # between two relabelings those of the last one are logged
+    checkpointed = ("metrics",)  # those of the last relabeling are logged until the next one
 
     def __init__(self, images, when=1, teacher=None, warmup=0, batch_size=256, verbose="auto"):
         super().__init__()
@@ -144,26 +143,26 @@ class Relabel(keras.callbacks.Callback):
 
 
 def _labeled(task):
-    # Of views: the labels before the first relabeling are random.
+    # If there are views: the labels before the first relabeling are random.
     return task.relabeled > 0 if isinstance(task, Views) else task.labels.numpy().max() >= 0
 
 
 def recompute(task, images, batch_size=256, verbose=0, teacher=None):
     """Recomputes the labels of a clustering task from the features of all images.
 
-    Several workers each extract and keep the features of their own images; the labels, 4 bytes per image, are
-    put together on all of them.
+    With several workers, each extracts and keeps the features of its own images; the labels, 4 bytes per
+    image, are combined on all of them.
 
     Args:
         task, images, batch_size, verbose, teacher: as in `own_features`.
 
     Raises:
-        ValueError: as of `own_features`.
+        ValueError: as in `own_features`.
     """
     strategy = task.distribute_strategy
     task.relabel(own_features(task, images, batch_size, verbose, teacher))
     if distribute.worker(strategy)[1] > 1:
-        # Machines may round differently. The labels are sums over the workers, and so equal already.
+        # Machines may round differently. The labels are sums over the workers, so they are equal already.
         state = [variable for variable in task.state() if variable is not task.labels]
         made = distribute.from_chief(strategy, [v.numpy() for v in state])
         for variable, value in zip(state, made, strict=True):
@@ -180,7 +179,7 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
         (task.num_images, D) float32 array, on all workers.
 
     Raises:
-        ValueError: as of `own_features`.
+        ValueError: as in `own_features`.
     """
     share = own_features(task, images, batch_size, verbose, teacher)
     return share.everywhere(share.own)
@@ -189,13 +188,14 @@ def features_by_id(task, images, batch_size=256, verbose=0, teacher=None):
 def own_features(task, images, batch_size=256, verbose=0, teacher=None):
     """Extracts the features or descriptors that a task clusters, for the images of this worker.
 
-    An image that cannot be read gets the mean.
+    An image that cannot be read gets the mean of the features.
 
     Args:
-        task: clustering task. Its features are extracted, of the views of the images if it has a method
-            `view(batch)`; or, if it has a method `descriptors(batch)`, the (B, D) array that it computes.
+        task: clustering task. If it has a method `descriptors(batch)`, the (B, D) arrays that this method
+            computes are extracted; otherwise, the features of the images, or of their views if the task has a
+            method `view(batch)`.
         images: tf.data.Dataset of dicts with `image` and `id`.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
         verbose: 1 shows progress, 0 does not.
         teacher: encoder whose features are extracted instead, or None.
 
@@ -218,11 +218,12 @@ def own_features(task, images, batch_size=256, verbose=0, teacher=None):
     features, ids = mine or (None, np.empty(0, np.int64))
     total = functools.partial(distribute.sum_over_workers, strategy)
     numbers = total(np.eye(worker[1], dtype=np.int64)[worker[0]] * len(ids))
-    if not numbers.all():  # on all workers: those that compute on would wait for ever
+    if not numbers.all():  # raised on all workers; otherwise the others would wait forever
         raise ValueError(
             f"images must have some that worker {numbers.argmin()} of {worker[1]} can read, got none"
         )
-    # One bit per image. The sum has as many as there are images, unless an id is there twice: that carries.
+    # One bit per image. The sum has as many bits as there are images, unless an id occurs twice: that
+    # carries.
     known = np.zeros(-(-task.num_images // 32) * 32, bool)
     known[ids[(ids >= 0) & (ids < task.num_images)]] = True
     bits = total(np.packbits(known).view(np.int32)).view(np.uint8)
@@ -234,7 +235,7 @@ def own_features(task, images, batch_size=256, verbose=0, teacher=None):
         )
     missing = np.flatnonzero(known == 0)
     if len(missing):
-        # An unreadable image gets the mean, and so a label like any other, which is never used.
+        # An unreadable image gets the mean, and so a label like any other image, which is never used.
         mean = total(features.sum(axis=0, dtype=np.float64)) / found
         own = missing[worker[0] :: worker[1]]
         filled = np.repeat(mean[None].astype(np.float32), len(own), axis=0)

@@ -1,8 +1,8 @@
-"""Callbacks of a resumed training run: the steps that they see, and the state that they keep."""
+"""Callbacks of a resumed training run: the steps for which they are called, and their states."""
 
 import keras
 
-# What Keras' own callbacks carry from one epoch to the next.
+# The attributes that Keras' own callbacks carry from one epoch to the next.
 OF_KERAS = {
     keras.callbacks.EarlyStopping: ("best", "best_epoch", "wait"),
     keras.callbacks.ReduceLROnPlateau: ("best", "cooldown_counter", "wait"),
@@ -11,10 +11,10 @@ OF_KERAS = {
 
 
 def states(callbacks):
-    """Collects what callbacks carry from one epoch to the next.
+    """Collects the states that callbacks carry from one epoch to the next.
 
-    That is the attributes that a callback names in an attribute `checkpointed`, and those of Keras' callbacks
-    that compare epochs.
+    These are the attributes that a callback lists in its attribute `checkpointed`, and attributes of Keras'
+    callbacks that compare epochs.
 
     Args:
         callbacks: list of keras.callbacks.Callback.
@@ -33,7 +33,7 @@ def states(callbacks):
 
 
 def set_states(callbacks, saved):
-    """Restores what `states` has collected; callbacks that were not there before keep their state.
+    """Restores the states that `states` has collected; callbacks that are new keep their state.
 
     Args:
         callbacks: list of keras.callbacks.Callback, after their `on_train_begin`.

@@ -1,4 +1,4 @@
-"""What a resumed training run must have in common with the one before: arguments, optimizer and data."""
+"""What a resumed training run must have in common with the interrupted one: arguments, optimizer, data."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from keras_ssl.data.columns import fingerprint
 from keras_ssl.training import configuration
 
 OF_DATASET = ("number of images", "batch_size", "shuffle", "seed", "images")
-# Not to be overridden: the position in the data follows from them, or the meaning of the slots.
+# Not to be overridden: they determine the position in the data, or the meaning of the slots.
 FIXED = ("number of images", "batch_size", "optimizer", "discriminator_optimizer")
-# Of the schedules that end with the run: it may be continued for more epochs.
+# The length of schedules that end with the run, which may be continued for more epochs.
 LENGTHS = {"CosineDecay": ("decay_steps", "warmup_steps"), "PolynomialDecay": ("decay_steps",)}
 MAX_TEXT = 60  # characters of a value in an error
 _COMPILED = weakref.WeakKeyDictionary()  # optimizers to their arguments
@@ -24,19 +24,19 @@ def described(task, dataset, override=()):
     Args:
         task: PretextModel, compiled.
         dataset: the training data, from `task.dataset`.
-        override: names of arguments that may differ from the run before.
+        override: names of arguments that may differ from the earlier run.
 
     Returns:
         dict for JSON.
 
     Raises:
-        ValueError: `override` contains a name that is no such argument.
+        ValueError: `override` contains a name that is not such an argument.
     """
     arguments = {
         name: json.dumps(_without_names(keras.saving.serialize_keras_object(value)))
         for name, value in configuration.arguments_of(task).items()
-        # The layers of equal networks have different names, so their variables are compared instead; and
-        # `scratch` is where a run computes, not what.
+        # The layers of equal networks have different names, so their variables are compared instead.
+        # `scratch` is left out: it is only the place where a run computes.
         if name not in task.networks and name != "scratch"
     }
     run = {
@@ -59,15 +59,16 @@ def described(task, dataset, override=()):
 
 
 def of_optimizer(task):
-    """Describes the optimizers of a task, with the values that they had when it was called first.
+    """Describes the optimizers of a task, with the values that they had at the first call.
 
-    Callbacks may change the learning rate, which is no other argument when the same task is trained further.
+    Callbacks may change the learning rate, which must not count as another argument when the same task is
+    trained further.
 
     Args:
         task: PretextModel, compiled.
 
     Returns:
-        dict for JSON: name of the argument to its value; those of a second optimizer have its name too.
+        dict for JSON: name of the argument to its value; for a second optimizer, the names include its name.
     """
     found = {}
     for name, value in vars(task).items():
@@ -80,7 +81,7 @@ def of_optimizer(task):
 
 
 def _flat(config, prefix):
-    """Yields (name, value) of the arguments of an optimizer, also of the one that a `LossScale` wraps."""
+    """Yields (name, value) of the arguments of an optimizer, or of one inside a `LossScale`."""
     for name, value in config.items():
         if name == "inner_optimizer":
             yield from _flat(value["config"], prefix)
@@ -98,7 +99,7 @@ def _text(schedule):
 
 
 def _without_names(config):
-    """Removes what differs between two equal layers of one process."""
+    """Removes the names, which differ between two equal layers of one process."""
     if isinstance(config, dict):
         kept = {k: v for k, v in config.items() if k not in ("name", "shared_object_id")}
         return {key: _without_names(value) for key, value in kept.items()}
@@ -110,12 +111,12 @@ def check(run, saved, path, override=()):
 
     Args:
         run: dict, as `described` returns it.
-        saved: dict, the one that the checkpoint contains; an older one lacks some of it.
+        saved: dict that the checkpoint contains; an older checkpoint lacks some of the names.
         path: pathlib.Path of the checkpoint.
         override: names of arguments that may differ.
 
     Returns:
-        dict, the description of the resumed run: that of the checkpoint with the overridden values.
+        dict, the description of the resumed run: the checkpoint's description with the overridden values.
     """
     for name, before, now in _differences(run, saved):
         if name not in override:
@@ -137,7 +138,7 @@ def check(run, saved, path, override=()):
 
 
 def _differences(run, saved):
-    """Yields (name, value of the checkpoint, value of this run) of what differs."""
+    """Yields (name, value of the checkpoint, value of this run) for each difference."""
     for name in OF_DATASET:
         before, now = saved.get(name), run[name]
         if None not in (before, now) and before != now:  # None: unknown

@@ -12,7 +12,7 @@ BATCH_SIZE = 64  # larger batches of feature maps may not fit into memory during
 class Sample:
     """A fixed sample of the images of a dataset, whose features can be extracted at any time.
 
-    With random access the images are evenly spaced, since folders are sorted by class; otherwise they are
+    With random access, the images are evenly spaced, since folders are sorted by class; otherwise they are
     the first ones.
 
     Args:

@@ -16,7 +16,7 @@ import keras_ssl as kssl
 from keras_ssl.tasks import TASKS
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")  # some of matplotlib's formats
-NAME_ROOM = 10  # bytes by which the name of a draft, partial or numbered file is longer than that of the file
+NAME_ROOM = 10  # bytes that the name of a draft, partial or numbered file has in addition to the file's name
 DATA_HELP = (
     "A folder of images, videos or TFRecords, digits, scenes (rendered), or cifar10 (downloaded)."
 )
@@ -58,7 +58,9 @@ clip_options = options(
         "--stride", type=click.IntRange(1), metavar="N", help="Use every Nth frame of these videos."
     ),
     click.option(
-        "--cache", metavar="DIR", help="Keep the decoded frames of videos there for the next runs."
+        "--cache",
+        metavar="DIR",
+        help="Keep the decoded frames of videos in this folder for later runs.",
     ),
 )
 
@@ -89,7 +91,7 @@ synthetic_option = click.option(
 
 import_option = click.option(
     "--import", "modules", multiple=True, metavar="MODULE",
-    help="Python module, here or installed, that defines a task or layer of your own.",
+    help="Python module, here or installed, that defines your own task or layer.",
 )  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def check_synthetic(name):
 
 
 def check_file(option, path):
-    """Raises ValueError unless the file can be written, which is better known before hours of work."""
+    """Raises ValueError unless the file can be written; better now than after hours of work."""
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {str(path.parent)!r}")
@@ -151,7 +153,7 @@ def check_figure(option, path):
 def check_folder(option, path):
     """Raises ValueError unless the folder can be written, or created."""
     if "://" in path:
-        return  # of a remote file system that TensorFlow knows
+        return  # on a remote file system that TensorFlow supports
     existing = next(p for p in (Path(path), *Path(path).parents) if p.exists())
     if not existing.is_dir():
         raise ValueError(f"{option} must be a folder, but {str(existing)!r} is a file")
@@ -193,7 +195,7 @@ def check_model(path):
         try:
             with zipfile.ZipFile(path) as file:
                 damaged = file.testzip()
-        except Exception as error:  # which one depends on the byte that is wrong
+        except Exception as error:  # its class depends on which byte is wrong
             damaged = error
         if damaged:
             raise ValueError(
@@ -209,11 +211,11 @@ def load_model(path, modules=()):
         modules: list of str, values of the option `--import`.
 
     Returns:
-        (model, encoder): the encoder of a task; for any other model both are that model.
+        (model, encoder): a task and its encoder; for any other model, both are that model.
 
     Raises:
-        ValueError: a module cannot be imported, the file needs an unknown class, cannot be loaded for another
-            reason, or holds no model of images.
+        ValueError: a module cannot be imported; the file needs an unknown class, cannot be loaded for another
+            reason, or contains no model of images.
     """
     import keras
 
@@ -222,7 +224,7 @@ def load_model(path, modules=()):
         model = keras.models.load_model(path) if Path(path).is_file() else kssl.load(path)
         encoder = getattr(model, "encoder", model)
         kssl.encoders.check_image_shape(encoder)
-    except Exception as error:  # which one Keras raises depends on what the file holds
+    except Exception as error:  # which error Keras raises depends on the content of the file
         if unknown := re.search(r"Could not locate (?:class|function) '(\w+)'", str(error)):
             raise ValueError(
                 f"{path!r} needs {unknown[1]!r}, which keras_ssl does not define: import the module that "

@@ -30,16 +30,16 @@ def parser():
     )
     roles = p.add_subparsers(dest="role", required=True, metavar="dispatcher|worker")
     dispatcher = roles.add_parser("dispatcher", allow_abbrev=False)
-    dispatcher.add_argument("--port", type=int, default=5050, help="0 is a free one")
+    dispatcher.add_argument("--port", type=int, default=5050, help="0 for a free port")
     dispatcher.add_argument(
         "--work-dir", help="where to keep the state that a restart resumes from"
     )
     worker = roles.add_parser("worker", allow_abbrev=False)
     worker.add_argument("--dispatcher", required=True, metavar="HOST:PORT")
-    worker.add_argument("--port", type=int, default=0, help="0, the default, is a free one")
+    worker.add_argument("--port", type=int, default=0, help="0 (the default) for a free port")
     worker.add_argument(
         "--address", metavar="HOST:PORT",
-        help="where training processes reach this worker; by default where the dispatcher sees it",
+        help="address at which training processes reach this worker; default: as the dispatcher sees it",
     )  # fmt: skip
     return p
 
@@ -63,8 +63,9 @@ def main(arguments):
     stop = StopSignal()
     print(f"{message}; Ctrl-C stops", flush=True)
     stop.wait()
-    # Without server.stop(), which takes an hour for a worker whose dispatcher exited. The training process
-    # recomputes the batches of a worker, and the dispatcher writes its journal before it responds.
+    # Without server.stop(), which takes an hour for a worker whose dispatcher has exited. It is not needed:
+    # the training process recomputes the batches of a worker, and the dispatcher writes its journal before it
+    # responds.
     os._exit(0)
 
 
@@ -72,7 +73,7 @@ def _check_port(port):
     if not 0 <= port < 2**16:
         raise ValueError(f"data-service: --port must be in 0..65535, got {port}")
     if port:
-        try:  # gRPC does not: it would share the port
+        try:  # gRPC would not notice, and share the port
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("", port))
@@ -108,7 +109,7 @@ def _dispatcher(args):
             work_dir=args.work_dir,
             fault_tolerant_mode=args.work_dir is not None,
             worker_timeout_ms=WORKER_TIMEOUT * 1000,
-            job_gc_check_interval_ms=1000,  # how often it looks for lost workers too
+            job_gc_check_interval_ms=1000,  # also how often it looks for lost workers
             job_gc_timeout_ms=UNUSED_JOB * 1000,
         )
     )

@@ -6,7 +6,7 @@ from keras_ssl.cli import common, table_options
 from keras_ssl.cli.search import print_matches
 from keras_ssl.tables import near_duplicates
 
-DRAWN = 20  # groups, of which the first images
+DRAWN = 20  # number of groups whose first images are drawn
 DRAWN_IMAGES = 8
 
 
@@ -16,11 +16,11 @@ DRAWN_IMAGES = 8
     "--above", default=0.98, show_default=True, type=click.FloatRange(0, 1),
     help="Cosine above which two images are near-duplicates.",
 )  # fmt: skip
-@click.option("--picture", metavar="FILE", help=f"Draw the {DRAWN} largest groups there.")
+@click.option("--picture", metavar="FILE", help=f"Draw the {DRAWN} largest groups to this file.")
 def duplicates(table, above, picture):
     """Reports groups of near-duplicates: resized, recompressed or slightly cropped copies.
 
-    The image with most pixels is the first of its group; the cosines are those to it.
+    The image with most pixels is the first of its group; cosines are relative to this image.
     """
     if picture:
         common.check_figure("--picture", picture)

@@ -12,11 +12,11 @@ from keras_ssl.protocols import Reconstructs
 _fine_tune_options = common.options(
     click.option(
         "--fine-tune", default="", metavar="PERCENT,...",
-        help="Fine-tune with so many percent of the labels too, such as 1,10,100; takes minutes.",
+        help="Also fine-tune with these percentages of the labels, e.g. 1,10,100; takes minutes.",
     ),
     click.option(
         "--epochs", type=click.IntRange(1),
-        help="Of fine-tuning; by default 10, or as many as 1,000 steps take.",
+        help="Epochs of fine-tuning; by default 10, or more if 1,000 steps take more.",
     ),
     click.option(
         "--flip/--no-flip", default=True, show_default=True,
@@ -32,7 +32,7 @@ _fine_tune_options = common.options(
 @click.option(
     "--k", default=20, show_default=True, type=click.IntRange(1), help="Neighbors of kNN."
 )
-@click.option("--maps", is_flag=True, help="Linear probes on maps of about 9,000 numbers.")
+@click.option("--maps", is_flag=True, help="Fit linear probes on maps of about 9,000 numbers.")
 @_fine_tune_options
 def evaluate(model, data, modules, k, maps, fine_tune, epochs, flip):
     """Evaluates features by kNN and a linear probe, by stage.
@@ -88,7 +88,7 @@ def parse_percent(text):
         list of floats in (0, 1].
 
     Raises:
-        ValueError: one is no number in (0, 100].
+        ValueError: one of them is not a number in (0, 100].
 
     Example:
         >>> parse_percent("1,10")

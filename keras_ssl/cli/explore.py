@@ -11,15 +11,15 @@ from keras_ssl.cli import common, table_options
 @click.command()
 @click.argument("table")
 @click.option(
-    "--port", default=8600, show_default=True, type=click.IntRange(0, 65535), help="0: a free one."
+    "--port", default=8600, show_default=True, type=click.IntRange(0, 65535), help="0: a free port."
 )
 @table_options.query_model_option
 @table_options.server_options
 def explore(table, port, model, server, retries, **tls):
     """Serves a web page with the thumbnails of a table, their neighbors and a map.
 
-    Files dropped on the page are queries; those that are not in the table need --model. The page is served on
-    127.0.0.1, until Ctrl-C, to those who know the token in the address.
+    Files dropped on the page are queries; files that are not in the table need --model. The page is served on
+    127.0.0.1, until Ctrl-C, and only with the token in its address.
     """
     from aiohttp import web
 

@@ -19,7 +19,8 @@ from keras_ssl.cli import common
 def export(model, out, card, modules):
     """Exports a trained task as a SavedModel.
 
-    MODEL is a .keras file, OUT a folder for <next version>, by default saved_models/<name of MODEL>.
+    MODEL is a .keras file. OUT is the folder of the model, to which the next version is written; by default
+    saved_models/<name of MODEL>.
     """
     out = out or f"saved_models/{Path(model).stem}"
     common.check_model(model)
@@ -35,7 +36,7 @@ def export(model, out, card, modules):
 def _read_card(path):
     try:
         card = json.loads(Path(path).read_text())
-    except ValueError as error:  # no JSON, or no text
+    except ValueError as error:  # not JSON, or not text
         raise ValueError(f"--card: {path!r} is no JSON file ({error})") from None
     if not isinstance(card, dict):
         raise ValueError(f"--card: {path!r} must hold a JSON object, got a {type(card).__name__}")

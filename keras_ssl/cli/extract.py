@@ -22,7 +22,7 @@ from keras_ssl.tables import ray_cluster, store
     help="The .npz file to write, or the .lance table.",
 )
 @click.option(
-    "--model", help="An export or .keras file, run here; with --server the model's name there."
+    "--model", help="An export or .keras file; with --server the model's name on the server."
 )
 @common.import_option
 @common.clip_options
@@ -37,9 +37,11 @@ from keras_ssl.tables import ray_cluster, store
 @click.option(
     "--engine",
     type=click.Choice(["ray"]),
-    help="Encode by the processors of this machine, or of a cluster, to a table.",
+    help="Encode to a table on all processors of this machine or of a cluster.",
 )
-@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster; needs --engine.")
+@click.option(
+    "--address", metavar="HOST:PORT", help="Address of a running Ray cluster; needs --engine."
+)
 @table_options.server_options
 def extract(
     folder, out, model, modules, frames, stride, cache, pool, batch_size, engine, address, server,
@@ -47,10 +49,10 @@ def extract(
 ):  # fmt: skip
     """Computes the features of a folder of images, videos or TFRecords.
 
-    Writes them to an .npz, or to a table if --out ends in .lance: of videos a row for each frame, or with
-    --frames N for each clip of N frames, with its time in seconds. The same command resumes an interrupted
-    extraction to a table, or with --server. A table is brought up to date: only new and changed files are
-    encoded, and the rows of files that are gone are removed.
+    Writes them to an .npz, or to a table if --out ends in .lance. Videos get a row per frame or, with
+    --frames N, per clip of N frames, with its time in seconds. The same command resumes an interrupted
+    extraction if it writes to a table or uses --server. A table is brought up to date: only new and changed
+    files are encoded, and the rows of files that no longer exist are removed.
     """
     if not model:
         raise ValueError("--model is missing: an export such as saved_models/rotation_cifar10")
@@ -135,7 +137,7 @@ def _has_records(folder, out):
 
 
 def _check_engine(engine, address, out, server):
-    """Raises ValueError if the options of the engine contradict others, ImportError without Ray."""
+    """Raises ValueError if the options of the engine contradict others, and ImportError without Ray."""
     if address and not engine:
         raise ValueError("--address needs --engine ray")
     if not engine:

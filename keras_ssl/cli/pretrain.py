@@ -28,7 +28,7 @@ _encoder_options = common.options(
         "--stem", default="small", show_default=True, type=click.Choice(["small", "imagenet"]),
         help="The encoder's first layers: for small images, or as for ImageNet.",
     ),
-    click.option("--sobel", is_flag=True, help="The encoder sees gradients of gray, no color."),
+    click.option("--sobel", is_flag=True, help="The encoder sees gray gradients, no colors."),
 )  # fmt: skip
 _run_options = common.options(
     click.option("--epochs", default=10, show_default=True, type=POSITIVE),
@@ -38,7 +38,7 @@ _run_options = common.options(
     ),
     click.option(
         "--learning-rate", type=click.FloatRange(0, min_open=True),
-        help="Peak; the task's own by default, such as 0.1.",
+        help="Peak learning rate; by default the task's own, such as 0.1.",
     ),
     click.option(
         "--steps-per-execution", default=1, show_default=True, type=POSITIVE,
@@ -49,13 +49,13 @@ _device_options = common.options(
     click.option(
         "--strategy", default="auto", show_default=True,
         type=click.Choice(["auto", "mirrored", "multi_worker"]),
-        help="All devices of this machine, or of several by TF_CONFIG or Slurm; auto: what there is.",
+        help="All devices of this machine, or of several by TF_CONFIG or Slurm; auto finds out which.",
     ),
     click.option(
         "--precision", default="float32", show_default=True, type=click.Choice(list(POLICIES)),
-        help="Of the convolutions; float16 scales the loss.",
+        help="Precision of the convolutions; float16 scales the loss.",
     ),
-    click.option("--xla/--no-xla", default=None, help="Compile by XLA; by default on GPUs only."),
+    click.option("--xla/--no-xla", default=None, help="Compile with XLA; by default on GPUs only."),
     click.option(
         "--service", metavar="ADDRESS", help="grpc://host:port of a keras-ssl data-service."
     ),
@@ -64,17 +64,17 @@ _file_options = common.options(
     click.option("--out", help="The .keras file to write; TASK_DATA.keras by default."),
     click.option("--overwrite", is_flag=True, help="Replace the file of an earlier run."),
     click.option(
-        "--checkpoint", metavar="DIR", help="Save there after each epoch, and resume from there."
+        "--checkpoint", metavar="DIR", help="Save to this folder after each epoch, and resume from it."
     ),
     click.option(
-        "--checkpoint-every", type=POSITIVE, metavar="STEPS", help="Save after so many steps too."
+        "--checkpoint-every", type=POSITIVE, metavar="STEPS", help="Also save after this many steps."
     ),
     click.option(
         "--override", multiple=True, metavar="NAME",
         help="Resume although this argument has a new value, such as learning_rate.",
     ),
     click.option(
-        "--tensorboard", metavar="DIR", help="Write scalars, images and features there."
+        "--tensorboard", metavar="DIR", help="Write scalars, images and features to this folder."
     ),
     click.option("--log", metavar="FILE", help="Write the metrics of each epoch to this CSV file."),
 )  # fmt: skip
@@ -145,7 +145,7 @@ def blocks_per_stage(options):
 
 
 def may_replace(options):
-    """Returns whether the output file can be written without losing that of another run.
+    """Returns whether the output file can be written without losing the output of another run.
 
     A run may replace the file that is named in its checkpoint folder, so that a job that is restarted after
     its end succeeds again.
@@ -165,7 +165,7 @@ def run(options):
     import keras
     import numpy as np
 
-    devices = kssl.distribute.strategy(options.strategy)  # before anything else of TensorFlow runs
+    devices = kssl.distribute.strategy(options.strategy)  # before any other TensorFlow operation
     chief = kssl.distribute.worker(devices)[0] == 0
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(POLICIES[options.precision])
@@ -179,7 +179,7 @@ def run(options):
     if chief:
         path = save(task, options)
         click.echo(f"wrote {path}; next: keras-ssl evaluate {path} --data {options.data}")
-    # No worker exits before the file is written: a job whose other workers succeeded is not restarted.
+    # No worker exits before the file is written, since a job whose other workers succeeded is not restarted.
     with kssl.distribute.lost_worker(devices):
         kssl.distribute.from_chief(devices, [np.zeros(1)])
 
@@ -189,7 +189,7 @@ def read(options):
     from keras_ssl.data.named import load_dataset
 
     task = common.find_row(options.task).task
-    # A clustering task goes through all images before it can start; others start at once.
+    # A clustering task reads all images before it can start; other tasks start at once.
     check_all = issubclass(task, Relabels)
     images, _ = load_dataset(
         options.data, options.size or 32, reader=task.reader, check=check_all, needs=task.needs,

@@ -39,8 +39,8 @@ def preview(
 ):
     """Draws the inputs of the network and their labels.
 
-    TASK is a name, or a .keras file of a trained task: then its predictions are drawn too. "scenes" draws
-    all columns of rendered scenes.
+    TASK is the name of a task, or the .keras file of a trained task, whose predictions are drawn, too.
+    "scenes" draws all columns of rendered scenes.
     """
     trained = task.endswith(".keras")
     common.check_figure("--out", out)

@@ -111,7 +111,7 @@ def _export(task, folder, best):
 
 
 def _query(folder, task, test):
-    """Requests the features of the test images; returns them and their largest difference from Keras."""
+    """Requests the features of the test images; returns them and their largest difference to Keras."""
     from keras_ssl.serving import Server
 
     _heading("serve and query: features over gRPC, compared with Keras")
@@ -185,7 +185,7 @@ def _draw(path, task, train, test, history, served):
 
 
 def _neighbors(test, served):
-    """Returns rows of a query and its nearest neighbors, for every other digit."""
+    """Returns rows of a query and its nearest neighbors, for the digits 0, 2, 4, 6 and 8."""
     import numpy as np
 
     arrays = kssl.data.to_arrays(test)

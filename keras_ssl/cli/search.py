@@ -16,7 +16,9 @@ from keras_ssl.tables import neighbors
 @click.option(
     "--number", default=12, show_default=True, type=click.IntRange(1), help="Matches per image."
 )
-@click.option("--picture", metavar="FILE", help="Draw the matches there, a row for each image.")
+@click.option(
+    "--picture", metavar="FILE", help="Draw the matches to this file, a row for each image."
+)
 @table_options.server_options
 def search(images, table, model, number, picture, server, retries, **tls):
     """Prints the paths of the most similar images, and the cosine of their features.

@@ -15,8 +15,8 @@ import click
 from keras_ssl.cli import common
 from keras_ssl.cli.stop_signal import StopSignal
 
-EVERYWHERE = "0.0.0.0"  # the only address of tensorflow_model_server
-STOP_SECONDS = 15.0  # of which `Server.stop` gives the requests in flight about half
+EVERYWHERE = "0.0.0.0"  # the only address that tensorflow_model_server can listen on
+STOP_SECONDS = 15.0  # `Server.stop` gives about half of it to the requests in flight
 # Flags of tensorflow_model_server without an effect that a client could observe.
 WITHOUT_EFFECT = (
     "num_load_threads", "num_unload_threads", "max_num_load_retries", "load_retry_interval_micros",
@@ -52,14 +52,14 @@ def parser():
     )
     switch = {"nargs": "?", "const": True, "default": False, "type": _switch, "metavar": "BOOL"}
     p.add_argument("directory", nargs="?", help="a folder of models, or one model")
-    p.add_argument("--port", type=int, default=8500, help="gRPC; with DIRECTORY 0 is a free one")
+    p.add_argument("--port", type=int, default=8500, help="gRPC; 0 for a free port with DIRECTORY")
     p.add_argument("--host", help="address to listen on; 127.0.0.1 with DIRECTORY, else 0.0.0.0")
     p.add_argument("--rest_api_port", type=int, default=0, help="REST and metrics; 0 for none")
     p.add_argument("--rest_api_timeout_in_ms", type=int, default=30000)
     p.add_argument("--rest_api_max_request_bytes", type=int, default=2**23)
     p.add_argument(
         "--rest_api_max_connections_per_client", type=int, default=0, metavar="N",
-        help="from one address; 0 for half of all, a proxy may need more",
+        help="from one address; 0 for half of all; a proxy may need more",
     )  # fmt: skip
     p.add_argument("--grpc_socket_path", help="UNIX socket for gRPC")
     p.add_argument("--model_name", default="default")
@@ -73,8 +73,8 @@ def parser():
     p.add_argument("--batching_parameters_file", help="text-format BatchingParameters")
     p.add_argument("--enable_serialization_as_tensor_content", **switch)
     p.add_argument("--grpc_channel_arguments", default="", help="a=1,b=2")
-    p.add_argument("--grpc_max_threads", type=int, default=128, help="concurrent requests at most")
-    p.add_argument("--max_rows", type=int, default=1024, help="rows (images) per request at most")
+    p.add_argument("--grpc_max_threads", type=int, default=128, help="maximum concurrent requests")
+    p.add_argument("--max_rows", type=int, default=1024, help="maximum rows (images) per request")
     p.add_argument("--enable_grpc_reflection", **{**switch, "default": True})
     p.add_argument("--ssl_config_file", help="text-format SSLConfig")
     p.add_argument(
@@ -114,7 +114,7 @@ def main(arguments):
     common.import_tensorflow()
     binary = shutil.which("tensorflow_model_server")
     if binary and args.directory and given <= {"directory", "port", "host"}:
-        # It listens on all addresses, which nobody gets without asking for it.
+        # It listens on all addresses, which must be requested explicitly.
         if args.host == EVERYWHERE:
             _become(binary, args)
         print(
@@ -127,11 +127,11 @@ def main(arguments):
     server = _started(args, host, stop)
     _announce(server, host)
     stop.wait()
-    # Whatever hangs, the process ends, and its threads tell where they are.
+    # Even if something hangs, the process ends and prints the stacks of its threads.
     faulthandler.dump_traceback_later(STOP_SECONDS, exit=True)
     server.stop()
-    # Neither a hanging request, whose client has got a response, nor a model that is being loaded must
-    # keep the process; and Python needs seconds on a busy machine to take TensorFlow down.
+    # Neither a hanging request, whose client has already received a response, nor a model that is being
+    # loaded may keep the process alive. And on a busy machine, Python needs seconds to shut down TensorFlow.
     _exit()
 
 
@@ -154,7 +154,7 @@ def _check(args):
 
 def _started(args, host, stop):
     """Starts the embedded server, or ends the process if `stop` comes while models are loaded."""
-    # In a thread: Python would handle a signal only when TensorFlow has returned.
+    # In a thread, since Python would handle a signal only after TensorFlow has returned.
     starting = futures.ThreadPoolExecutor(1).submit(_server, args, host)
     while not starting.done():
         if stop.wait(0.02):
@@ -197,7 +197,7 @@ def _server(args, host):
     from keras_ssl.serving.server.unix_socket import is_held
 
     socket_path = args.grpc_socket_path
-    # TensorFlow Serving would take the socket away from the other server, and listen on its port, too.
+    # TensorFlow Serving would take over the socket of the other server, and also listen on its port.
     port = args.port if args.directory or args.port else None
     if socket_path and port is not None and args.reload_config != "socket" and is_held(socket_path):
         print(
@@ -274,7 +274,7 @@ def _session_config(args):
 
 
 def _channel_arguments(text):
-    """Parses "a=1,b=x" to a dict, with numbers as int, which gRPC needs."""
+    """Parses "a=1,b=x" to a dict, with numbers as int, as gRPC requires."""
     arguments = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")

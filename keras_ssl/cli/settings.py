@@ -10,7 +10,7 @@ SWITCHES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 
 def make_task(name, encoder, settings, images):
-    """Creates the task of that name, with `--set name=value` as further arguments."""
+    """Creates the task with a given name, with `--set name=value` as further arguments."""
     task = common.find_row(name).task
     arguments = _arguments(name, settings)
     if "num_images" in inspect.signature(task).parameters:
@@ -19,7 +19,7 @@ def make_task(name, encoder, settings, images):
 
 
 def patch_arguments(name, settings):
-    """Returns those of the settings that the encoder of the task of that name needs, too: a dict."""
+    """Returns a dict of the settings that the encoder of a task needs, too."""
     known = inspect.signature(common.find_row(name).task.architecture).parameters
     names = {"patch", "stride"} & set(known)
     return {key: value for key, value in _arguments(name, settings).items() if key in names}
@@ -49,7 +49,7 @@ def _arguments(name, settings):
 def named_in_errors(settings):
     """Raises a ValueError that names the settings if a value of a wrong type fails somewhere in the task.
 
-    The type of an argument whose default is None is known to the task only, and some values fail not in the
+    Only the task knows the type of an argument whose default is None, and some values do not fail in the
     constructor but when the labels are computed.
     """
     try:
@@ -64,7 +64,7 @@ def named_in_errors(settings):
 def _value(name, text, default):
     """Parses VALUE to the type of the argument's default."""
     if isinstance(default, bool):
-        # Not by Python's syntax: "false" is no literal there, and any non-empty string counts as True.
+        # Not by Python's syntax: "false" is not a Python literal, and any non-empty string counts as True.
         if text.lower() not in SWITCHES:
             raise ValueError(f"--set {name} must be true or false, got {text!r}")
         return SWITCHES[text.lower()]
@@ -75,13 +75,13 @@ def _value(name, text, default):
     if isinstance(default, str):
         return value if isinstance(value, str) else text
     if type(default) is int:
-        # A task that has one number for each axis takes a list, too; the others refuse it.
+        # A task with one number per axis accepts a list, too; other tasks refuse it.
         fits, kind = type(value) in (int, tuple, list), "an integer"
     elif type(default) is float:
         fits, kind = type(value) in (int, float), "a number"
-    else:  # None stands for a number of pixels or of classes that the task computes, or for a list
+    else:  # None: a number of pixels or classes that the task computes, or a list
         fits, kind = type(value) not in (bool, float), "an integer or a list"
-    if type(value) in (int, float) and not abs(value) < 2**63:  # what TensorFlow takes; NaN is not
+    if type(value) in (int, float) and not abs(value) < 2**63:  # TensorFlow's limit; NaN fails, too
         fits, kind = False, "a finite number of 64 bits at most"
     if value is text and text.startswith(("[", "(")):
         fits, kind = False, "a complete list: close its brackets"

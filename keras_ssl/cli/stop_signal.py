@@ -6,11 +6,12 @@ import socket
 
 
 class StopSignal:
-    """SIGTERM or SIGINT, from now on; to be created in the main thread.
+    """Catches SIGTERM or SIGINT from now on; to be created in the main thread.
 
-    The system may hand a signal to any thread. Python's handler would then run once the main thread returns
-    from whatever it waits for, and a `threading.Event` that it sets never comes: the process would not end.
-    Python writes the signal into a socket in whichever thread gets it.
+    The system may deliver a signal to any thread, but Python runs its handler only in the main thread, after
+    a blocking call there has returned. If the main thread waited for a `threading.Event` that the handler
+    sets, the process would never end. So this class uses the socket into which Python writes each signal in
+    the thread that receives it.
 
     Example:
         >>> stop = StopSignal()
@@ -26,5 +27,5 @@ class StopSignal:
             signal.signal(number, lambda *_: None)
 
     def wait(self, seconds=None):
-        """Waits up to `seconds`, for ever by default, and returns whether the signal has come."""
+        """Waits up to `seconds`, by default forever, and returns whether the signal has arrived."""
         return bool(select.select([self._arrived], [], [], seconds)[0])

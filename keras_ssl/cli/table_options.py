@@ -10,10 +10,10 @@ server_options = common.options(
     click.option("--server", metavar="HOST:PORT", help="Send the images to this server over gRPC."),
     click.option(
         "--retries", default=5, show_default=True, type=click.IntRange(0),
-        help="Of a request while the server is away.",
+        help="Retries of a request while the server is unavailable.",
     ),
-    click.option("--ca", metavar="FILE", help="TLS: PEM of the authority that signed the server's."),
-    click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of this client."),
+    click.option("--ca", metavar="FILE", help="TLS: PEM of the authority behind the server's certificate."),
+    click.option("--certificate", metavar="FILE", help="Mutual TLS: PEM of this client's certificate."),
     click.option("--key", metavar="FILE", help="Mutual TLS: PEM of the certificate's private key."),
 )  # fmt: skip
 
@@ -25,7 +25,7 @@ query_model_option = click.option(
 
 
 def check_model(model, server, tls):
-    """Raises ValueError if the options of the model contradict each other, or there is no such model.
+    """Raises ValueError if the options of the model contradict each other, or the model does not exist.
 
     Args:
         model, server: str or None.

@@ -11,7 +11,7 @@ def zoo():
     """Lists the trained models that kssl.load finds by name, with their accuracies.
 
     They are in the folder $KERAS_SSL_ZOO, in saved_models/ of the current folder, or in the repository.
-    Accuracies are those on the test images of the data that the card of a model names, in percent.
+    Accuracies are in percent, on the test images of the data set that the model's card names.
     """
     models = trained.models()
     if not models:

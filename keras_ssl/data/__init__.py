@@ -5,7 +5,7 @@ an int64, if it is known. Labels are for evaluation only, except for tasks that 
 Further columns, such as `frames`, `depth` or `motion`, are passed on as they are; `from_videos` and
 `from_rgbd` read them from files.
 
-Every dataset has a known length, and all but that of `from_tfds` have random access: any row can be
+Every dataset has a known length, and all except those of `from_tfds` have random access: any row can be
 loaded by its index. Readers of files also set the attribute `class_names` (list or None); `from_folder`,
 `from_pages`, `from_rgbd`, `from_stereo` and `from_videos` set `paths` (list of str).
 """

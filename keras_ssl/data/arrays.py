@@ -119,7 +119,7 @@ def digits(split="train"):
         split: "train" (1,437 images) or "test" (the other 360), fixed and stratified by digit.
 
     Returns:
-        tf.data.Dataset like that of `from_array`, labeled 0 to 9.
+        tf.data.Dataset as from `from_array`, labeled 0 to 9.
 
     Raises:
         ValueError: unknown `split`.
@@ -148,7 +148,7 @@ def cifar10(path=None, split="train"):
         split: "train" or "test".
 
     Returns:
-        tf.data.Dataset like that of `from_array`, with the attribute `class_names`; the labels are in the
+        tf.data.Dataset as from `from_array`, with the attribute `class_names`; the labels are in the
         alphabetical order of the classes, which is also the original one.
 
     Raises:

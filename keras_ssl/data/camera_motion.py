@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_ssl.data import parallax
 
-OUTLIER = 3.0  # distances from the epipolar line, in standard deviations of the flow, up to this are noise
+OUTLIER = 3.0  # largest noise: distance from the epipolar line, in standard deviations of the flow
 MAX_VECTORS = 1_000  # flow vectors from which the motion of the camera is estimated
 MIN_VECTORS = 20
 CONFIDENCE, MAX_ITERATIONS = 0.999, 300  # of RANSAC
@@ -17,8 +17,8 @@ CONSISTENT = 1.0  # pixels by which the flow to the next frame and back may miss
 def camera_motion(flow, intrinsics, noise):
     """Estimates the motion of the camera from optical flow, up to the length of its translation.
 
-    RANSAC on an even grid of flow vectors finds the essential matrix that most of them agree with; moving
-    objects are outliers. A robust least-squares fit of the epipolar distances refines it.
+    RANSAC on an even grid of flow vectors finds the essential matrix that agrees with most of them; moving
+    objects are outliers. A robust least-squares fit of the epipolar distances refines the matrix.
 
     Args:
         flow: (H, W, 2) float array, pixels (x, y) to the next frame; NaN where unknown.
@@ -26,9 +26,9 @@ def camera_motion(flow, intrinsics, noise):
         noise: float, standard deviation of the flow in pixels.
 
     Returns:
-        (6,) float64 array, pose of the next camera in the frame of this one, with a translation of length 1.
-        NaN if too few vectors are known, a rotation alone explains half of them, or the motion that explains
-        most of them puts more than a tenth behind the camera.
+        (6,) float64 array, pose of the next camera in the coordinates of this one, with a translation of
+        length 1. NaN if too few vectors are known, if a rotation alone explains half of them, or if the
+        motion that explains most of them puts more than a tenth of the points behind the camera.
 
     Raises:
         ValueError: an argument has another shape.
@@ -64,7 +64,7 @@ def camera_motion(flow, intrinsics, noise):
     if matrix is None:
         return np.full(6, np.nan)
     turn, other, direction = cv2.decomposeEssentialMat(matrix[:3])
-    # The other solution turns the camera by 180 degrees about its path.
+    # The other solution rotates the camera by 180 degrees about its path.
     turn = max(turn, other, key=np.trace)
     first = np.concatenate([-turn.T @ direction[:, 0], cv2.Rodrigues(turn.T)[0][:, 0]])
 
@@ -73,8 +73,8 @@ def camera_motion(flow, intrinsics, noise):
 
     motion = least_squares(distances, first, loss="cauchy", f_scale=1.0, max_nfev=30).x
     motion[:3] /= np.linalg.norm(motion[:3])
-    # Of both directions of the path, that in which points are in front of the camera. If in both many are
-    # behind it, the motion explains the flow only by chance.
+    # Of the two directions of the path, the one in which points are in front of the camera. If many points
+    # are behind it in both directions, the motion explains the flow only by chance.
     seen = parallax.parallax(flow, motion, intrinsics)
     with np.errstate(invalid="ignore"):
         measured = (seen.reach * seen.inverse_depth)[seen.off_line <= OUTLIER * noise]
@@ -88,8 +88,8 @@ def camera_motion(flow, intrinsics, noise):
 def estimated_flow(first, second):
     """Computes the optical flow between two frames by OpenCV's DIS, NaN where it is unreliable.
 
-    Flow that the flow back does not return to its start, or that leaves the image, is unreliable: what is
-    hidden in the next frame, and what has no texture.
+    Flow is unreliable if it leaves the image, or if the backward flow does not lead back to its start. This
+    happens where a point is hidden in the next frame, or where there is no texture.
 
     Args:
         first, second: (H, W, 3) uint8 arrays of at least 12x12 pixels.
@@ -151,7 +151,7 @@ def _epipolar(start, end, motion):
     import cv2
 
     turn, move = cv2.Rodrigues(motion[3:])[0], motion[:3] / np.linalg.norm(motion[:3])
-    # start . (move x turn end) = 0: the three lie in a plane.
+    # start . (move x turn end) = 0, since the three lie in a plane.
     turned = np.cross(move, end @ turn.T)
     other = -np.cross(move, start) @ turn
     slope = (turned[:, :2] ** 2).sum(1) + (other[:, :2] ** 2).sum(1)

@@ -12,10 +12,10 @@ FINGERPRINT_ROWS = 100
 def random_access(columns, load=None):
     """Creates a dataset with random access from columns in memory.
 
-    The columns contain the images themselves, or the data to load them, such as paths.
-    `PretextModel.dataset` shuffles the row indices of such a dataset instead of its images. So an epoch is
-    a permutation of all images without a shuffle buffer, each worker loads its own images only, and
-    training resumes in the middle of an epoch without reading the previous images.
+    The columns contain the images themselves, or the data that is needed to load them, such as paths.
+    `PretextModel.dataset` shuffles the row indices of such a dataset instead of its images. So an epoch is a
+    permutation of all images without a shuffle buffer, each worker loads its own images only, and training
+    resumes in the middle of an epoch without reading the previous images.
 
     `take`, `map` and other methods of tf.data.Dataset return datasets without random access:
     `keras_ssl.data.subset` selects rows and keeps random access.
@@ -51,7 +51,7 @@ def extended(dataset, compute):
         compute: function, in TensorFlow, from an element of `dataset` to a dict of the new columns.
 
     Returns:
-        tf.data.Dataset with random access, and with the attributes of its reader that `dataset` has.
+        tf.data.Dataset with random access, and with those attributes of its reader that `dataset` has.
 
     Example:
         >>> rows = random_access({"id": tf.range(3, dtype=tf.int64)})
@@ -86,8 +86,8 @@ def subset(dataset, rows):
     Args:
         dataset: tf.data.Dataset of known length. With random access, which almost all readers
             provide, the other rows are not loaded.
-        rows: (n,) int array, indices of the rows, without random access in increasing order; or (N,) bool
-            array, whether to select each row.
+        rows: (n,) int array, indices of the rows, which must increase if there is no random access; or (N,)
+            bool array, whether to select each row.
 
     Returns:
         tf.data.Dataset of length n, with the attribute `class_names` if `dataset` has it.
@@ -118,10 +118,10 @@ def subset(dataset, rows):
 
 
 def fingerprint(dataset):
-    """Computes a digest of a sample of a dataset, by which another one of the same length is noticed.
+    """Computes a digest of a sample of a dataset, to detect another dataset of the same length.
 
-    The columns from which the images are loaded are compared, without the label: pixels, or the names and
-    sizes of files, which may be in another folder.
+    It covers the columns from which the images are loaded, except the label: pixels, or the names and sizes
+    of files, which may be in another folder.
 
     Args:
         dataset: tf.data.Dataset of known length.
@@ -139,7 +139,7 @@ def fingerprint(dataset):
     rows = np.unique(np.linspace(0, number - 1, FINGERPRINT_ROWS).astype(np.int64))
     digest = hashlib.sha256()
     for name, column in sorted(dataset.columns.items()):
-        # Floats that are computed, such as descriptors, may differ between machines.
+        # Computed floats, such as descriptors, may differ between machines.
         if name == "label" or (column.dtype.is_floating and name != "image"):
             continue
         values = tf.gather(column, rows).numpy()

@@ -9,8 +9,9 @@ from keras_ssl.data.columns import check_random_access, extended
 def with_flow(clips):
     """Adds the column `flow`, computed by OpenCV's DIS when a row is loaded, to a dataset of clips.
 
-    It is the flow from frame (T - 1) // 2 of `frames`, which is `image`, to the next one. Where the flow back
-    does not return to its start, it is NaN: what is hidden in the next frame, and what has no texture.
+    It is the flow from frame (T - 1) // 2 of `frames`, which is `image`, to the next frame. It is NaN where
+    the backward flow does not lead back to its start: where a point is hidden in the next frame, and where
+    there is no texture.
 
     Args:
         clips: tf.data.Dataset with random access, of dicts with `frames` (T, H, W, 3) uint8, T at least 2, H
@@ -38,16 +39,16 @@ def with_computed(clips, name, channels, compute):
     """Adds a column that is computed from `frames` when a row is loaded to a dataset of clips.
 
     Args:
-        clips: as of `with_flow`.
+        clips: as in `with_flow`.
         name: str, of the column.
-        channels: int C, of the column.
+        channels: int C, channels of the column.
         compute: function, in NumPy, from (T, H, W, 3) uint8 to (H, W, C) float32.
 
     Returns:
         tf.data.Dataset with random access.
 
     Raises:
-        ValueError: as of `with_flow`.
+        ValueError: as in `with_flow`.
 
     Example:
         >>> import keras_ssl as kssl

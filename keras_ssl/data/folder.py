@@ -19,11 +19,10 @@ SAMPLE_FILES = 100  # decoded with `check=False`, to detect a folder without ima
 def from_folder(path, size, check=True):
     """Creates a dataset from the images in a folder and its subfolders.
 
-    Every file is decoded once at the start, in parallel; unreadable ones are skipped. With
-    `check=False` the files are only listed and a hundred of them decoded: training on a million images
-    starts at once, and skips unreadable ones. During training files are read, decoded and resized in
-    parallel. Images are resized so that the shorter side fits, and cropped in the
-    center.
+    Every file is decoded once at the start, in parallel; unreadable files are skipped. With `check=False`,
+    the files are only listed and a hundred of them are decoded: training on a million images starts at once,
+    and skips unreadable images on the way. During training, files are read, decoded and resized in parallel.
+    Images are resized so that the shorter side fits, and cropped in the center.
 
     Args:
         path: folder with JPEG, PNG, BMP and GIF files, recognized by their suffix in any letter case.
@@ -43,8 +42,8 @@ def from_folder(path, size, check=True):
             positive integers.
 
     Warns:
-        UserWarning: how many files are unreadable, and which; which names are no regular files, are
-            folders that may not be read, or lead to a folder a second time.
+        UserWarning: how many files are unreadable, and which; which names are not regular files, are folders
+            without read permission, or lead to a folder a second time.
 
     Example:
         >>> photos = from_folder("photos/", size=96)                    # doctest: +SKIP
@@ -109,8 +108,8 @@ def image_files(path):
         ValueError: there is no such folder, or no image file in it.
 
     Warns:
-        UserWarning: which names were skipped: no regular files, folders that may not be read, or links to
-            folders that were read.
+        UserWarning: which names were skipped: names that are not regular files, folders without read
+            permission, or links to folders that were read already.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -131,7 +130,7 @@ def image_files(path):
 
 
 def walk(folder, suffixes):
-    """Lists the files with these suffixes in a folder, following links, and what was skipped; both sorted.
+    """Lists the files with these suffixes in a folder, following links, and the skipped names; both sorted.
 
     `os.walk` follows a link to a parent folder until the path is too long, and reading a FIFO waits
     forever.
@@ -139,7 +138,7 @@ def walk(folder, suffixes):
     found, skipped, visited = [], [], set()
     folders, links = [os.fspath(folder)], []
     while folders or links:
-        # Links last, so that a folder is listed by its own name if a link leads to it, too.
+        # Links come last, so that a folder is listed under its own name even if a link leads to it, too.
         parent = folders.pop() if folders else heapq.heappop(links)
         try:
             status = os.stat(parent)
@@ -149,7 +148,7 @@ def walk(folder, suffixes):
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(parent) as entries:
                 for entry in entries:
-                    # Not entry.is_dir() for a link: it raises if the link leads to itself.
+                    # Not entry.is_dir() for a link, since it raises an error if the link leads to itself.
                     if entry.is_symlink() and os.path.isdir(entry.path):
                         heapq.heappush(links, entry.path)
                     elif entry.is_dir(follow_symlinks=False):
@@ -166,7 +165,7 @@ def _readable(paths):
     """Decodes files and returns for each whether that succeeded, as a list of bool."""
 
     def shape_of(path, index):
-        # The shape is returned too: tf.data removes a decoding whose result is not used.
+        # The shape is returned, too, since tf.data removes a decoding whose result is not used.
         return index, tf.shape(decode.decode(tf.io.read_file(path)))
 
     good = [False] * len(paths)

@@ -21,10 +21,10 @@ from keras_ssl.ops import images
 FORMAT = 1
 AROUND = 16  # bytes of a record before and after its data
 THUMBNAIL = 32  # pixels, height and width of the images that are compared to find cuts
-MIN_CUT, CUT_RATIO = 10.0, 3.0  # gray levels; times the median of the other differences around
-WINDOW = 4  # differences on each side of a cut that it is compared with
+MIN_CUT, CUT_RATIO = 10.0, 3.0  # gray levels; times the median of the neighboring differences
+WINDOW = 4  # differences on each side with which a cut is compared
 STILL = 0.5  # gray levels; a smaller difference is a repeated frame
-FLOW_SIDE = 64  # pixels, the shorter side of the frames of which the flow is computed
+FLOW_SIDE = 64  # pixels, the shorter side of the frames for which the flow is computed
 TEMPORARY = "keras_ssl_frames_"
 
 
@@ -38,12 +38,12 @@ class Stored(NamedTuple):
 
 
 def store(video, size, path):
-    """Decodes a video and stores its resized frames, unless they are stored.
+    """Decodes a video and stores its resized frames, unless they are stored already.
 
     Args:
         video: video_files.Video.
         size: (height, width).
-        path: str, beginning of the names of the files with the frames and their index.
+        path: str, prefix of the names of the files with the frames and their index.
 
     Returns:
         Stored, or None if no frame can be decoded.
@@ -60,17 +60,18 @@ def store(video, size, path):
 
 
 def is_stored(path):
-    """Returns whether the frames and the index with this beginning of their names are complete."""
+    """Returns whether the files of frames and index with this prefix are complete."""
     return os.path.exists(f"{path}.npz") and os.path.exists(f"{path}.tfrecord")
 
 
 def digest(video, size, name):
-    """Computes a file name from what the stored frames depend on.
+    """Computes a file name from everything that the stored frames depend on.
 
     Args:
         video: video_files.Video.
         size: (height, width).
-        name: str, of the video in any place: with its size and modification time it identifies the video.
+        name: str, of the video, wherever it is; together with size and modification time it identifies the
+            video.
 
     Returns:
         str.
@@ -117,10 +118,10 @@ def _resize(height, width):
 
 
 def cuts(differences):
-    """Finds scene cuts: differences that are large, and larger than those around.
+    """Finds scene cuts: differences that are large, and larger than the neighboring ones.
 
-    In a pan or a shaking scene all differences are large, and that of a cut stands out. Where frames are
-    repeated every other difference is 0, so those are not compared with. A fade is no cut.
+    In a pan or a shaking scene all differences are large, and the difference of a cut stands out. Where
+    frames are repeated, some differences are 0; these are ignored in the comparison. A fade is not a cut.
 
     Args:
         differences: (n,) float array, mean absolute difference of successive frames in gray levels.
@@ -190,10 +191,10 @@ def check_space(videos, size, folder):
 
 @functools.cache
 def temporary_folder():
-    """Creates the folder for the frames that this process does not keep, and removes those of dead processes.
+    """Creates a temporary folder for frames that are not kept, and removes folders of dead processes.
 
-    It is removed when the process ends. The lock on a file in it, which the kernel releases if the process
-    is killed, tells the next one that it is no longer in use.
+    The folder is removed when the process ends. If the process is killed, the kernel releases the lock on a
+    file in the folder, so the next process knows that the folder is no longer in use.
 
     Returns:
         str.

@@ -5,24 +5,24 @@ import numpy as np
 from keras_ssl.data import camera_motion
 from keras_ssl.data.flow import with_computed
 
-MIN_SIDE = 128  # pixels to which frames are enlarged for DIS, whose patches have 8x8
+MIN_SIDE = 128  # pixels to which frames are enlarged for DIS, whose patches have 8x8 pixels
 MIN_VECTORS, MAX_VECTORS = 50, 1_000  # known flow vectors for the homography
 OUTLIER = 1.0  # pixels, of RANSAC
 CONFIDENCE, MAX_ITERATIONS = 0.999, 500
-MOVED, DEVIATIONS = 1.0, 4.0  # pixels, standard deviations of the flow: what moves farther moves
-SURE, UNSURE = 0.7, 0.4  # mean votes: moving from the first on, still below the second
+MOVED, DEVIATIONS = 1.0, 4.0  # pixels and standard deviations of the flow: least motion
+SURE, UNSURE = 0.7, 0.4  # mean votes: moving from the first one up, still below the second
 MIN_BLOB, MIN_AREA = 0.25, 0.005  # of the largest blob, and of the image
-BETTER, GRAY_LEVELS = 1.5, 5.0  # by how much flow must match a blob better than the camera's motion
+BETTER, GRAY_LEVELS = 1.5, 5.0  # how much better flow must match a blob than the camera's motion
 MIN_STILL = 0.5  # smallest fraction of an image that must be known to be still
 
 
 def with_motion_masks(clips):
     """Adds the column `moving`, the pixels of `image` that move, to a dataset of clips.
 
-    It is 1 where something moves, 0 where nothing does and NaN where that is uncertain, everywhere in a clip
-    without motion: see `motion_mask`. It is computed from all frames of a clip when a row is loaded, which
-    takes some tenths of a second. `to_tfrecord` stores the result, so that it is computed once and not in
-    every epoch. `scenes` have this column already, exact.
+    It is 1 where something moves, 0 where nothing moves and NaN where this is uncertain, which is everywhere
+    in a clip without motion: see `motion_mask`. It is computed from all frames of a clip when a row is
+    loaded, which takes some tenths of a second. `to_tfrecord` stores the result, so that it is computed once
+    and not in every epoch. `scenes` already have an exact column.
 
     Args:
         clips: tf.data.Dataset with random access, of dicts with `frames` (T, H, W, 3) uint8, T at least 2, H
@@ -48,27 +48,28 @@ def with_motion_masks(clips):
 def motion_mask(frames):
     """Computes which pixels of the middle frame of a clip move relative to the background.
 
-    - The flow from the middle frame to each other one is estimated by OpenCV's DIS, and the homography that
-      most of it agrees with, by RANSAC: the motion of the camera, if it turns or if the background is far or
-      a plane.
+    - OpenCV's DIS estimates the flow from the middle frame to each other frame, and RANSAC estimates the
+      homography that agrees with most of this flow. The homography is the motion of the camera if the camera
+      only rotates, or if the background is far or a plane.
     - Each other frame votes: for motion where the flow misses the homography by more than a pixel and four
-      standard deviations of the flow, against it below half of that. Since all flow starts in the middle
-      frame, what is hidden in frames before is seen in those after it.
-    - Pixels with a mean vote of 0.7 or more move, those below 0.4 are still, and the others are uncertain.
-    - Uncertain, too, are blobs of moving pixels with less than a quarter of the area of the largest or
-      half a percent of the image, and those whose colors the camera's motion explains as well as the
-      flow: in a clear sky the flow is arbitrary. Holes in the other blobs are filled: the flow within
-      a uniform object is arbitrary, too.
+      standard deviations of the flow, and against motion below half of that. Since all flow starts in the
+      middle frame, points that are hidden in earlier frames are seen in later ones.
+    - Pixels with a mean vote of 0.7 or more move, pixels below 0.4 are still, and all others are uncertain.
+    - Blobs of moving pixels are uncertain if they have less than a quarter of the area of the largest blob or
+      less than half a percent of the image, or if the camera's motion explains their colors as well as the
+      flow does: in a clear sky the flow is arbitrary. Holes in the other blobs are filled, since the flow
+      within a uniform object is arbitrary, too.
 
     If no blob remains, or less than half of the image is known to be still, all pixels are uncertain.
 
-    What stands near a camera that moves sideways or forward is taken for moving: no homography explains it.
+    Objects that stand near a camera that moves sideways or forward are mistaken for moving ones: no
+    homography explains their flow.
 
     Args:
         frames: (T, H, W, 3) uint8 array, T at least 2, H and W at least 12. The middle frame is (T - 1) // 2.
 
     Returns:
-        (H, W, 1) float32 array: 1 where something moves, 0 where nothing does, NaN where it is uncertain.
+        (H, W, 1) float32 array: 1 where something moves, 0 where nothing moves, NaN where it is uncertain.
 
     Raises:
         ValueError: `frames` is not such an array.
@@ -111,9 +112,9 @@ def _compare(middle, other):
     """Compares a frame with the middle one.
 
     Returns:
-        The vote (H, W) in 0..1, NaN where the flow is unreliable, and the errors (2, H, W) in gray levels of
-        the colors where the camera's motion and where the flow leads to, NaN where one leaves the image; None
-        if there is no homography.
+        The vote (H, W) in 0..1, NaN where the flow is unreliable, and the errors (2, H, W) in gray levels:
+        the color differences to the places where the camera's motion leads and where the flow leads, NaN if a
+        place is outside of the image. None if there is no homography.
     """
     import cv2
 
@@ -124,7 +125,7 @@ def _compare(middle, other):
     if end is None:
         return None
     missed = np.linalg.norm(start + flow - end, axis=-1)
-    # Of two normal coordinates with deviation 1, half are within 1.18.
+    # The length of two normal coordinates with deviation 1 has the median 1.18.
     deviation = np.median(missed[missed <= OUTLIER]) / 1.18
     far = max(MOVED, DEVIATIONS * deviation)
     vote = np.clip(2 * missed / far - 1, 0, 1)
@@ -149,7 +150,7 @@ def _flow(middle, other):
 
 
 def _moved_by_camera(start, flow):
-    """Returns where the homography that most flow agrees with takes each pixel (H, W, 2), or None."""
+    """Returns where the homography that agrees with most flow takes each pixel, (H, W, 2), or None."""
     import cv2
 
     known = np.isfinite(flow).all(-1)
@@ -175,8 +176,8 @@ def objects_in(moving, errors, number):
 
     Args:
         moving: (H, W) bool array.
-        errors: (2, H, W) array, of the camera's motion and of the flow, summed over the frames.
-        number: (H, W) int array, of these frames.
+        errors: (2, H, W) array, errors of the camera's motion and of the flow, summed over the frames.
+        number: (H, W) int array, number of these frames.
 
     Returns:
         (H, W) bool array.
@@ -194,7 +195,7 @@ def objects_in(moving, errors, number):
         np.bincount(label, weights, minlength=blobs).astype(np.float64)
         for weights in (None, number.ravel(), errors[0].ravel(), errors[1].ravel())
     )
-    area[0] = 0  # what does not move
+    area[0] = 0  # pixels that do not move
     area[camera <= BETTER * flow + GRAY_LEVELS * frames] = 0
     large = (area > 0) & (area >= max(MIN_BLOB * area.max(), MIN_AREA * moving.size))
     filled = large[label].reshape(moving.shape).astype(np.uint8)

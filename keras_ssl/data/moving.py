@@ -10,17 +10,17 @@ from keras_ssl.data.arrays import digits, from_array, to_arrays
 
 MAX_SHIFT = 3  # pixels, along each axis
 MAX_TURN = math.pi / 6  # radians
-FIRST_SHIFT, FIRST_TURN = 2.0, math.pi / 12  # largest of the first image, versus the original
-ROOM = 1.25  # by how much digits are reduced, so that they remain in the image
+FIRST_SHIFT, FIRST_TURN = 2.0, math.pi / 12  # largest motion from the original to the first image
+ROOM = 1.25  # factor by which digits are reduced, so that they remain in the image
 
 
 def moving_digits(split="train", pairs=10, seed=0):
     """Creates pairs of images of a digit, between which the camera has moved.
 
-    A small version of the paper's first experiment. The camera moves in the plane of the image and turns
-    about its optical axis: by a whole number of pixels from -3 to 3 along x and along y, and by an angle
-    in -30 to 30 degrees. The first image has a random pose, too: otherwise only the second would be blurred
-    by interpolation, the more the larger the angle is.
+    This is a small version of the paper's first experiment. The camera moves in the plane of the image by a
+    whole number of pixels from -3 to 3 along x and along y, and rotates about its optical axis by -30 to 30
+    degrees. The first image has a random pose, too. Otherwise interpolation would blur only the second image,
+    and more so for larger angles.
 
     Args:
         split: "train" (1,437 digits) or "test" (the other 360), as for `digits`.
@@ -33,7 +33,7 @@ def moving_digits(split="train", pairs=10, seed=0):
         pixels (x right, y down) and rotation vector in radians, as in `from_rgbd`.
 
     Raises:
-        ValueError: unknown `split`, `pairs` is below 1 or `seed` is no integer of at least 0.
+        ValueError: unknown `split`, `pairs` is below 1 or `seed` is not an integer of at least 0.
 
     Reference: Agrawal, Carreira & Malik, "Learning to See by Moving", ICCV 2015, section 5.
 
@@ -51,7 +51,7 @@ def moving_digits(split="train", pairs=10, seed=0):
     first_turn = rng.uniform(-FIRST_TURN, FIRST_TURN, number)
     shift = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, (number, 2)).astype(np.float64)
     turn = rng.uniform(-MAX_TURN, MAX_TURN, number)
-    # The pose of the second camera: its motion, seen from the first one, after the pose of the first.
+    # The pose of the second camera: the pose of the first camera, followed by the motion as seen from it.
     second_shift = first_shift + np.einsum("nij,nj->ni", _turns(first_turn), shift)
     frames = np.stack(
         [_seen(still, first_shift, first_turn), _seen(still, second_shift, first_turn + turn)],
@@ -70,7 +70,7 @@ def _turns(angle):
 
 
 def _seen(still, shift, turn):
-    """Renders what a camera with this pose sees, (N, H, W, 3) uint8, bilinearly; black outside."""
+    """Renders the view of a camera with this pose, (N, H, W, 3) uint8, bilinearly; black outside."""
     center = (still.shape[1] - 1) / 2
     matrix = ROOM * _turns(turn)
     # A pixel p of the new image, from its center, is at matrix p + ROOM shift in the old one.

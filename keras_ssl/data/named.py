@@ -20,26 +20,28 @@ from keras_ssl.data.videos import from_videos
 BUILT_IN = {"digits": digits, "cifar10": lambda part: cifar10(split=part)}
 SCENES = (10_000, 2_000)  # for training and for testing
 CLIP = {"frames", "motion", "flow", "visible", "moving"}  # columns of scenes with several frames
-FRAMES, STRIDE = 5, 3  # of a clip; the stride is that of clips from videos
+FRAMES, STRIDE = 5, 3  # of a clip; the stride is for clips from videos
 
 
 def load_dataset(
     name, size, split=False, reader=from_folder, check=True, needs=(), synthetic="scenes", **clip
 ):
-    """Loads the data set of that name or folder.
+    """Loads the data set with a given name, or in a given folder.
 
     Args:
         name: str, "digits", "cifar10", "scenes" or a folder. A folder of TFRecord files is read by
-            `from_tfrecord`, one of videos by `from_videos`, any other by `reader`. Folders `train` and `test`
-            in it are the two parts.
+            `from_tfrecord`, a folder of videos by `from_videos`, any other folder by `reader`. Subfolders
+            `train` and `test` are the two parts.
         size: int or (height, width).
-        split: bool, return training and test images. If a folder has no such parts, every fifth image
-            is a test image; of videos every fifth video, or of fewer than five the last fifth of each.
+        split: bool, whether to return training and test images. If a folder has no such parts, every fifth
+            image is a test image. For videos it is every fifth video, or the last fifth of each if there are
+            fewer than five.
         reader: function of the folder and the size, such as `from_pages`.
         check: bool, as in `from_folder`.
-        needs: names of columns: scenes have several frames if one of these tells of motion, `real` pairs the
-            images with rendered ones, and `relative_depth` is computed for clips that do not have it.
-        synthetic: the rendered images of these pairs, "scenes" or a folder of TFRecord files.
+        needs: names of columns: scenes have several frames if one of these columns describes motion, `real`
+            pairs the images with rendered ones, and `relative_depth` is computed for clips that do not have
+            it.
+        synthetic: the rendered images for these pairs: "scenes" or a folder of TFRecord files.
         **clip: `frames`, `stride`, `cache` and `min_motion` of `from_videos`, None for the defaults: 5
             frames, or 1 if no column of clips is needed, with stride 3.
 
@@ -60,7 +62,7 @@ def load_dataset(
         parts = load_dataset(name, size, split, reader, check, **clip)
         return tuple(part and _with_rendered(part, size, synthetic) for part in parts)
     if "relative_depth" in needs:
-        # With the exact flow and motion of scenes, of few frames; that of other clips it estimates itself.
+        # Scenes of few frames have exact flow and motion; for other clips, both are estimated.
         parts = load_dataset(name, size, split, reader, check, needs={"motion"}, **clip)
         return tuple(part and _with_relative_depth(part) for part in parts)
     folder = Path(name)
@@ -100,7 +102,7 @@ def load_dataset(
 
 
 def _reads_videos(folder, reader, needs):
-    """Returns whether `from_videos` reads a folder: if it has videos, or a task needs its images as one."""
+    """Returns whether `from_videos` reads a folder: it has videos, or a task needs its images as a video."""
     if reader is not from_folder:
         return bool(CLIP & set(needs)) and holds_videos(folder)
     return "frames" in needs or holds_videos(folder)
@@ -143,7 +145,7 @@ def _split(dataset, name):
     if "video" in getattr(dataset, "columns", {}):
         parts = _split_videos(dataset)
     else:
-        # Every fifth image: in a folder sorted by class that takes a fifth of each class.
+        # Every fifth image: in a folder that is sorted by class, this is a fifth of each class.
         is_test = np.arange(number) % 5 == 4 if number >= 5 else np.arange(number) == number - 1
         parts = ~is_test, is_test
     if not all(part.any() for part in parts):
@@ -154,7 +156,7 @@ def _split(dataset, name):
 
 
 def _split_videos(dataset):
-    """Selects training and test clips, two (N,) bool arrays, which have no frame in common."""
+    """Selects training and test clips without common frames: two (N,) bool arrays."""
     video, first = (dataset.columns[name].numpy() for name in ("video", "first"))
     if video[-1] >= 4:
         is_test = video % 5 == 4

@@ -17,7 +17,7 @@ PATCH_SIZE = 32
 def from_pages(path, size=PATCH_SIZE):
     """Creates a dataset of the patches around the SIFT keypoints of page images.
 
-    Keypoints are kept only on ink, the dark side of Otsu's threshold. All get the same orientation,
+    Keypoints are kept only on ink, the dark side of Otsu's threshold. All keypoints get the same orientation,
     since the slant characterizes the handwriting, and only one is kept at each position.
 
     Args:

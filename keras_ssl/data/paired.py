@@ -8,17 +8,17 @@ from keras_ssl.data.columns import check_random_access, random_access
 def paired(images, **others):
     """Adds the images of other datasets to a dataset, as columns.
 
-    Row k gets the image of row k of the other dataset, which begins again at its end.
+    Row k gets the image of row k of the other dataset; a shorter dataset is repeated from its start.
 
     Args:
         images: tf.data.Dataset with random access, as returned by the readers in `keras_ssl.data`.
-        **others: tf.data.Datasets with random access; the name is that of the new column, such as `real`.
+        **others: tf.data.Datasets with random access, by the name of the new column, such as `real`.
 
     Returns:
-        tf.data.Dataset of dicts with random access: those of `images`, and the new columns.
+        tf.data.Dataset of dicts with random access: the columns of `images`, and the new columns.
 
     Raises:
-        ValueError: a dataset has no random access, or `images` has a column of that name.
+        ValueError: a dataset has no random access, or `images` already has a column with a new name.
 
     Example:
         >>> import keras_ssl as kssl

@@ -1,9 +1,9 @@
-"""Parallax: how much each pixel moves because the camera moved, and what that tells of its depth.
+"""Parallax: how much each pixel moves because the camera moved, and the depth that follows from it.
 
-When the camera moves, what is near moves faster across the image than what is far. The rotation of the camera
-moves everything alike, whatever its depth, so it is removed first. The rest, the parallax, points away from
-the focus of expansion, where the camera is heading, and is inverse to depth: so depth follows up to its
-scale, without knowing how far the camera moved.
+When the camera moves, near points move faster across the image than far points. The rotation of the camera
+moves all points alike, whatever their depth, so it is removed first. The rest is the parallax. It points away
+from the focus of expansion, where the camera is heading, and is inversely proportional to depth. So depth
+follows up to its scale, without knowing how far the camera moved.
 
 Motions are poses (6,) as in `ops.poses`: X = R X' + translation, where X are the coordinates of a point in
 the first camera and X' those in the second one. Everything is NumPy, in float64.
@@ -15,11 +15,11 @@ import numpy as np
 
 
 class Parallax(NamedTuple):
-    """What the flow of each pixel tells of its depth, arrays (H, W).
+    """Depth of each pixel as determined by its flow, arrays (H, W).
 
     Attributes:
         inverse_depth: length of the translation divided by depth; negative behind the camera.
-        reach: pixels by which the parallax grows with the inverse depth; 0 in the focus of expansion.
+        reach: pixels of parallax per unit of inverse depth; 0 in the focus of expansion.
         off_line: pixels by which the flow misses the epipolar line, which no depth explains.
     """
 
@@ -37,11 +37,11 @@ def parallax(flow, motion, intrinsics):
 
     Args:
         flow: (H, W, 2) float array, pixels (x, y); NaN where unknown.
-        motion: (6,) floats, pose of the next camera in the frame of this one, with a translation.
+        motion: (6,) floats, pose of the next camera in the coordinates of this one, with a translation.
         intrinsics: (4,) floats.
 
     Returns:
-        `Parallax`, NaN where the flow is.
+        `Parallax`, NaN where the flow is NaN.
 
     Raises:
         ValueError: an argument has another shape, or `motion` has no translation.
@@ -63,8 +63,8 @@ def parallax(flow, motion, intrinsics):
     a, b = start @ back.T, back @ (motion[:3] / np.linalg.norm(motion[:3]))
     focal, size = intrinsics[:2], a[..., 2]
     with np.errstate(invalid="ignore", divide="ignore"):
-        # In pixels: where the point would be if it were infinitely far away, from there to where it is,
-        # and the direction of the epipolar line, along which it moves with 1 / Z.
+        # In pixels: where the point would be if it were infinitely far away, the vector from that place to
+        # where it is, and the direction of the epipolar line, along which it moves with 1 / Z.
         moved = focal * (end[..., :2] - a[..., :2] / size[..., None])
         along = focal * (b[2] * end[..., :2] - b[:2])
         squared = (along**2).sum(-1)
@@ -91,7 +91,7 @@ def checked(flow, intrinsics):
 
 
 def rays(flow, intrinsics):
-    """Returns the rays (H, W, 3), with z = 1, of all pixels, and of those to which the flow leads."""
+    """Returns the rays (H, W, 3), with z = 1, of all pixels, and of the pixels to which the flow leads."""
     y, x = np.mgrid[: flow.shape[0], : flow.shape[1]]
     pixels = np.stack([x, y], axis=-1)
     both = np.ones((2, *flow.shape[:2], 3))

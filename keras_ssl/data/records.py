@@ -15,7 +15,7 @@ HEADERS_AT_ONCE = 4096  # verifying many checksums together is much faster than 
 
 
 def record_files(path):
-    """Returns the sorted list of TFRecord files in a folder, which it recognizes by their names."""
+    """Returns the sorted list of TFRecord files in a folder, recognized by their names."""
     names = os.listdir(path) if os.path.isdir(path) else []
     return sorted(os.path.join(path, name) for name in names if FILE_NAMES.fullmatch(name))
 
@@ -53,8 +53,8 @@ def scan(file):
 def _read_headers(file, position, size):
     """Reads the headers of successive records, without verifying them.
 
-    A record is its length (uint64), the masked CRC32C of the length, the data, and their masked CRC32C. A
-    wrong length gives wrong positions, so the headers are verified after every few thousand.
+    A record consists of its length (uint64), the masked CRC32C of the length, the data, and the masked CRC32C
+    of the data. A wrong length gives wrong positions, so the headers are verified after every few thousand.
 
     Returns:
         (starts, headers, end): (n,) int64 positions, (n, 12) uint8 headers, and the position after the last
@@ -76,7 +76,7 @@ def _read_headers(file, position, size):
 
 def _valid(headers):
     """Verifies the checksums of (n, 12) bytes of record headers: (n,) bool."""
-    # A CRC is linear: that of eight bytes is the exclusive or of one table entry per byte.
+    # A CRC is linear: the CRC of eight bytes is the exclusive or of one table entry per byte.
     crc = np.bitwise_xor.reduce(CRC_TABLES[np.arange(8), headers[:, :8]], axis=1) ^ CRC_OF_ZEROS
     masked = (crc >> 15 | crc << 17) + np.uint32(0xA282EAD8)
     return masked == headers[:, 8:].copy().view("<u4")[:, 0]
@@ -105,8 +105,8 @@ def _next_header(file, start, size):
         file.seek(start)
         block = np.frombuffer(file.read(2**20), np.uint8)
         windows = np.lib.stride_tricks.sliding_window_view(block, 12)
-        # No file has 2**48 bytes, so the upper bytes of a length are zero. Long runs of zeros, which
-        # a crash of the machine can leave, are not headers: the checksum of a zero length is not zero.
+        # No file has 2**48 bytes, so the upper bytes of a length are zero. A crash of the machine can leave
+        # long runs of zeros; these are not headers, since the checksum of a zero length is not zero.
         checksum = block[8:-3] | block[9:-2] | block[10:-1] | block[11:]
         places = np.flatnonzero((block[6:-5] == 0) & (block[7:-4] == 0) & (checksum != 0))
         places = places[_valid(windows[places])]
@@ -127,7 +127,7 @@ def index(path, files):
 
     Returns:
         dict of (N,) arrays, one row for each complete record: `file` (int32, index in `files`), `offset` and
-        `length` as of `scan`, and `id` (int64, the index of the row).
+        `length` as in `scan`, and `id` (int64, the index of the row).
 
     Raises:
         ValueError: no file contains a complete record.
@@ -135,7 +135,7 @@ def index(path, files):
     Warns:
         UserWarning: which parts of which files are damaged.
     """
-    # Network file systems have a high latency: scan several files at a time.
+    # Network file systems have a high latency, so several files are scanned at once.
     with ThreadPoolExecutor(8) as pool:
         scans = list(pool.map(scan, files))
     lost = [(file, *span) for file, (_, _, d) in zip(files, scans, strict=True) for span in d]
@@ -166,7 +166,7 @@ def read(file, offset, length):
 
     Args:
         file: () string tensor.
-        offset, length: () int64 tensors, as of `scan`.
+        offset, length: () int64 tensors, as in `scan`.
 
     Returns:
         () string tensor.
@@ -174,8 +174,9 @@ def read(file, offset, length):
     Raises:
         tf.errors.DataLossError: the checksum of the header or of the data is wrong.
     """
-    # tf.data.TFRecordDataset cannot start in the middle, and FixedLengthRecordDataset reads everything before
-    # its header_bytes. This operation seeks, and verifies the data. With this buffer size it reads once.
+    # tf.data.TFRecordDataset cannot start in the middle, and FixedLengthRecordDataset reads all the bytes
+    # that it should skip (header_bytes). This operation seeks, and verifies the data. With this buffer size
+    # it reads once.
     records = tf.raw_ops.TFRecordDatasetV2(
         filenames=[file], compression_type="", buffer_size=length + 16, byte_offsets=[offset]
     )

@@ -11,17 +11,17 @@ from keras_ssl.data.flow import middle_flow
 
 FIELD_OF_VIEW = math.radians(60)  # of the longer side, if a camera's intrinsics are not known
 MIN_KNOWN = 0.2  # smallest fraction of an image's pixels with a depth
-EXACT, ESTIMATED = 0.01, 0.25  # pixels, standard deviations of the flow of a column and of DIS
+EXACT, ESTIMATED = 0.01, 0.25  # pixels, standard deviations of flow from a column and from DIS
 
 
 def with_relative_depth(clips, noise=None):
     """Adds the column `relative_depth`, computed from the motion between two frames, to a dataset.
 
     It is the percentile of the depth of each pixel of `image`, 0 for the nearest and 1 for the farthest
-    pixels, NaN where it is unknown: see `depth_percentile`. It is computed when a row is loaded, from
+    pixels, NaN where it is unknown: see `depth_percentile`. When a row is loaded, it is computed from
 
     - `flow`, pixels from `image` to the next frame, if there is such a column. Otherwise the flow is
-      estimated from frame (T - 1) // 2 of `frames`, which is `image`, to the next one, by OpenCV's DIS.
+      estimated from frame (T - 1) // 2 of `frames`, which is `image`, to the next frame, by OpenCV's DIS.
     - `motion` of the camera, if there is such a column and it is known. Otherwise it is estimated from the
       flow.
     - `intrinsics`; without them, a field of view of 60 degrees for the longer side, with the principal point
@@ -33,7 +33,7 @@ def with_relative_depth(clips, noise=None):
     Args:
         clips: tf.data.Dataset with random access, of dicts with `image`, and `flow` or `frames`
             (T, H, W, 3) uint8 with T at least 2.
-        noise: float, standard deviation of the flow in pixels; by default 0.01 for a column, which is taken
+        noise: float, standard deviation of the flow in pixels; by default 0.01 for a column, which is assumed
             to be exact, and 0.25 for DIS. Smaller parallax is not trusted.
 
     Returns:
@@ -77,22 +77,23 @@ def with_relative_depth(clips, noise=None):
 def depth_percentile(flow, intrinsics, motion=None, noise=0.01):
     """Computes the percentile of the depth of each pixel from the flow to the next frame.
 
-    Unknown (NaN) are pixels
+    These pixels are unknown (NaN):
 
-    - that do not move as the camera's motion says: moving objects and wrong flow. One that moves along the
-      epipolar line, such as a car ahead, looks only nearer or farther, unless it is then behind the camera.
-    - around the focus of expansion, where not even a point at the mean inverse depth would have a parallax
-      of three times `noise`.
+    - pixels whose flow does not fit the camera's motion: moving objects and wrong flow. (An object that moves
+      along the epipolar line, such as a car ahead, only looks nearer or farther, unless that places it behind
+      the camera.)
+    - pixels around the focus of expansion, where even a point at the mean inverse depth would not have a
+      parallax of three times `noise`.
 
-    Anywhere else no parallax means far away: such pixels, the sky among them, are the farthest. If
+    Anywhere else, no parallax means far away: such pixels, for example those of the sky, are the farthest. If
     less than a fifth of the pixels remains, as after a rotation without translation or without any motion,
     all are NaN.
 
     Args:
         flow: (H, W, 2) float array, pixels (x, y) to the next frame; NaN where unknown.
         intrinsics: (4,) floats fx, fy, cx, cy in pixels; the top left pixel's center is (0, 0).
-        motion: (6,) floats, pose of the next camera in the frame of this one, translation in any unit, then
-            rotation vector in radians; None, or NaN, if it is to be estimated.
+        motion: (6,) floats, pose of the next camera in the coordinates of this one, translation in any unit,
+            then rotation vector in radians; None or NaN to estimate it.
         noise: float, standard deviation of the flow in pixels.
 
     Returns:
@@ -132,7 +133,7 @@ def depth_percentile(flow, intrinsics, motion=None, noise=0.01):
 
 
 def percentile(values):
-    """Computes the rank of each value, as a fraction of the known ones: 0 for the least, 1 for the largest.
+    """Computes the rank of each value as a fraction: 0 for the smallest known value, 1 for the largest.
 
     Equal values have their mean rank, so only the order of the values counts.
 
@@ -176,11 +177,11 @@ def _motion(row):
     """Returns the motion (6,) to the next frame, NaN if it is not known."""
     if "motion" not in row:
         return tf.fill([6], tf.constant(np.nan, tf.float64))
-    motion = row["motion"]  # (T - 1, 6): that of frame (T - 1) // 2
+    motion = row["motion"]  # (T - 1, 6); the motion of frame (T - 1) // 2 is needed
     return tf.cast(motion[motion.shape[0] // 2], tf.float64)
 
 
 def _mean_inverse_depth(seen, where):
-    """Returns the inverse depth of a plane that fits best, from which noise and the far are averaged out."""
+    """Returns the inverse depth of the best-fitting plane, in which noise and far points average out."""
     weight = np.where(where, seen.reach, 0) ** 2
     return (weight * np.nan_to_num(seen.inverse_depth)).sum() / max(weight.sum(), 1e-300)

@@ -17,13 +17,14 @@ from keras_ssl.ops import decode, images, poses
 def from_rgbd(folder, size, frames=1, intrinsics=None):
     """Creates a dataset from a recording of a depth camera or of a car, with depth, motion and intrinsics.
 
-    The layout is recognized by what is in the folder:
+    The layout is recognized by the content of the folder:
 
-    - TUM RGB-D: `rgb.txt` and `depth.txt` list time stamps and files, `groundtruth.txt` time stamps,
-      positions and quaternions. What belongs together is nearest in time, within 0.02 s. A depth of 5000 is
-      1 m.
-    - Pairs, as of NYU Depth: folders `rgb` (or `image`) and `depth` with the same names; millimeters.
-    - KITTI odometry: numbered images in `image_2`, where present `depth` with the same names (256 is 1 m),
+    - TUM RGB-D: `rgb.txt` and `depth.txt` list time stamps and files, and `groundtruth.txt` lists time
+      stamps, positions and quaternions. Entries that are nearest in time, within 0.02 s, belong together. A
+      depth of 5000 is 1 m.
+    - Pairs, as in NYU Depth: folders `rgb` (or `image`) and `depth` with the same file names; depth in
+      millimeters.
+    - KITTI odometry: numbered images in `image_2`, optionally `depth` with the same names (256 is 1 m),
       `poses.txt` or `../../poses/<name of the folder>.txt` with a 3x4 matrix per line, and `calib.txt`.
 
     Depth files are grayscale PNGs of 16 bits, 0 where nothing was measured. All files are decoded once at the
@@ -34,29 +35,29 @@ def from_rgbd(folder, size, frames=1, intrinsics=None):
     Args:
         folder: folder of one recording.
         size: int, height and width in pixels, or (height, width).
-        frames: int T, frames per clip. With 2 or more there is a clip for each T consecutive frames.
+        frames: int T, frames per clip. With 2 or more, all T consecutive frames are a clip.
         intrinsics: fx, fy, cx, cy of the images before they are resized, in pixels, with (0, 0) at the center
-            of the top left pixel. By default those of `calib.txt`, for TUM RGB-D of 640x480 pixels (525,
-            525, 319.5, 239.5), as its authors recommend, and otherwise unknown.
+            of the top left pixel. By default they are read from `calib.txt`, are (525, 525, 319.5, 239.5) for
+            TUM RGB-D of 640x480 pixels, as its authors recommend, and are otherwise unknown.
 
     Returns:
         tf.data.Dataset of dicts, with random access and the attribute `paths` (list of str, indexed by id):
 
-        - `image` (height, width, 3) uint8; of a clip, the frame (T - 1) // 2.
+        - `image` (height, width, 3) uint8; for a clip, the frame (T - 1) // 2.
         - `id` int64, the number of the row.
         - `depth` (height, width, 1) float32, if the recording has depth: meters, NaN where unknown.
         - `frames` (T, height, width, 3) uint8, if T is at least 2.
-        - `motion` (T - 1, 6) float32, if T is at least 2: the pose of camera t + 1 in the frame of camera t,
-          translation in meters (x right, y down, z forward) and rotation vector in radians; NaN where the
-          pose is unknown.
+        - `motion` (T - 1, 6) float32, if T is at least 2: the pose of camera t + 1 in the coordinates of
+          camera t, translation in meters (x right, y down, z forward) and rotation vector in radians; NaN
+          where the pose is unknown.
         - `intrinsics` (4,) float32, if they are known, for the resized image.
 
     Raises:
         ValueError: there is no such folder, it has none of the layouts or no complete frame, there are no
-            poses or not T consecutive frames, or `size`, `frames` or `intrinsics` are invalid.
+            poses, there are fewer than T consecutive frames, or `size`, `frames` or `intrinsics` are invalid.
 
     Warns:
-        UserWarning: how many frames were skipped and why, and of how many the pose is unknown.
+        UserWarning: how many frames were skipped and why, and how many poses are unknown.
 
     Reference: Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS 2012; Silberman et
     al., "Indoor Segmentation and Support Inference from RGBD Images", ECCV 2012; Geiger, Lenz & Urtasun,
@@ -110,10 +111,10 @@ def _check_intrinsics(intrinsics):
 
 
 def _readable(recording):
-    """Decodes all files, and returns the recording without the frames of which one is damaged or missing."""
+    """Decodes all files, and returns the recording without frames that have a damaged or missing file."""
     skipped = {reason: list(names) for reason, names in recording.skipped.items()}
     depths, number = recording.depths, len(recording.images)
-    # Reading what is no regular file, such as a FIFO, could wait forever.
+    # Reading a file that is not regular, such as a FIFO, could wait forever.
     exists = [
         os.path.isfile(name) and (depths is None or os.path.isfile(depths[i]))
         for i, name in enumerate(recording.images)
@@ -163,7 +164,7 @@ def _readable(recording):
 
 
 def _starts(numbers, frames):
-    """Returns the indices of the frames at which a clip of consecutive frames starts."""
+    """Returns the indices of the frames that start a clip of consecutive frames."""
     first = np.arange(len(numbers) - frames + 1)
     return first[numbers[first + frames - 1] - numbers[first] == frames - 1]
 
@@ -209,7 +210,7 @@ def _loader(size, values_per_meter, intrinsics):
 
 
 def _warn(recording, folder, total, frames):
-    """Issues one warning about what was skipped, and which poses are unknown."""
+    """Issues one warning about skipped frames and unknown poses."""
     parts, number = [], total - len(recording.images)
     if recording.skipped:
         reasons = _reasons(recording.skipped, folder)

@@ -1,4 +1,4 @@
-"""Layouts of folders with depth and poses: TUM RGB-D, pairs as of NYU Depth, KITTI odometry."""
+"""Layouts of folders with depth and poses: TUM RGB-D, pairs as in NYU Depth, KITTI odometry."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ TUM_INTRINSICS = (
     239.5,
 )  # of 640x480 pixels, as the data set's authors recommend
 TUM_SIZE = (480, 640)
-NON_ORTHOGONAL = 0.01  # files of text have rounded matrices
+NON_ORTHOGONAL = 0.01  # tolerance, since text files have rounded matrices
 
 
 class Recording(NamedTuple):
@@ -24,16 +24,16 @@ class Recording(NamedTuple):
 
     images: list  # of str, paths
     depths: list | None  # of str, paths
-    numbers: np.ndarray  # (N,) int64; those of consecutive frames are consecutive
+    numbers: np.ndarray  # (N,) int64; consecutive for consecutive frames
     poses: np.ndarray | None  # (N, 3, 4) float64, camera to world, NaN where unknown
     values_per_meter: float  # of the depth files
     intrinsics: tuple | None  # fx, fy, cx, cy in pixels
-    size: tuple | None  # height and width to which these intrinsics belong; None if to any
+    size: tuple | None  # height and width to which these intrinsics belong; None for any
     skipped: dict  # reason to list of names
 
 
 def read(folder):
-    """Reads the lists, poses and calibration of a folder, in the layout that it has.
+    """Reads the lists, poses and calibration of a folder in any of the layouts.
 
     Args:
         folder: str or pathlib.Path.
@@ -99,7 +99,7 @@ def _listed(folder, file, skipped):
 
 
 def _trajectory(folder, stamps, skipped):
-    """Reads lines of a time stamp, a position and a quaternion (x, y, z, w); those nearest in time."""
+    """Reads lines of a time stamp, a position and a quaternion (x, y, z, w); keeps the nearest in time."""
     rows = []
     for words in _lines(folder / "groundtruth.txt"):
         numbers = _numbers(words)
@@ -117,7 +117,7 @@ def _trajectory(folder, stamps, skipped):
 
 
 def _nearest(stamps, others):
-    """Returns for each time stamp the index of the nearest other one, or -1 if it is too far away."""
+    """Returns for each time stamp the index of the nearest one in `others`, or -1 if it is too far away."""
     if not len(others):
         return np.full(len(stamps), -1)
     order = np.argsort(others, kind="stable")
@@ -148,7 +148,7 @@ def _kitti(folder):
     projection, known = _projection(folder / "calib.txt", skipped), None
     # The data set has the poses of a sequence in ../../poses/00.txt.
     others = folder.resolve() / ".." / ".." / "poses" / f"{folder.resolve().name}.txt"
-    for file in (others, folder / "poses.txt"):  # the second one counts if there are both
+    for file in (others, folder / "poses.txt"):  # the second one counts if both exist
         if file.is_file():
             known = _matrices(file, numbers)
     intrinsics = None
@@ -182,7 +182,7 @@ def _projection(file, skipped):
 
 
 def _only_rigid(known):
-    """Returns poses, NaN where a number is missing or the matrix is no rotation."""
+    """Returns poses, NaN where a number is missing or the matrix is not a rotation."""
     finite = np.isfinite(known).all(axis=(-1, -2))
     rotation = np.where(finite[:, None, None], known[..., :3], 0)
     error = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(-1, -2))

@@ -68,7 +68,7 @@ def parse(record, columns):
 
     Args:
         record: () string tensor, a tf.train.Example.
-        columns: dict of name: [dtype, shape], as of the manifest.
+        columns: dict of name: [dtype, shape], as in the manifest.
 
     Returns:
         dict of tensors.

@@ -1,9 +1,9 @@
 """Batches from other machines, by the tf.data service of TensorFlow.
 
-The workers (`keras-ssl data-service`) get the graph that computes the batches, with all data in memory:
-images of `from_array` are sent to each worker once per training run, so data sets of more than some
-hundred megabytes should be files. For files only the paths are sent: the workers read them, under the
-same paths. This process reads the files that a worker cannot read.
+The workers (`keras-ssl data-service`) receive the graph that computes the batches, including all data that is
+in memory: images of `from_array` are sent to each worker once per training run, so data sets of more than
+some hundred megabytes should be files. For files, only the paths are sent, and the workers read the files
+under the same paths. This process reads the files that a worker cannot read.
 """
 
 import threading
@@ -23,11 +23,11 @@ def check(address, images):
 
     Args:
         address: str, "grpc://host:port" of the dispatcher.
-        images: tf.data.Dataset whose images the service is to load.
+        images: tf.data.Dataset whose images the service should load.
 
     Raises:
-        ValueError: `address` is malformed, no dispatcher responds there, `images` has no random
-            access, or they are computed by Python code.
+        ValueError: `address` is malformed, no dispatcher responds at this address, or `images` has no random
+            access or is computed by Python code.
     """
     protocol, _, target = str(address).partition("://")
     host, _, port = target.rpartition(":")
@@ -66,13 +66,14 @@ def served(one_step, first, last, address):
     """Creates a dataset of the batches that the workers of a tf.data service compute, in order.
 
     The service assigns the steps to its workers on demand and delivers each batch once, so the batches of a
-    killed worker are lost. This process computes those that do not arrive in time. So the batches are the
-    same as without the service, even if workers or the dispatcher fail.
+    killed worker are lost. This process computes the batches that do not arrive in time. So the batches are
+    the same as without the service, even if workers or the dispatcher fail.
 
     Args:
         one_step: function from an int64 scalar, the step, to a tf.data.Dataset of its single batch, a tuple
-            (bool, x, y): whether the batch has all images of the step. If not, it is computed again here.
-        first, last: int, the first step and the one to stop before.
+            (bool, x, y): whether the batch has all images of the step. If not, this process computes it
+            again.
+        first, last: int, the first step, and the step to stop before.
         address: str, "grpc://host:port" of the dispatcher.
 
     Returns:
@@ -111,7 +112,7 @@ def _in_order(arriving, compute, first, last, address):
     Args:
         arriving: tf.data.Dataset of (step, complete, x, y) in any order, with ticks.
         compute: function from a step to its batch.
-        first, last, address: as of `served`.
+        first, last, address: as in `served`.
     """
     source, arrived, step = [iter(arriving)], {}, first
     waiting_since, patience, warned = time.monotonic(), WAIT_SECONDS, False

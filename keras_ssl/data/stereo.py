@@ -18,12 +18,12 @@ from keras_ssl.ops import depth as depths
 
 
 class Scene(NamedTuple):
-    """The files of a stereo pair, of which the right image is not needed."""
+    """The files of a stereo pair, without the right image, which is not needed."""
 
     image: Path  # the left one
     disparity: Path
     calibration: np.ndarray  # (6,): fx, fy, cx, cy in pixels, baseline in meters, offset in pixels
-    bias: float  # disparity that a PNG has too much
+    bias: float  # disparity that is added in a PNG
 
 
 def from_stereo(path, size, check=True):
@@ -42,7 +42,7 @@ def from_stereo(path, size, check=True):
     Args:
         path: folder.
         size: int, height and width in pixels, or (height, width).
-        check: bool, decode all files at the start and skip what is damaged, as in `from_folder`.
+        check: bool, whether to decode all files at the start and skip damaged ones, as in `from_folder`.
 
     Returns:
         tf.data.Dataset of dicts with `image` (height, width, 3) uint8, the left one, `depth` (height, width,
@@ -56,8 +56,8 @@ def from_stereo(path, size, check=True):
             integers.
 
     Warns:
-        UserWarning: how many scenes were skipped, and which: without a disparity map or a calibration, with a
-            damaged file, or with a disparity map of another size than the image.
+        UserWarning: how many scenes were skipped, and which: those without a disparity map or a calibration,
+            with a damaged file, or with a disparity map of another size than the image.
 
     Reference: Scharstein et al., "High-Resolution Stereo Datasets with Subpixel-Accurate Ground Truth", GCPR
     2014; Menze & Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015; Cordts et al., "The
@@ -134,7 +134,7 @@ def _disparity(row, size):
 
 
 def _scenes(folder):
-    """Returns the scenes in a folder, sorted, and the left images of those that are incomplete."""
+    """Returns the scenes in a folder, sorted, and the left images of incomplete scenes."""
     found, skipped = [], []
     for pattern, *layout in LAYOUTS:
         for image in folder.rglob(pattern):
@@ -150,7 +150,7 @@ def _scene(image, files_of, calibration_of, bias):
     """Returns the Scene of a left image, or None if a file is missing or the calibration is damaged."""
     disparities, calibration = files_of(image)
     existing = [file for file in disparities if os.path.isfile(file)]
-    # Reading what is no regular file, such as a FIFO, could wait forever.
+    # Reading a file that is not regular, such as a FIFO, could wait forever.
     if not existing or not os.path.isfile(image) or not os.path.isfile(calibration):
         return None
     try:
@@ -200,8 +200,8 @@ def _cityscapes_calibration(text):
     return *inside, float(camera["extrinsic"]["baseline"]), 0.0
 
 
-# The left images, their other files, what the calibration contains, and what a PNG has too much: 0 is
-# unknown, so Cityscapes stores 256 times the disparity plus 1.
+# The left images, their other files, the content of the calibration, and the bias of a PNG: 0 means unknown,
+# so Cityscapes stores 256 times the disparity plus 1.
 LAYOUTS = (
     ("im0.png", _middlebury, _middlebury_calibration, 0.0),
     ("image_2/*_10.png", _kitti, _kitti_calibration, 0.0),

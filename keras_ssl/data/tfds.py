@@ -14,7 +14,7 @@ def from_tfds(name, split="train", *, size, data_dir=None):
         split: str, such as "train" or "train[:10%]".
         size: int, height and width in pixels, or (height, width); images are resized so that the shorter
             side fits, and cropped in the center.
-        data_dir: folder with the prepared data sets; by default that of tensorflow-datasets.
+        data_dir: folder with the prepared data sets; by default the folder of tensorflow-datasets.
 
     Returns:
         tf.data.Dataset of dicts with `image` (height, width, 3) uint8, `id` (int64, index in the split) and

@@ -22,11 +22,11 @@ SHARD_BYTES = 100e6  # of pixels per file, before PNG compression
 def to_tfrecord(images, path, shards=None, verbose=1):
     """Writes a data set as TFRecord files, from which `from_tfrecord` reads it losslessly.
 
-    If a run is killed, the same call resumes it: complete files are kept, and the result is that of an
-    uninterrupted run. Images of uint8 become PNG, which any reader of tf.train.Example can decode;
-    columns of int64, float32 and strings become an Int64List, a FloatList and a BytesList, all others
-    serialized tensors. The file
-    `pictures.json` in the same folder describes the columns and lists the class names.
+    If a run is killed, the same call resumes it: complete files are kept, and the result is the same as that
+    of an uninterrupted run. Images of uint8 become PNG, which any reader of tf.train.Example can decode;
+    columns of int64, float32 and strings become an Int64List, a FloatList and a BytesList, and all other
+    columns become serialized tensors. The file `pictures.json` in the same folder describes the columns and
+    lists the class names.
 
     Args:
         images: tf.data.Dataset of dicts of tensors of fixed shapes, including `image` (H, W, C), of known
@@ -155,18 +155,18 @@ def _write(images, ranges, verbose):
 
 
 def from_tfrecord(path, size=None, image="image", label="label"):
-    """Creates a dataset from a folder of TFRecord files, those of `to_tfrecord` or any others.
+    """Creates a dataset from a folder of TFRecord files, written by `to_tfrecord` or any other program.
 
     At the start only the 12 bytes before each record are read, which contain its length. So every record can
-    be loaded by its index, also in many files. If such a header is damaged, reading continues
-    at the next valid one; a record whose data are damaged fails when it is loaded.
+    be loaded by its index, even in many files. If such a header is damaged, reading continues at the next
+    valid header; a record whose data are damaged fails when it is loaded.
 
     Args:
-        path: folder with files named *.tfrecord, *.tfrecords, *.tfrecord-00000-of-00016 or
-            *-00000-of-00016, not compressed, of tf.train.Example.
-        size: int, height and width in pixels, or (height, width), to which images are resized and cropped
-            in the center; None keeps the size that they have. Without `pictures.json` that is the size of
-            the first readable image, and images of another size fail when they are loaded.
+        path: folder with uncompressed files of tf.train.Example, named *.tfrecord, *.tfrecords,
+            *.tfrecord-00000-of-00016 or *-00000-of-00016.
+        size: int, height and width in pixels, or (height, width), to which images are resized and cropped in
+            the center; None keeps their size. Without `pictures.json`, this is the size of the first readable
+            image, and images of another size fail when they are loaded.
         image: str, the feature that contains an image: JPEG, PNG, BMP or GIF, such as "image/encoded".
         label: str, the feature that contains the class, one int64, such as "image/class/label"; or None.
 
@@ -178,8 +178,8 @@ def from_tfrecord(path, size=None, image="image", label="label"):
 
     Raises:
         ValueError: there is no such folder, no TFRecord file or readable record in it, or no feature `image`
-            or `label`; files of `to_tfrecord` are missing; `size` is not positive, or differs from that of
-            other columns in pixels, such as `depth`.
+            or `label`; files of `to_tfrecord` are missing; `size` is not positive, or differs from the size
+            of other columns in pixels, such as `depth`.
 
     Warns:
         UserWarning: which parts of which files are damaged.

@@ -17,31 +17,30 @@ COUNTED = (
     ".mp4",
     ".mov",
     ".avi",
-)  # the header has the number of frames; in others it is an estimate
+)  # the header has the number of frames; in other formats it is an estimate
 FRAME_SUFFIXES = tuple(suffix for suffix in images.SUFFIXES if suffix not in SUFFIXES)
-MAX_FAILURES = 1000  # packets in a row that cannot be decoded before the file counts as ended
+MAX_FAILURES = 1000  # successive undecodable packets after which the file counts as ended
 
 
 class Video(NamedTuple):
     """A video file, or a folder of numbered frames."""
 
     path: str  # of the file or the folder
-    files: tuple  # the file; or those of the frames, in order
-    numbers: tuple  # those of the frames, or () for a video file
+    files: tuple  # the file; or the files of the frames, in order
+    numbers: tuple  # the numbers of the frames, or () for a video file
 
 
 def find(folder):
     """Lists the videos in a folder and its subfolders: video files, and image files with numbered names.
 
-    Numbered images in the same folder, which differ in the number at the end of their names only, are a
-    video.
+    Numbered images in the same folder whose names differ only in the number at their end are a video.
 
     Args:
         folder: str or pathlib.Path.
 
     Returns:
-        (videos, skipped): list of Video, sorted by path; list of str, names that are no regular files, are
-        folders that may not be read, or lead to a folder a second time.
+        (videos, skipped): list of Video, sorted by path; list of str, names that are not regular files, are
+        folders without read permission, or lead to a folder a second time.
 
     Raises:
         ValueError: there is no such folder.
@@ -68,7 +67,7 @@ def find(folder):
 def holds_videos(folder):
     """Returns whether a folder has at least as many video files as images; GIFs do not count.
 
-    A folder of photos may have some videos, and one of videos an image of each.
+    A folder of photos may have some videos, and a folder of videos may have an image of each.
     """
     names, _ = walk(Path(folder), (*SUFFIXES, *FRAME_SUFFIXES))
     images_found = sum(name.lower().endswith(FRAME_SUFFIXES) for name in names)
@@ -87,18 +86,18 @@ def number_of_frames(video):
 
 
 def decode(video):
-    """Decodes the frames of a video, one after the other.
+    """Decodes the frames of a video, one after another.
 
-    Nothing is sought: a frame is always the one that comes after the frame before, also with B-frames and a
+    There is no seeking: each frame is the one that follows the previous frame, even with B-frames and a
     variable frame rate. After a packet that FFmpeg cannot decode, the frames up to the next key frame would
-    be predicted from a frame that is missing, so that they count as damaged, too.
+    be predicted from a missing frame, so they count as damaged, too.
 
     Args:
         video: Video.
 
     Yields:
-        (image, time): (H, W, 3) uint8 RGB and its time stamp, a float in seconds, or of numbered frames their
-        number; or, in the place of frames that are missing or damaged, (None, their number).
+        (image, time): (H, W, 3) uint8 RGB and its time stamp, a float in seconds, or for numbered frames
+        their number; or, in place of missing or damaged frames, (None, how many there are).
     """
     return _decode_frames(video) if video.numbers else _decode_file(video.path)
 
@@ -141,10 +140,10 @@ def _decode_file(path):
 
 
 def _open(path):
-    """Returns the cv2.VideoCapture of a file, or None if it is no video or its frames are too large."""
+    """Returns the cv2.VideoCapture of a file, or None if it is not a video or its frames are too large."""
     import cv2
 
-    # Without a protocol such as "concat:", which FFmpeg would recognize at the start of a name.
+    # Prevents protocols such as "concat:", which FFmpeg would recognize at the start of a name.
     capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
     pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
     return capture if capture.isOpened() and pixels <= images.MAX_PIXELS else None

@@ -27,10 +27,10 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
     It crosses neither a scene cut nor a damaged frame.
 
     Each video is decoded once at the start, from the first to the last frame, and its resized frames are
-    written to the disk: 12 kB each for 64x64 pixels, 1.1 GB for an hour. From there any clip of an epoch in
-    random order is read without decoding a video or seeking in it, so frames are exact also with B-frames
-    and a variable frame rate, and memory does not grow with the length of the videos. `cache` keeps
-    these frames; otherwise they are in the folder for temporary files (`TMPDIR`) until the process ends.
+    written to the disk: 12 kB each for 64x64 pixels, 1.1 GB for an hour. So the clips of an epoch can be read
+    in random order without decoding a video or seeking in it, frames are exact even with B-frames and a
+    variable frame rate, and memory does not grow with the length of the videos. `cache` keeps these frames;
+    otherwise they are in the folder for temporary files (`TMPDIR`) until the process ends.
 
     Frames are resized so that the shorter side fits, and cropped in the center.
 
@@ -42,12 +42,12 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
         size: int, height and width in pixels, or (height, width).
         step: int, frames between the beginnings of two clips; by default a clip begins with each frame.
             `frames * stride` gives clips that do not overlap.
-        min_motion: float, drops clips that move less: mean length of the optical flow (OpenCV's DIS) between
-            successive frames of the video, as a fraction of the frame's shorter side; 0.01 is one percent per
-            frame. The motion of the camera counts, too.
-        cache: folder to keep the resized frames and the index in, created if it does not exist, for the
-            next runs and for other processes and machines, such as the workers of a tf.data service. Frames
-            of videos that have changed, or of another size, are added to it. None keeps nothing.
+        min_motion: float, drops clips with less motion. Motion is the mean length of the optical flow
+            (OpenCV's DIS) between successive frames of the video, as a fraction of the frame's shorter side;
+            0.01 is one percent per frame. The motion of the camera counts, too.
+        cache: folder to keep the resized frames and the index in, created if it does not exist, for the next
+            runs and for other processes and machines, such as the workers of a tf.data service. Frames of
+            changed videos, and frames of another size, are added to it. None keeps nothing.
 
     Returns:
         tf.data.Dataset of dicts, with random access and the attributes `paths` (list of str, indexed by id:
@@ -58,7 +58,7 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
           videos.
         - `frames` (T, height, width, 3) uint8, if T is at least 2.
         - `id` int64, the number of the row: clips are sorted by video and time.
-        - `time` float32, when `image` is shown, in seconds from the start; of numbered images, the number.
+        - `time` float32, when `image` is shown, in seconds from the start; for numbered images, the number.
         - `label` int64, if there are classes.
 
     Raises:
@@ -67,7 +67,7 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
 
     Warns:
         UserWarning: how many videos were skipped, and why, and how many frames are damaged or missing. Damage
-            that FFmpeg conceals without reporting an error is not noticed.
+            that FFmpeg conceals without reporting an error is not detected.
 
     Reference: Misra, Zitnick & Hebert, "Shuffle and Learn", ECCV 2016, for windows of high motion.
 
@@ -110,7 +110,7 @@ def from_videos(folder, frames, stride, size, step=1, min_motion=0.0, cache=None
 
 
 class Clip(NamedTuple):
-    """Which frames are a clip."""
+    """The frames that form a clip."""
 
     frames: int
     stride: int
@@ -152,7 +152,7 @@ def starts_of(joined, clip):
 
 
 def _index(videos, size, clip, folder, cache, skipped):
-    """Stores the frames of all videos, and returns those with a clip: (video, stored, starts)."""
+    """Stores the frames of all videos, and returns the videos with a clip: (video, stored, starts)."""
     if cache is None:
         store = frame_store.temporary_folder()
     else:
@@ -238,7 +238,7 @@ def _loader(paths, size, clip):
 def _reasons(skipped, folder):
     parts = []
     for reason, numbers in skipped.items():
-        # The folder itself, if it is that of numbered images, is "." there.
+        # If the folder itself is the video, with numbered images, its relative path is ".".
         inside = [os.path.relpath(name, folder) for name in numbers]
         parts.append(f"{reason} ({numbers.total()}: {files.listed(inside)})")
     return ", ".join(parts)

@@ -8,16 +8,16 @@ import tensorflow as tf
 def calibrate(encoder, images, batch_size=256):
     """Recomputes the moving statistics of batch normalization from a dataset.
 
-    An encoder that was trained on tiles, patches or grayscale images has their statistics, which differ from
-    those of whole images. Here each layer gets the exact mean and (biased) variance of its inputs over all
-    images and positions, first layer to last, where the layers before it already use their new statistics.
-    So the result does not depend on the order of the images or on `batch_size`, except for rounding. The
-    images are read once for each layer.
+    An encoder that was trained on tiles, patches or grayscale images has the statistics of these inputs,
+    which differ from those of whole images. Here each layer gets the exact mean and (biased) variance of its
+    inputs over all images and positions. This is done from the first layer to the last, so that the layers
+    before a layer already use their new statistics. So the result does not depend on the order of the images
+    or on `batch_size`, except for rounding. The images are read once for each layer.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D); it is not changed.
-        images: tf.data.Dataset of dicts with `image`, without the test set; a few thousand are enough.
-        batch_size: int, images at a time.
+        images: tf.data.Dataset of dicts with `image`, not from the test set; a few thousand are enough.
+        batch_size: int, images per batch.
 
     Returns:
         keras.Model like `encoder`, with the same weights except for the moving means and variances.
@@ -73,7 +73,7 @@ def _moments(model, axis, batches):
 
     count, mean, squares = 0.0, 0.0, 0.0
     for batch in batches:
-        # Chan, Golub & LeVeque: sums of squares around the means of the parts, which stay accurate.
+        # As in Chan, Golub & LeVeque, sums of squares around the means of the parts, which stay accurate.
         n, part_mean, part_squares = (np.asarray(value) for value in sums(batch["image"]))
         step, total = part_mean - mean, count + n
         squares = squares + part_squares + step**2 * count * n / total

@@ -15,25 +15,25 @@ def patch_grid(
 ):  # fmt: skip
     """Builds a residual network with layer normalization that computes the mean features of patches.
 
-    A network that was trained on patches has never seen a whole image, whose mean and variance are others,
-    and whose edges are further away. Here each patch is seen by itself. The 49 patches of the default have
-    three times the pixels of the image, and take about as much longer.
+    A network that was trained on patches has never seen a whole image, which has another mean and variance
+    and more distant edges. Here the network sees each patch separately. The default 49 patches have three
+    times as many pixels as the image, and take about three times as long.
 
     Args:
         input_shape: (H, W, C) of the images.
         width, blocks, stem, preprocessing: as in `resnet`.
-        synchronized: without effect, for there is no batch normalization.
+        synchronized: without effect, since there is no batch normalization.
         patch: int, side of a patch in pixels, or None for a quarter of the image's shorter side, rounded to
             an even number: 8 of 32, as usual for CIFAR, and 64 of 256, as in the first version of CPC.
         stride: int, pixels from patch to patch, or None for half a patch, which gives a grid of 7x7 patches.
 
     Returns:
-        keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features as from `resnet`, the means of those
-        of the patches. The maps of its stages are those of the patches side by side.
+        keras.Model from (B, H, W, C) pixels in 0..255 to (B, D) features as from `resnet`: the means of the
+        features of the patches. The maps of its stages are the maps of the patches side by side.
 
     Raises:
-        ValueError: `input_shape` is not (H, W, C) of fixed size, `patch` or `stride` is out of range, or as
-            in `resnet`.
+        ValueError: `input_shape` is not (H, W, C) of fixed size, `patch` or `stride` is out of range, or for
+            the same reasons as in `resnet`.
 
     Reference: Hénaff et al., "Data-Efficient Image Recognition with Contrastive Predictive Coding", ICML
     2020, section 3.
@@ -96,7 +96,7 @@ def choose_grid(side, patch=None, stride=None):
 
 
 def grid_of(encoder):
-    """Returns the `layers.PatchGrid` of an encoder that was built by `patch_grid`, or None of another."""
+    """Returns the `layers.PatchGrid` of an encoder that was built by `patch_grid`, or else None."""
     return next((layer for layer in encoder.layers if isinstance(layer, PatchGrid)), None)
 
 

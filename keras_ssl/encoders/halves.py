@@ -1,4 +1,4 @@
-"""Encoders of two halves, each of which sees other channels of the image."""
+"""Encoders of two halves, each of which sees different channels of the image."""
 
 import keras
 import numpy as np
@@ -14,7 +14,8 @@ def color_halves(
 ):
     """Builds two residual networks of half the width, one on lightness, one on the colors of CIE Lab.
 
-    No weight connects them before the features, which are those of the lightness, then those of the colors.
+    No weight connects them before the features: first the features of the lightness, then those of the
+    colors.
 
     Args:
         input_shape: (H, W, 3) of the images.
@@ -27,7 +28,8 @@ def color_halves(
         same names and shapes.
 
     Raises:
-        ValueError: `width` is odd, `preprocessing` is given, the images are not RGB, or as in `resnet`.
+        ValueError: `width` is odd, `preprocessing` is given, the images are not RGB, or for the same reasons
+            as in `resnet`.
 
     Reference: Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020, section 4.1.
 

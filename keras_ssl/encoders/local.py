@@ -1,4 +1,4 @@
-"""Residual networks without padding, each of whose features depends on a small part of the image only."""
+"""Residual networks without padding, whose features each depend only on a small part of the image."""
 
 import keras
 import numpy as np
@@ -16,27 +16,27 @@ ROOM = 8  # positions per side that the first convolution must leave
 def local_resnet(
     input_shape, width=64, blocks=(2, 2), stem="small", synchronized=False, preprocessing=None
 ):
-    """Builds a residual network with local receptive fields, as AMDIM needs it.
+    """Builds a residual network with local receptive fields, as AMDIM requires.
 
-    No convolution is padded, and most of the depth are 1x1 convolutions, so that a position of a feature map
-    depends on a small square of the image: of 32x32 pixels, 8x8 for the map of 7x7 positions and 16x16 for
-    that of 5x5.
-    With padding and 3x3 convolutions throughout, every position would soon see the whole image, and
-    predicting one from another would be trivial.
+    No convolution is padded, and most layers are 1x1 convolutions, so that a position of a feature map
+    depends on a small square of the image. For 32x32 pixels, this square has 8x8 pixels for the map of 7x7
+    positions, and 16x16 for the map of 5x5. With padding and 3x3 convolutions throughout, every position
+    would soon see the whole image, and predicting one from another would be trivial.
 
-    Stages, by the size of the image: convolutions with stride 2 until a map has at most 8 positions per side,
-    each a stage, the last one at least 4; a 3x3 convolution; and 3x3 convolutions to a single position. For
-    32x32 pixels these are maps of 14, 7, 5 and 1 positions per side, for 64 of 30, 14, 7, 5 and 1, for 48
-    of 22, 10, 5, 3 and 1; also for 128 pixels and the stem "imagenet" of 30, 14, 7, 5 and 1.
+    The stages depend on the size of the image: convolutions with stride 2, each of them a stage, until a map
+    has at most 8 (and at least 4) positions per side; a 3x3 convolution; and 3x3 convolutions to a single
+    position. For 32x32 pixels, the maps have 14, 7, 5 and 1 positions per side; for 64 pixels 30, 14, 7, 5
+    and 1; for 48 pixels 22, 10, 5, 3 and 1; and for 128 pixels with the stem "imagenet" 30, 14, 7, 5 and 1.
 
-    There is no normalization: shortcuts are average pooling, with zeros for further channels, and the last
-    convolution of each block starts at zero, so that the untrained network is average pooling of its stem.
+    There is no normalization. Shortcuts are average pooling, with zeros for additional channels, and the last
+    convolution of each block starts at zero, so that the untrained network only average-pools the output of
+    its stem.
 
     Args:
         input_shape: (S, S, C) of the images, which are square, e.g. (32, 32, 3).
         width: channels of the first stage; each later stage has twice as many, up to the last of `blocks`.
         blocks: residual blocks per stage: one that reduces the map, then 1x1 convolutions. The last number
-            is also that of all further stages, which have no more channels.
+            also applies to all further stages, which have no additional channels.
         stem: "small" (3x3 convolution) or "imagenet" (5x5 convolution with stride 2).
         synchronized: without effect, since there is no batch normalization.
         preprocessing: keras layer that converts pixels in 0..255 to the input of the first convolution;
@@ -111,7 +111,7 @@ def _block(x, filters, kernel, stride, name):
     height, width, channels = x.shape[1:]
     if (
         filters > channels
-    ):  # zeros for the further channels, as an axis of an image with a single channel
+    ):  # zeros for additional channels, as an axis of an image with a single channel
         x = layers.Reshape((height * width, channels, 1))(x)
         x = layers.ZeroPadding2D(((0, 0), (0, filters - channels)))(x)
         x = layers.Reshape((height, width, filters))(x)
@@ -119,7 +119,7 @@ def _block(x, filters, kernel, stride, name):
 
 
 def _check(input_shape, width, blocks, stem):
-    """Raises ValueError unless the arguments are as `local_resnet` takes them."""
+    """Raises ValueError unless the arguments are valid for `local_resnet`."""
     if stem not in STEMS:
         raise ValueError(f'stem must be "small" or "imagenet", got {stem!r}')
     kernel, stride = STEMS[stem]

@@ -84,7 +84,7 @@ def _pooled_to(output, dimensions):
             "and width of the images"
         )
     side = max(1, round((dimensions / channels) ** 0.5))
-    # By matrix products, since the layer for it needs Keras 3.13.
+    # By matrix products, since the layer for this needs Keras 3.13.
     rows, columns = _averaging(min(side, height), height), _averaging(min(side, width), width)
     pooled = ops.einsum("bhwc,sh,tw->bstc", ops.cast(output, "float32"), rows, columns)
     return ops.reshape(pooled, (-1, len(rows) * len(columns) * channels))
@@ -191,7 +191,7 @@ def check_encoder(encoder):
         >>> from keras_ssl.encoders import resnet
         >>> check_encoder(resnet((32, 48, 3), width=4))
     """
-    # A list of shapes if there are several inputs or outputs; none if it is not functional.
+    # A list of shapes if there are several inputs or outputs; None if it is not functional.
     shapes = [getattr(encoder, name, None) for name in ("input_shape", "output_shape")]
     if any(type(s) is not tuple or len(s) != n for s, n in zip(shapes, (4, 2), strict=True)):
         raise ValueError(
@@ -227,11 +227,11 @@ def check_image_shape(encoder):
 
 
 def warn_of_batch_normalization(encoder, part):
-    """Warns that batch normalization reveals what is to be predicted from other parts of a batch.
+    """Warns that batch normalization leaks information between the parts of a batch that are predicted.
 
     Args:
         encoder: keras.Model.
-        part: str, what the encoder sees at a time, such as "patch".
+        part: str, one input of the encoder, such as "patch".
 
     Warns:
         UserWarning: the encoder has batch normalization.

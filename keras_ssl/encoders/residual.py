@@ -24,15 +24,15 @@ def resnet(
     Args:
         input_shape: (H, W, C) of the images, e.g. (32, 32, 3); H and W may be None.
         width: channels of the first stage; each later stage has twice as many as the previous one.
-        blocks: residual blocks per stage; every stage but the first halves the resolution.
+        blocks: residual blocks per stage; every stage except the first halves the resolution.
         stem: "small" (one 3x3 convolution, for images up to about 96 pixels) or "imagenet"
             (7x7 convolution with stride 2 and a 3x3 max pooling with stride 2).
         synchronized: bool, synchronize batch normalization over all replicas; without effect for "layer".
         preprocessing: keras layer that converts pixels in 0..255 to the input of the first convolution,
             for example `keras_ssl.layers.Sobel()`; by default a rescaling to -1..1.
-        normalization: "batch", or "layer" for layer normalization: each feature map is normalized by its
-            own mean and variance over all positions and channels, so that the features of an image (or of a
-            patch of any size) do not depend on the others of the batch.
+        normalization: "batch", or "layer" for layer normalization: each feature map is normalized by its own
+            mean and variance over all positions and channels, so that the features of an image (or of a patch
+            of any size) do not depend on other images of the batch.
 
     Returns:
         keras.Model from (B, H, W, C) pixels in 0..255, uint8 or float, to (B, D) features with
@@ -60,8 +60,8 @@ def resnet(
 
     def normalize(x):
         if normalization == "layer":
-            # One group is layer normalization. Over single positions it would leave only signs of two
-            # channels. Keras computes it in float32 also in mixed precision.
+            # One group is layer normalization. Over single positions, it would leave only the signs of two
+            # channels. Keras computes it in float32 even in mixed precision.
             return layers.GroupNormalization(1, epsilon=1e-5)(x)
         return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
 
@@ -88,7 +88,7 @@ def resnet(
             strides = 2 if stage > 0 and block == 0 else 1
             shortcut = x
             if strides > 1:
-                # A strided convolution, as subsampling and convolution: see `layers/strided.py`.
+                # A strided convolution is computed as subsampling and convolution: see `layers/strided.py`.
                 shortcut = convolution(layers.MaxPooling2D(1, strides)(x), filters, 1)
             x = layers.ReLU()(convolution(x, filters, 3, strides))
             x = layers.Add()([convolution(x, filters, 3), shortcut])

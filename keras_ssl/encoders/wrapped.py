@@ -49,7 +49,7 @@ def from_keras(model, stages=None, preprocessing=None):
             f"model must have one output, got {model.output_names}: wrap "
             "keras.Model(model.input, <one of model.outputs>)"
         )
-    # One structure for all models: Sequential models and those with a list of one input included.
+    # The same structure for all models, including Sequential models and models with a list of one input.
     model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     stages = _ends_of_stages(model) if stages is None else list(stages)
     unknown = set(stages) - {layer.name for layer in model.layers}

@@ -6,8 +6,8 @@ from keras_ssl.evaluation.extract import extract
 from keras_ssl.evaluation.probes import checked, knn_accuracies, linear_accuracies
 from keras_ssl.evaluation.selection import choose_l2
 
-DIMENSIONS = 9_000  # of the maps of a stage; those of AlexNet then have 9,216 and 9,600
-MANY = 200  # neighbors of Wu et al.
+DIMENSIONS = 9_000  # of the maps of a stage; maps of AlexNet then have 9,216 and 9,600
+MANY = 200  # neighbors, as in Wu et al.
 TOP = 5  # reported if there are more than ten classes
 LABELS = {
     "knn": "kNN", "knn200": "kNN 200", "knn200_top5": "kNN top-5", "linear": "linear",
@@ -16,18 +16,19 @@ LABELS = {
 
 
 def compare(encoder, untrained, train, test, k=20, verbose=0, maps=False):
-    """Evaluates every stage of an encoder by kNN and linear probe, versus an untrained one and chance.
+    """Evaluates every stage of an encoder by kNN and linear probe, versus an untrained encoder and chance.
 
     The regularization of each linear probe, and the stage that is `selected`, are chosen on a fifth of the
-    training labels (`choose_l2`), never on the test set. All accuracies are those on the test set.
+    training labels (`choose_l2`), never on the test set. All accuracies are on the test set.
 
     Args:
         encoder: functional keras.Model with named stages.
         untrained: the same architecture with its initial weights.
         train, test: tf.data.Datasets of dicts with `image` and `label`.
-        k: int, number of neighbors, at most that of training images.
+        k: int, number of neighbors, at most the number of training images.
         verbose: 1 shows progress, 0 does not.
-        maps: bool, fits the linear probes on maps of about 9,000 numbers per stage instead of their average.
+        maps: bool, whether to fit the linear probes on maps of about 9,000 numbers per stage instead of their
+            average.
 
     Returns:
         dict: `chance` (fraction of the most frequent test label) and, for each stage, a dict of
@@ -37,10 +38,10 @@ def compare(encoder, untrained, train, test, k=20, verbose=0, maps=False):
         - `l2` and `validation`: the chosen regularization and its accuracy on the held-out labels;
         - `selected`: whether this stage was selected.
 
-        The same keys with the suffix `_untrained` are of the untrained encoder.
+        The same keys with the suffix `_untrained` are for the untrained encoder.
 
     Raises:
-        ValueError: `train` or `test` has no labels, or `train` too few.
+        ValueError: `train` or `test` has no labels, or `train` has too few.
 
     Reference: Wu et al., CVPR 2018 (kNN); Zhang, Isola & Efros, CVPR 2017 (linear probe on maps).
 
@@ -68,11 +69,11 @@ def table(results):
     """Formats the results of `compare` as rows of text.
 
     Args:
-        results: dict that `compare` returned, perhaps without some of its numbers.
+        results: dict that `compare` returned; some of its numbers may be missing.
 
     Returns:
-        list of tuples of str, the header first; accuracies are in percent. `l2` is that of the trained
-        encoder, and the selected stage has a star.
+        list of tuples of str, the header first; accuracies are in percent. `l2` is for the trained encoder,
+        and the selected stage has a star.
 
     Example:
         >>> row = dict(knn=0.5, knn_untrained=0.3, linear=0.6, linear_untrained=0.5, l2=10.0)
@@ -95,7 +96,7 @@ def probe_stages(encoder, train, test, k=20, maps=False, verbose=0):
     """Evaluates every stage of one encoder, as `compare` does.
 
     Args:
-        encoder, train, test, k, maps, verbose: as of `compare`.
+        encoder, train, test, k, maps, verbose: as in `compare`.
 
     Returns:
         (rows, labels): a dict from the stage to a dict of `knn`, `knn200`, `linear`, `l2`, `validation` and
@@ -114,11 +115,11 @@ def probe_stages(encoder, train, test, k=20, maps=False, verbose=0):
     rows, last = {}, None
     for stage in train_features:
         pair = train_features[stage], test_features[stage]
-        # The features are often the last stage, averaged, and need not be probed twice.
+        # The features are often the averaged last stage, which need not be probed twice.
         if last is None or not all(map(np.array_equal, pair, last)):
             row, last = _nearest(*pair, labels, test_labels, k), pair
             if maps and stage != "features":
-                # One stage at a time, since the maps of all could exceed the memory.
+                # One stage after another, since the maps of all stages could exceed the memory.
                 pair = [
                     extract(encoder, part, verbose=verbose, dimensions=DIMENSIONS, stages=[stage])[
                         0

@@ -14,20 +14,20 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
     Args:
         encoder: functional keras.Model with named stages, as created by `keras_ssl.encoders`.
         images: tf.data.Dataset of dicts with `image`, `id` and perhaps `label`.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
         verbose: 1 shows a progress bar, 0 does not.
-        dimensions: int, such as 9000, average-pools the map of each stage to s x s positions with about so
-            many numbers (s = sqrt(dimensions / c), rounded) instead of one position; `features` stay as
-            they are. 10,000 images of 9,000 numbers take 360 MB per stage.
+        dimensions: int, such as 9000: average-pools the map of each stage to s x s positions with about this
+            many numbers in total (s = sqrt(dimensions / c), rounded) instead of one position; `features` do
+            not change. 10,000 images of 9,000 numbers take 360 MB per stage.
         stages: list of str, the stages to extract; by default all.
         pool: "mean" or "concat" (see `pool_frames`) extracts the features of all `frames` of a clip instead
-            of those of `image`, and averages or concatenates them.
+            of its `image`, and averages or concatenates them.
 
     Returns:
-        (features, others): `features` a dict `stage1`, ..., `features` of (N, c) float32 arrays, each
-        stage averaged over the image, or (N, s * s * c) with `dimensions`, T times as many numbers with
-        `pool="concat"`; `others` a dict of `id`, `label` and all other columns with at most one axis
-        per image.
+        (features, others): `features` is a dict of `stage1`, ..., `features` to (N, c) float32 arrays, each
+        stage averaged over the image, or (N, s * s * c) with `dimensions`, or T times as many numbers with
+        `pool="concat"`; `others` is a dict of `id`, `label` and all other columns with at most one axis per
+        image.
 
     Raises:
         ValueError: the encoder names no stages, `dimensions` is below 1, `stages` has an unknown name, `pool`
@@ -67,12 +67,12 @@ def extract(encoder, images, batch_size=256, verbose=0, dimensions=None, stages=
 
 
 def traced(model, spec, pool=None):
-    """Traces a model once for batches of all sizes, where predict_on_batch would trace the last one again.
+    """Traces a model once for batches of all sizes; predict_on_batch would trace it again for the last batch.
 
     Args:
         model: keras.Model from (B, H, W, 3) to (B, D), or to a dict of such features.
         spec: tf.TensorSpec of the (B, H, W, 3) images, or of the (B, T, H, W, 3) frames of clips.
-        pool: None for images; "mean" or "concat" for clips, as of `pool_frames`.
+        pool: None for images; "mean" or "concat" for clips, as in `pool_frames`.
 
     Returns:
         tf.function from such a batch to the features.

@@ -36,9 +36,9 @@ def fine_tune(
         encoder: functional keras.Model from (B, H, W, C) to (B, D); a copy of it is trained.
         train, test: tf.data.Datasets of dicts with `image`, `id` and `label`. If `train` has no random
             access, its images are read into memory.
-        fraction: float in (0, 1], of the labels of each class, at least one image. With the same seed, a
-            smaller part is contained in a larger one.
-        epochs: int; by default 10, or as many as 1,000 steps take.
+        fraction: float in (0, 1], of the labels of each class, but at least one image per class. With the
+            same seed, a smaller part is contained in a larger one.
+        epochs: int; by default 10, or more if 1,000 steps take more.
         learning_rate: float, the peak.
         batch_size: int.
         flip: bool, whether to mirror images horizontally with probability 0.5; not for digits or text.
@@ -157,7 +157,7 @@ def _with_head(encoder, classes):
     copy = keras.models.clone_model(encoder)
     copy.set_weights(encoder.get_weights())
     copy.trainable = True
-    # From weights of 0 the first steps train the head only and leave the features as they are.
+    # With initial weights of 0, the first steps train only the head and do not change the features.
     head = keras.layers.Dense(classes, kernel_initializer="zeros", dtype="float32", name="logits")
     return keras.Model(copy.input, head(copy.output))
 

@@ -9,8 +9,8 @@ from keras_ssl.metrics import psnr
 def frame_prediction(task, batches, verbose=0):
     """Computes PSNR and SSIM of predicted frames in moving (or hidden) areas, versus the baselines.
 
-    Where nothing moves, copying the last frame is right, and so it would be on average. Here only the pixels
-    count where the task's mask is 1, and clips without any are left out.
+    Where nothing moves, copying the last frame is right, so it would score well on average. Here only the
+    pixels where the task's mask is 1 count, and clips without any such pixel are left out.
 
     Args:
         task: FramePrediction, or a task with its methods `reconstruct(x, y, y_pred)` and `baselines(x, y)`.
@@ -18,7 +18,7 @@ def frame_prediction(task, batches, verbose=0):
         verbose: 1 shows progress, 0 does not.
 
     Returns:
-        dict of floats: `psnr` (dB) and `ssim` (at most 1), averaged over clips; the same of each baseline,
+        dict of floats: `psnr` (dB) and `ssim` (at most 1), averaged over clips; the same for each baseline,
         such as `copy_psnr` and `extrapolation_ssim`; and `moving`, the fraction of pixels that count. NaN if
         nothing moves in any clip.
 
@@ -68,7 +68,7 @@ def ssim(image, other, mask):
         mask: (B, H, W, 1) float32 tensor of zeros and ones.
 
     Returns:
-        (B,) float32 tensor, NaN without such a window: none reaches beyond the border.
+        (B,) float32 tensor, NaN if there is no such window; windows do not reach beyond the border.
 
     Example:
         >>> ssim(tf.zeros((1, 16, 16, 3)), tf.zeros((1, 16, 16, 3)), tf.ones((1, 16, 16, 1))).numpy().tolist()

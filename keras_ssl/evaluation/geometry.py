@@ -49,7 +49,7 @@ def effective_rank(features):
     """
     features = _normalized(features)
     values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
-    # Equal features differ by rounding errors of float32, which have a high rank.
+    # Equal features differ by rounding errors in float32, which have a high rank.
     values = values[values > np.finfo(np.float32).eps * math.sqrt(len(features))]
     if not len(values):
         return 0.0
@@ -95,14 +95,14 @@ def uniformity(features, t=2):
         t: float, exp(-t * squared distance) is the potential of a pair.
 
     Returns:
-        float, 0 if all features have the same direction, and negative otherwise. For t = 2, features that
-        are uniform on the sphere have -1.58 in 2 dimensions, -2.08 in 3, -3.88 in 64, and towards -4 in
-        more.
+        float, 0 if all features have the same direction, and negative otherwise. For t = 2, features that are
+        uniform on the sphere have -1.58 in 2 dimensions, -2.08 in 3 and -3.88 in 64; in more dimensions the
+        value approaches -4.
 
     Raises:
         ValueError: the array is not (N, D) with N of at least 2, or has a row that is 0 or not finite.
 
-    Reference: Wang & Isola, ICML 2020, as of `alignment`.
+    Reference: Wang & Isola, ICML 2020, as in `alignment`.
 
     Example:
         >>> round(uniformity([[1.0, 0.0], [-1.0, 0.0]]), 3)                  # one pair, at distance 2
@@ -116,7 +116,7 @@ def uniformity(features, t=2):
         similarity = features[start : start + 1024] @ features.T
         potential = np.exp(-t * np.maximum(2 - 2 * similarity, 0))
         rows = np.arange(len(potential))
-        potential[rows, start + rows] = 0  # a row with itself is no pair
+        potential[rows, start + rows] = 0  # a row and itself are not a pair
         total += potential.sum()
     return float(np.log(total / (number * (number - 1))))
 

@@ -110,9 +110,9 @@ def linear_accuracies(train, train_labels, test, test_labels, l2, tops, max_iter
     Args:
         train, test: (N, D) and (M, D) float32 arrays, which are standardized in place.
         train_labels, test_labels: (N,) and (M,) integer arrays.
-        l2: float, as of `linear_probe`.
+        l2: float, as in `linear_probe`.
         tops: list of ints.
-        max_iterations: int, as of `linear_probe`.
+        max_iterations: int, as in `linear_probe`.
 
     Returns:
         list of floats in [0, 1], one for each of `tops`.

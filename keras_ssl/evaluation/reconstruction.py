@@ -14,12 +14,12 @@ def reconstruction(task, images, batch_size=100, verbose=0):
         task: PretextModel with the methods `corrupt(image, seed)`, `reconstruct(x, y, y_pred)` and
             `baseline(x, y)`: Colorization, Inpainting, SuperResolution.
         images: tf.data.Dataset of dicts with `image` and `id` that the task was not trained on.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
         verbose: 1 shows progress, 0 does not.
 
     Returns:
         dict of floats: `psnr` (dB) and `ssim` (at most 1), averaged over the images, and `baseline_psnr` and
-        `baseline_ssim`, those of the baseline that needs no network.
+        `baseline_ssim` for the baseline, which needs no network.
 
     Raises:
         ValueError: `task` does not reconstruct images.

@@ -63,14 +63,14 @@ def vlad(descriptors, groups, centroids, power=0.5):
 def exemplar_svm(encodings, negatives, cost=1000.0):
     """Replaces each encoding by the direction that separates it from all negatives.
 
-    For each encoding a linear SVM is fitted, in which it is the only positive example and has the same weight
-    as all negatives together. The normal of its plane is the new encoding.
+    For each encoding a linear SVM is fitted, in which the encoding is the only positive example and has the
+    same weight as all negatives together. The normal of the SVM's plane is the new encoding.
 
     Args:
         encodings: (G, D) float array, the queries, for example from `vlad`, of length 1.
-        negatives: (N, D) float array, encodings of other labels than the queries, such as all pages of the
+        negatives: (N, D) float array, encodings with other labels than the queries, such as all pages of the
             training set.
-        cost: float, of a violated margin, C of the SVM.
+        cost: float, cost of a violated margin, C of the SVM.
 
     Returns:
         (G, D) float32 array of vectors of length 1.
@@ -118,8 +118,7 @@ def retrieval(encodings, labels, top=(1, 5), hard=()):
         labels: (N,) array, for example the writer of each page.
         top: ints k; a query is a success if at least one of its k nearest encodings has its label (soft
             top-k of the competitions).
-        hard: ints k; a query is a success if all of its k nearest encodings have its label (hard top-k). It
-            fails if fewer have it.
+        hard: ints k; a query is a success only if all of its k nearest encodings have its label (hard top-k).
 
     Returns:
         dict of floats in [0, 1]: `map`, the mean average precision, `top1`, `top5`, ... and `hard2`, ...

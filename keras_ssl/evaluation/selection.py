@@ -5,7 +5,8 @@ import numpy as np
 from keras_ssl.evaluation import logistic
 from keras_ssl.evaluation.probes import check_probe, checked, linear_accuracies
 
-# Relative to the summed loss, strongest first. Of 10,000 labels of CIFAR-10, 9,216 features prefer 1,000.
+# Relative to the summed loss, strongest first. For 10,000 labels and 9,216 features of CIFAR-10, 1,000 is
+# best.
 L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
 
 
@@ -14,22 +15,23 @@ def select_probe(
 ):
     """Selects the stage and the regularization of a linear probe without the test set, and tests it once.
 
-    A part of the training labels is held out. For each stage and each `l2` a probe is fitted on the others
-    and evaluated on that part. The best one is fitted again on all training labels.
+    A part of the training labels is held out. For each stage and each `l2`, a probe is fitted on the other
+    labels and evaluated on the held-out part. The best probe is fitted again on all training labels.
 
     Args:
         train_features, test_features: dicts of (N, D) and (M, D) float arrays, one for each stage, as
             `extract` returns them.
         train_labels, test_labels: (N,) and (M,) integer arrays.
-        l2, held_out, seed: as of `choose_l2`.
-        top: int, as of `linear_probe`.
+        l2, held_out, seed: as in `choose_l2`.
+        top: int, as in `linear_probe`.
 
     Returns:
         dict: `stage` (str), `l2` (float), `validation` (float, the accuracy on the held-out part) and
         `accuracy` (float, on the test set), in [0, 1].
 
     Raises:
-        ValueError: the stages differ or there are none, shapes do not match, or as `choose_l2`.
+        ValueError: the stages differ or there are none, shapes do not match, or for the same reasons as in
+            `choose_l2`.
 
     Reference: Kolesnikov, Zhai & Beyer, "Revisiting Self-Supervised Visual Representation Learning", CVPR
     2019, section 3, where such choices are made on held-out training images too.
@@ -60,18 +62,18 @@ def choose_l2(features, labels, l2=L2, held_out=0.2, seed=0):
     """Chooses the regularization of a linear probe on a held-out part of the training labels.
 
     Features are standardized by the mean and standard deviation of the part that is not held out. Each fit
-    starts from the previous one, with the stronger regularization; after two values worse than the best,
-    weaker ones are not tried.
+    starts from the previous one, which has a stronger regularization. After two values that are worse than
+    the best one, weaker values are not tried.
 
     Args:
         features: (N, D) float array.
         labels: (N,) integer array.
-        l2: sequence of floats, the candidates, as of `linear_probe`.
+        l2: sequence of floats, the candidates, as in `linear_probe`.
         held_out: float in (0, 1), the fraction of each class that is held out.
         seed: int, of the random choice of this part.
 
     Returns:
-        (l2, validation): float, the best candidate (of equal ones the largest), and its accuracy on the
+        (l2, validation): float, the best candidate (the largest one in a tie), and its accuracy on the
         held-out part, in [0, 1].
 
     Raises:

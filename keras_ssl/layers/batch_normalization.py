@@ -16,15 +16,15 @@ _GROUPED = contextvars.ContextVar("grouped", default=(None, None, True))
 def grouped(groups, rows=None, moves=True):
     """Splits the statistics of all `BatchNormalization` layers that are called inside, in training.
 
-    Each of `groups` consecutive parts of the batch is normalized by its own statistics, as if it were on a
-    device of its own, also if the layer is synchronized. Moving averages are updated by the mean over the
-    groups, of all replicas if it is synchronized. Another axis or type, a mask and `renorm`, which are
-    computed by Keras, are not split.
+    Each of `groups` consecutive parts of the batch is normalized by its own statistics, as if it were alone
+    on a device, even if the layer is synchronized. Moving averages are updated by the mean over the groups,
+    over those of all replicas if the layer is synchronized. Inputs that Keras computes (another axis or type,
+    a mask, `renorm`) are not split.
 
     Args:
         groups: int, a divisor of the batch size.
-        rows: int or scalar tensor, rows of the batch that count in the moving averages, by default all; those
-            after them only fill up the last groups.
+        rows: int or scalar tensor, number of first rows that count in the moving averages, by default all;
+            the rows after them only fill up the last groups.
         moves: bool, update the moving averages.
 
     Reference: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
@@ -48,10 +48,10 @@ def grouped(groups, rows=None, moves=True):
 class BatchNormalization(keras.layers.BatchNormalization):
     """Computes Keras' batch normalization with TensorFlow's fused kernel, if the kernel supports the input.
 
-    Weights, configuration and results (to 1e-5) are those of `keras.layers.BatchNormalization`; only the
-    speed differs. Keras 3 computes the layer by seven separate operations, which take a third of a
-    narrow residual network's training step. For serving, TensorFlow can fold only the fused operation
-    into the preceding convolution.
+    Weights, configuration and results (to 1e-5) are the same as in `keras.layers.BatchNormalization`; only
+    the speed differs. Keras 3 computes the layer by seven separate operations, which take a third of a narrow
+    residual network's training step. For serving, TensorFlow can fold only the fused operation into the
+    preceding convolution.
 
     The kernel takes a 4-D tensor normalized over its last axis, in float32, bfloat16 or float16, and weights
     in float32, as in mixed precision. Everything else (another rank or axis, float64, weights in 16 bits, a
@@ -84,7 +84,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def supported(self, rank):
         """Returns whether the kernel can compute this layer for inputs of a rank; otherwise Keras does."""
-        # The kernel takes no weights and statistics in 16 bits, as a policy such as "float16" makes them.
+        # The kernel takes no weights and statistics in 16 bits, which a policy such as "float16" creates.
         return self.axis in (-1, rank - 1) and self.variable_dtype == "float32" and not self.renorm
 
     def call(self, inputs, training=None, mask=None):
@@ -97,7 +97,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         groups, *arguments = _GROUPED.get()
         if groups and learns and plain:
             return self._over_groups(inputs, groups, *arguments)
-        # None while Keras builds a model under a strategy, which happens outside of any replica.
+        # None while Keras builds a model under a strategy, outside of any replica.
         context = tf.distribute.get_replica_context()
         several = context is not None and context.num_replicas_in_sync > 1
         if self.synchronized and learns and plain and (several or len(inputs.shape) != 4):
@@ -128,7 +128,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _fused(self, x, **weights):
         """Normalizes a 4-D tensor by its own statistics; returns it and the arguments of `_move`."""
-        empty = tf.zeros(0)  # no moving average by the kernel: it differs from Keras', see below
+        empty = tf.zeros(0)  # no moving average: the kernel's differs from Keras', see below
         outputs = tf.raw_ops.FusedBatchNormV3(
             x=x, mean=empty, variance=empty, is_training=True, **weights
         )
@@ -188,7 +188,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _move(self, n, mean, variance):
         """Updates the moving statistics by those of a batch with `n` values per channel."""
-        # A replica may get no image of the last batch, hence no statistics: no update then.
+        # A replica may get no image of the last batch. Then it has no statistics, and nothing is updated.
         rate = tf.where(n > 0, 1 - self.momentum, 0.0)
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             old = tf.convert_to_tensor(moving)

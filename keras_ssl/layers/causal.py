@@ -8,8 +8,8 @@ from keras_ssl.arguments import check_integers
 def causal_rows(grid, channels, hidden=256, blocks=5):
     """Builds a residual network whose output in row r depends on the rows down to r only.
 
-    Each block sees one more row above and one more column on both sides: its first convolution takes a
-    position with its neighbors to the left and right, its second one the row and the row above it, since a
+    Each block sees one more row above and one more column on both sides: its first convolution reads a
+    position and its left and right neighbors, and its second one reads the row and the row above it, since a
     row of zeros is added at the top and none at the bottom.
 
     Args:

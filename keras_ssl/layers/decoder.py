@@ -26,7 +26,8 @@ class Decoder(keras.layers.Layer):
 
     Call arguments:
         x: (B, h, w, c) tensor.
-        size: (H, W) of the output instead, for a map that is larger or smaller by the same factor.
+        size: (H, W) of the output if it differs from the constructor's, for a map that is larger or smaller
+            by the same factor.
         skips: tensors, one of each shape in the argument `skips` of the constructor.
         training: bool.
 
@@ -34,7 +35,7 @@ class Decoder(keras.layers.Layer):
         (B, H, W, filters) tensor, where `filters` is an attribute of the layer.
 
     Raises:
-        ValueError: `size` is smaller than the map, or a skip has the size of none of the upsampled maps.
+        ValueError: `size` is smaller than the map, or no upsampled map has the size of a skip.
 
     Reference: Radford, Metz & Chintala, "Unsupervised Representation Learning with DCGANs", ICLR 2016,
     section 3; Ronneberger et al., "U-Net", MICCAI 2015 (skip connections).
@@ -115,7 +116,7 @@ class Decoder(keras.layers.Layer):
 
 
 def half_size_decoder(shape, size, dtype=None):
-    """Creates a decoder to half the size of an image, from which the task enlarges its prediction.
+    """Creates a decoder whose output has half the size of an image; the task upsamples its prediction.
 
     Args:
         shape: (h, w, c) of the feature map.

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_ssl.ops import lab
 
-# Center and half of the range, in CIE Lab, of all sRGB colors: those of the authors' code of CMC.
+# Center and half of the range, in CIE Lab, of all sRGB colors; the authors' code of CMC uses the same values.
 CENTER = (50.0, 6.025, -6.6895)
 HALF_RANGE = (50.0, 92.208, 101.1675)
 CHANNELS = {"L": slice(0, 1), "ab": slice(1, 3)}

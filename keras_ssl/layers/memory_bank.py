@@ -13,30 +13,31 @@ STORAGE = ("float32", "bfloat16")
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class MemoryBank(keras.layers.Layer):
-    """Keeps an embedding of every image, a moving average of those that the network computed for it.
+    """Keeps for every image a moving average of the embeddings that the network computed for it.
 
-    An embedding is compared with the one that the bank has of the same image and with those of random other
-    images, so that the number of negatives does not depend on the batch. The scores are those of
-    noise-contrastive estimation: the log-odds ln(N P(i) / m) that an embedding is of image i, and not one
-    of m draws from all N images with the probability 1 / N each. P(i) = exp(similarity / t) / Z, and the
-    constant Z is estimated from the first batch, as N times the mean of exp(similarity / t), and then kept.
+    An embedding is compared with the bank's row of the same image and with the rows of random other images,
+    so that the number of negatives does not depend on the batch. The scores are the log-odds of
+    noise-contrastive estimation: ln(N P(i) / m), for an embedding that is either of image i or one of m draws
+    from all N images with the probability 1 / N each. P(i) = exp(similarity / t) / Z, and the constant Z is
+    estimated from the first batch, as N times the mean of exp(similarity / t), and then kept.
 
-    What an epoch writes is read from the next one on. Otherwise the positive, which comes once in an epoch,
-    would always be a row of the last epoch, while ever more of the negatives are of this one: the network can
-    tell them apart by what all embeddings of an epoch have in common, a shortcut. An epoch ends when a batch
-    is written most of whose images it has written before, after they were scored. So the rows are one
-    epoch old, those of the first batch two; after the first epoch they are still random in an evaluation.
+    Rows that are written in an epoch are read only from the next epoch on. Otherwise the positive, which is
+    written once per epoch, would always be a row of the last epoch, while more and more negatives were rows
+    of the current one. The network could then tell them apart by what all embeddings of an epoch have in
+    common, which is a shortcut. A new epoch starts when a batch is written most of whose images were already
+    written in this epoch. This batch has been scored before, so its rows were two epochs old; all other rows
+    are one epoch old. In an evaluation after the first epoch the rows are still random.
 
-    It starts with random unit vectors. On several replicas each writes the embeddings of all, so that all
-    have the same bank. It is saved with the task and in checkpoints, not in exports. ImageNet's 1.28 million
-    images with 128 dimensions take 1.3 GB on each device, for what is read and what is written, or half of
-    that in bfloat16; CIFAR's 50,000 take 52 MB. The rows are not divided among devices. The bank is written
-    in place; compiled with XLA, a second copy is made.
+    The bank starts with random unit vectors. On several replicas, each replica writes the embeddings of all
+    replicas, so that all have the same bank. It is saved with the task and in checkpoints, not in exports.
+    For ImageNet's 1.28 million images with 128 dimensions, the rows to read and the rows to write take 1.3 GB
+    on each device together, or half of that in bfloat16; for CIFAR's 50,000 images they take 52 MB. The rows
+    are not divided among devices. The bank is written in place; XLA makes a second copy.
 
     Args:
         size: int N, images in the data set; their ids are 0 to N - 1.
         dimensions: int, length of an embedding.
-        negatives: int m, rows drawn in each step, with replacement; all queries of a step have the same.
+        negatives: int m, rows drawn in each step, with replacement; all queries of a step share them.
         temperature: float, t.
         momentum: float in [0, 1], of the moving average.
         storage: "float32" or "bfloat16", of the embeddings.
@@ -74,10 +75,10 @@ class MemoryBank(keras.layers.Layer):
         state = functools.partial(self.add_weight, trainable=False, autocast=False)
         # In even epochs the first `size` rows are read and the others written, in odd ones the reverse.
         self.rows = state((2 * size, dimensions), self._first_rows, storage, name="rows")
-        # The epoch that wrote an image last: int64, for which there are kernels on a GPU.
+        # The last epoch in which an image was written; int64, since GPUs have kernels for it.
         self.written = state((size,), "zeros", "int64", name="written")
         self.epoch = state((), "ones", "int64", name="epoch")
-        # Of exp(similarity / temperature), in the first batch: ln(Z / N).
+        # ln(Z / N): the logarithm of the mean of exp(similarity / temperature) in the first batch.
         self.log_mean = state((), "zeros", "float32", name="log_mean")
         self.batches = state((), "zeros", "int32", name="batches")
         self.built = True  # or Keras warns when it loads a task with a bank
@@ -87,7 +88,7 @@ class MemoryBank(keras.layers.Layer):
         return tf.cast(tf.math.l2_normalize(rows, axis=-1), dtype)
 
     def read(self, ids):
-        """Returns the embeddings of images that the last epoch wrote, without gradient.
+        """Returns the embeddings of images that were written in the last epoch, without gradient.
 
         Args:
             ids: (B,) integer tensor.
@@ -96,11 +97,11 @@ class MemoryBank(keras.layers.Layer):
             (B, dimensions) float32 tensor.
         """
         ids = tf.cast(ids, tf.int64) + self.size * (tf.convert_to_tensor(self.epoch) % 2)
-        # Not `tf.gather` of a tensor, for which TensorFlow would copy the bank in every step.
+        # Not `tf.gather` of a tensor: TensorFlow would copy the bank in every step.
         return tf.stop_gradient(tf.cast(tf.gather(self.rows.value, ids), tf.float32))
 
     def call(self, queries, ids, training=False):
-        """Computes the log-odds that an embedding is one of the image, not of a random one.
+        """Computes the log-odds that an embedding is of the image, and not of a random one.
 
         Args:
             queries: (B, Q, dimensions) float32 tensor of unit vectors, Q for each image.
@@ -108,8 +109,8 @@ class MemoryBank(keras.layers.Layer):
             training: bool, whether to keep the estimate of Z from the first batch.
 
         Returns:
-            (B, Q, 1 + negatives) float32 tensor: with the image in column 0, then with the drawn ones; -1e9
-            where the image itself is drawn, so that its loss is 0.
+            (B, Q, 1 + negatives) float32 tensor: column 0 is for the image, the others for the drawn images,
+            with -1e9 where the image itself was drawn, so that the loss of this column is 0.
 
         Raises:
             ValueError: a query has another length than `dimensions`.
@@ -137,7 +138,7 @@ class MemoryBank(keras.layers.Layer):
         return tf.where(itself[:, None], -1e9, odds)
 
     def write(self, ids, embeddings):
-        """Updates the embeddings of images: the moving average, normalized again.
+        """Updates the moving averages of the embeddings of images, and normalizes them again.
 
         Write after scoring: otherwise the first batch of an epoch finds its own embeddings.
 
@@ -156,7 +157,7 @@ class MemoryBank(keras.layers.Layer):
         ids = distribute.all_gather(tf.cast(ids, tf.int64))
         new = distribute.all_gather(tf.cast(tf.stop_gradient(embeddings), tf.float32))
         again = tf.gather(self.written.value, ids) == tf.convert_to_tensor(self.epoch)
-        # Most, since one that cannot be read is replaced by another image of the same epoch.
+        # Most, since an image that cannot be read is replaced by another image of the same epoch.
         ends = 2 * tf.math.count_nonzero(again) > tf.size(ids, tf.int64)
         self.epoch.assign_add(tf.cast(ends, tf.int64))
         epoch = tf.convert_to_tensor(self.epoch)

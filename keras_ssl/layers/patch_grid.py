@@ -12,7 +12,8 @@ class PatchGrid(keras.layers.Layer):
 
     Args:
         patch: int, side of a patch in pixels.
-        stride: int, pixels from patch to patch. What is left at the lower and the right edge is cut off.
+        stride: int, pixels from patch to patch. Pixels that are left at the lower and the right edge are cut
+            off.
         **kwargs: passed to keras.layers.Layer.
 
     Call arguments:

@@ -9,7 +9,7 @@ NORMALIZED = ("none", "hidden", "all")
 
 
 def projection(inputs, outputs, depth=2, hidden=None, normalized="none", name="projection"):
-    """Builds a perceptron from features to embeddings, in float32, built and with a ReLU between its layers.
+    """Builds a float32 perceptron from features to embeddings, with a ReLU between its layers.
 
     | method | depth | hidden | normalized |
     | --- | --- | --- | --- |
@@ -26,8 +26,8 @@ def projection(inputs, outputs, depth=2, hidden=None, normalized="none", name="p
         outputs: int, length of the embeddings.
         depth: int, number of dense layers.
         hidden: int, width of the layers before the last; by default `inputs`.
-        normalized: "hidden" for batch normalization after all layers but the last, "all" for the last too,
-            there without an offset, "none" for no normalization.
+        normalized: "hidden" for batch normalization after all layers except the last, "all" for batch
+            normalization after all layers (without an offset after the last), "none" for no normalization.
         name: str.
 
     Returns:

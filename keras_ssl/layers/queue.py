@@ -13,9 +13,9 @@ BLOCK = 4096  # keys; 4 MB of similarities with a batch of 256
 class Queue(keras.layers.Layer):
     """Keeps the keys of the last batches as further negatives (MoCo).
 
-    It is a ring: new keys replace the oldest ones, whatever the size of the batch. It starts with random
-    unit vectors. On several replicas each appends the keys of all, so that all have the same queue. It is
-    saved with the task, and in checkpoints.
+    It is a ring: new keys replace the oldest ones, whatever the size of the batch. It starts with random unit
+    vectors. On several replicas, each replica appends the keys of all replicas, so that all have the same
+    queue. It is saved with the task, and in checkpoints.
 
     Args:
         size: int, number of keys.
@@ -57,9 +57,9 @@ class Queue(keras.layers.Layer):
     def soft_maximum(self, queries, temperature):
         """Computes log(sum(exp(similarity / temperature))) over the keys, and the maximum, of each query.
 
-        It goes through the keys in blocks that fit in the processor's cache and computes the gradient on
-        the way: all similarities at once would take longer than the network. In mixed precision the
-        products are in 16 bits.
+        It goes through the keys in blocks that fit in the processor's cache, and computes the gradient in the
+        same pass: computing all similarities at once would take longer than the network. In mixed precision
+        the products are in 16 bits.
 
         Args:
             queries: (B, dimensions) float32 tensor of unit vectors.
@@ -107,11 +107,11 @@ class Queue(keras.layers.Layer):
     def append(self, keys):
         """Replaces the oldest keys.
 
-        Compute the similarities with `keys()` before: otherwise the positive is among the negatives.
+        Compute the similarities with `keys()` first; otherwise the positive is among the negatives.
 
         Args:
-            keys: (B, dimensions) tensor, the keys of this replica. Of more than `size` keys the last are
-                kept.
+            keys: (B, dimensions) tensor, the keys of this replica. If there are more than `size`, the last
+                ones are kept.
 
         Raises:
             ValueError: a key has another length than `dimensions`.

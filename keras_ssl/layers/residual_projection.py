@@ -28,7 +28,7 @@ class NearIdentity(keras.initializers.RandomUniform):
 
 
 def residual_projection(channels, units, normalized=True, name="residual_projection"):
-    """Builds a perceptron for each position of a feature map, with a shortcut, in float32 and built.
+    """Builds a float32 perceptron with a shortcut, which is applied to each position of a feature map.
 
     Two dense layers (1x1 convolutions) with a ReLU between them, plus a linear shortcut that starts as a copy
     of its input. So the embeddings start as the features themselves. A code is a map of one position,
@@ -37,15 +37,15 @@ def residual_projection(channels, units, normalized=True, name="residual_project
     Args:
         channels: int, of the feature map.
         units: int, length of the embeddings, and width of the hidden layer.
-        normalized: bool, batch normalization of the hidden layer, synchronized over replicas as in
-            `projection`, and layer normalization of the embeddings, which limits their size.
+        normalized: bool, whether to use batch normalization after the hidden layer, synchronized over
+            replicas as in `projection`, and layer normalization of the embeddings, which limits their size.
         name: str.
 
     Returns:
         keras.Model from (B, h, w, channels) to (B, h, w, units).
 
     Raises:
-        ValueError: a number is less than 1, or `normalized` is no bool.
+        ValueError: a number is less than 1, or `normalized` is not a bool.
 
     Reference: Hjelm et al., "Learning Deep Representations by Mutual Information Estimation and
     Maximization", ICLR 2019, appendix A; `MI1x1ConvNet` in the authors' code.

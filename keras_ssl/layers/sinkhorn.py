@@ -20,7 +20,7 @@ class Sinkhorn(keras.layers.Layer):
     precision. For a whole data set use `keras_ssl.transport.sinkhorn`, which is many times faster on
     large matrices.
 
-    Under a strategy the plan is that of the batch of all replicas: the scores are gathered, and each
+    Under a strategy, the plan is computed for the batch of all replicas: the scores are gathered, and each
     replica keeps its rows. (Under MirroredStrategy, sums cannot be all-reduced inside a compiled loop.)
 
     Args:
@@ -30,8 +30,8 @@ class Sinkhorn(keras.layers.Layer):
         max_iterations: int. If the error is still larger then, a warning is printed, except under XLA,
             which cannot print: use `report` there.
         differentiable: bool, whether gradients flow through the iterations; by default the plan is a
-            constant, as a target should be. XLA reserves memory for all `max_iterations`, two (B, K)
-            tensors each: lower it there.
+            constant, as a target should be. XLA reserves memory for all `max_iterations`, two (B, K) tensors
+            each: use a lower number under XLA.
         report: bool, whether to return a dict of `plan`, `iterations` and `error` instead of the plan.
         **kwargs: passed to keras.layers.Layer.
 
@@ -39,13 +39,14 @@ class Sinkhorn(keras.layers.Layer):
         scores: (B, K) float tensor.
         rows: (B,) positive marginals, by default 1 / B each. Under a strategy, those of this replica.
         columns: (K,) positive marginals with the same sum (over all replicas), by default 1 / K each. In a
-            graph only constants are checked; wrong sums of others give the warning of `max_iterations`.
+            graph only constants are checked; wrong sums of other tensors give the warning of
+            `max_iterations`.
 
     Returns:
         (B, K) float32 tensor.
 
     Raises:
-        ValueError: `scores` is not (B, K); `lam` or `tolerance` is not positive, or `max_iterations` no
+        ValueError: `scores` is not (B, K); `lam` or `tolerance` is not positive; `max_iterations` is not a
             positive integer; `rows` or `columns` has the wrong length or is not positive, or they differ in
             their sum.
 
@@ -147,7 +148,7 @@ def _check_marginals(scores, rows, columns):
 
 
 def _check_sums(rows, columns):
-    """Checks that there is a plan with both sums, without which the iterations would not converge."""
+    """Checks that a plan with both sums exists; otherwise the iterations would not converge."""
     values = [np.ones(1) if m is None else _constant(m) for m in (rows, columns)]
     if any(value is None for value in values):
         return
@@ -181,7 +182,7 @@ def _balance(scores, rows, columns, lam, tolerance, max_iterations, warns):
     )
     potentials -= (
         log_columns - sums
-    )  # undo the last update: `error` is that of the previous potentials
+    )  # undo the last update, since `error` belongs to the previous potentials
     plan = rows[:, None] * tf.nn.softmax(logits + potentials, axis=1)
     if not warns:
         return plan, iterations, error

@@ -1,4 +1,4 @@
-"""Embedding of a feature map that keeps where things are."""
+"""Embedding of a feature map that preserves positions."""
 
 import keras
 
@@ -6,13 +6,14 @@ POSITIONS = 8  # rows and columns of the map that are kept, at most
 
 
 def spatial_embedding(shape, units, name="spatial_embedding"):
-    """Builds the layers that embed a feature map with where things are in it.
+    """Builds the layers that embed a feature map and preserve positions in it.
 
     A convolution is followed by average pooling to at most 8x8 positions and a dense layer, since the mean
-    over all positions would not show where something was.
+    over all positions would not show where something is.
 
     Args:
-        shape: (h, w, c) of the map; the convolution has c channels, also for maps with others.
+        shape: (h, w, c) of the map; the convolution has c channels, even for maps with another number of
+            channels.
         units: int, length of the embedding.
         name: str.
 

@@ -1,4 +1,4 @@
-"""Spectral normalization, whose gradient includes that of the spectral norm."""
+"""Spectral normalization, whose gradient includes the gradient of the spectral norm."""
 
 import keras
 import tensorflow as tf
@@ -8,11 +8,11 @@ import tensorflow as tf
 class SpectralNormalization(keras.layers.SpectralNormalization):
     """Divides the kernel of a layer by its spectral norm, in the forward pass.
 
-    The kernel W, as a matrix with one column per output channel, is replaced by W / sigma, where
-    sigma = v' W u is its largest singular value, and u and v are the singular vectors. One power
-    iteration per training step updates u. Since u and v are constants in the gradient, that of a loss L
-    with respect to W is (G - <G, W / sigma> v u') / sigma with G = dL / d(W / sigma) (equation 12 of the
-    paper). The second term removes the part of the gradient that would only change the scale of W.
+    The kernel W, as a matrix with one column per output channel, is replaced by W / sigma, where sigma = v' W
+    u is its largest singular value, and u and v are the singular vectors. One power iteration per training
+    step updates u. Since u and v are constants in the gradient, the gradient of a loss L with respect to W is
+    (G - <G, W / sigma> v u') / sigma with G = dL / d(W / sigma) (equation 12 of the paper). The second term
+    removes the part of the gradient that would only change the scale of W.
 
     Keras' layer overwrites the variable by W / sigma in each training step instead, and its gradient
     is G, without the second term. Here only the optimizer changes the variable. In mixed precision the
@@ -24,7 +24,7 @@ class SpectralNormalization(keras.layers.SpectralNormalization):
         **kwargs: passed to keras.layers.Wrapper.
 
     Call arguments:
-        inputs: as `layer` takes them.
+        inputs: passed to `layer`.
         training: bool, whether to update u.
 
     Returns:

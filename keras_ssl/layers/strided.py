@@ -3,8 +3,8 @@
 For such a layer oneDNN copies the pixels that are used into a buffer for all its input channels, but
 addresses the buffer as if it held a whole vector of channels: 8 with AVX2, 16 with AVX-512. With fewer
 channels it reads and writes out of bounds. The gradients of the kernel are wrong, or the heap is corrupted
-and the process crashes later (https://github.com/uxlfoundation/oneDNN/issues/6035, here with TensorFlow
-2.21). Subsampling followed by a convolution without strides computes the same function by other code.
+and the process crashes later (https://github.com/uxlfoundation/oneDNN/issues/6035, seen with TensorFlow
+2.21). Subsampling followed by a convolution without strides computes the same function with other code.
 
 The gradient of a transposed convolution is such a convolution, whose input channels are its output channels.
 SeparableConv2D is not affected: only its depthwise part has strides.
@@ -15,12 +15,12 @@ import weakref
 
 from keras import layers
 
-CHANNELS = 16  # float32 numbers in the widest vector, that of AVX-512
+CHANNELS = 16  # float32 numbers in the widest vector (AVX-512)
 _warned = weakref.WeakSet()  # layers
 
 
 def is_miscomputed(layer):
-    """Returns whether a layer is a strided 1x1 convolution, also transposed, that oneDNN miscomputes.
+    """Returns whether a layer is a strided 1x1 convolution, possibly transposed, that oneDNN miscomputes.
 
     Args:
         layer: keras.layers.Layer, built.
@@ -54,7 +54,7 @@ def subsampling(layer, name):
 
 
 def warn_of_miscomputed(model):
-    """Warns of miscomputed convolutions in a model, also in nested models, once of each layer.
+    """Warns of miscomputed convolutions in a model and its nested models, once per layer.
 
     Args:
         model: keras.Model.

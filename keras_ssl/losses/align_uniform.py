@@ -40,7 +40,7 @@ class Alignment(keras.losses.Loss):
         check_views(y_pred, exactly=2)
         first, second = tf.unstack(_normalized(y_pred), 2, axis=1)
         square = tf.reduce_sum(tf.math.squared_difference(first, second), axis=-1)
-        # The root has no gradient at 0, where all that is wanted is 0.
+        # The root has no gradient at 0. There, value and gradient should be 0.
         apart = square > 0
         return tf.where(apart, tf.where(apart, square, 1.0) ** (self.alpha / 2), 0.0)
 
@@ -86,7 +86,7 @@ class Uniformity(keras.losses.Loss):
         for z in tf.unstack(everyone, y_pred.shape[1], axis=1):
             squares = 2 - 2 * tf.matmul(z, z, transpose_b=True)
             pairs = tf.where(tf.eye(number, dtype=tf.bool), -float("inf"), -self.t * squares)
-            # One image has no pair; with a single finite number, the gradient stays finite.
+            # One image has no pair; a single finite number keeps the gradient finite.
             pairs = tf.where(number > 1, pairs, 0.0)
             count = tf.cast(tf.maximum(number * (number - 1), 1), tf.float32)
             values.append(tf.reduce_logsumexp(pairs) - tf.math.log(count))

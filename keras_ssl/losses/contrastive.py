@@ -8,7 +8,7 @@ from keras_ssl.training import distribute
 
 
 def similarities(queries, keys):
-    """Computes cosine similarities of the views of each image with those of all images of the batch.
+    """Computes cosine similarities of the views of each image with the views of all images of the batch.
 
     Args:
         queries: (B, V, D) float tensor, the embeddings of V views of each image.
@@ -38,14 +38,14 @@ def similarities(queries, keys):
 
 
 def own_rows(tensor, everyone):
-    """Tells which rows of all replicas are those of this one: the same image.
+    """Finds each row of this replica among the rows of all replicas.
 
     Args:
         tensor: (B, ...) tensor, the rows of this replica.
         everyone: (N, ...) tensor, `distribute.all_gather(tensor)`.
 
     Returns:
-        (B, N) bool tensor.
+        (B, N) bool tensor, whether both are the same image.
 
     Example:
         >>> own_rows(tf.zeros(2), tf.zeros(2)).numpy().tolist()
@@ -67,9 +67,9 @@ class NTXent(keras.losses.Loss):
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
-        y_true: not used. y_pred: (B, V, D) embeddings of V views, 2 or more, which are normalized here.
-        The loss: (B,) float32, the mean over the views: the paper's scale, half the value of the
-        authors' code.
+        y_true: not used. y_pred: (B, V, D) embeddings of V views, 2 or more, which are normalized here. The
+        loss: (B,) float32, the mean over the views, as in the paper; the authors' code computes twice that
+        value.
 
     Raises:
         ValueError: `temperature` is not positive, or `y_pred` is not (B, V, D) with V of at least 2.
@@ -107,9 +107,9 @@ class SupervisedContrastive(keras.losses.Loss):
 
     Shapes:
         y_true: (B,) or (B, 1) integers, the classes, below 2**24, since Keras casts them to float32. y_pred:
-        (B, V, D) embeddings of V views, 2 or more, which are normalized here. The loss: (B,)
-        float32, the mean over the views. It is the paper's: the authors' code multiplies it by temperature /
-        0.07, Google's by the temperature.
+        (B, V, D) embeddings of V views, 2 or more, which are normalized here. The loss: (B,) float32, the
+        mean over the views. This is the loss of the paper; the authors' code multiplies it by temperature /
+        0.07, and Google's code by the temperature.
 
     Raises:
         ValueError: `temperature` is not positive, `mean` is unknown, or `y_pred` is not (B, V, D) with V of
@@ -172,7 +172,7 @@ class InfoNCE(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         logits = tf.cast(y_pred, tf.float32) / self.temperature
-        # Not log(sum(exp)) of all, which loses the digits of a small loss.
+        # Not log(sum(exp)) of all columns, which loses the digits of a small loss.
         loss = tf.nn.softplus(tf.reduce_logsumexp(logits[..., 1:], axis=-1) - logits[..., 0])
         return _weighted(loss, self.weights)
 
@@ -184,9 +184,9 @@ class InfoNCE(keras.losses.Loss):
 class NCE(keras.losses.Loss):
     """Computes the loss of noise-contrastive estimation: a logistic regression of data against noise.
 
-    Each negative is an event of its own, so the loss is a sum over all of them: ln(1 + m) + m ln(1 + 1 / m)
-    if data and m negatives have the same probability. `InfoNCE(temperature=1.0)` of the same log-odds is
-    the softmax.
+    Each negative is a separate event, so the loss is a sum over all of them: ln(1 + m) + m ln(1 + 1 / m) if
+    data and m negatives have the same probability. `InfoNCE(temperature=1.0)` computes the softmax loss of
+    the same log-odds.
 
     Args:
         weights: sequence of Q floats, of the queries of an image, whose losses are added; or None to keep
@@ -231,7 +231,7 @@ def _checked(weights):
 
 
 def _weighted(loss, weights):
-    """Adds the (B, Q) losses of the queries of each image by their weights; None keeps them apart."""
+    """Adds the weighted (B, Q) losses of the queries of each image; None for the weights keeps them apart."""
     if weights is None:
         return loss
     if loss.shape[1:] != (len(weights),):
@@ -266,7 +266,7 @@ def _cross_entropy(logits, same, itself, inside=False):
 
 
 def check_views(embeddings, exactly=None):
-    """Raises ValueError unless `embeddings` are (B, V, D) with two views or more, or exactly so many."""
+    """Raises ValueError unless `embeddings` are (B, V, D) with `exactly` this many views, or two or more."""
     shape = embeddings.shape
     views = shape[1] if len(shape) == 3 else None
     if views is None or views < 2 or (exactly and views != exactly):

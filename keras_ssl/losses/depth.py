@@ -9,7 +9,7 @@ from keras_ssl.ops import depth
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class ScaleInvariantDepth(keras.losses.Loss):
-    """Computes the squared error of the logarithm of depth, in part without the error of the scale.
+    """Computes the squared error of log depth, with part of the scale error removed.
 
     With d = predicted minus true logarithm, the loss of an image is mean(d^2) - scale_free * mean(d)^2 over
     the pixels whose depth is known. For `scale_free=1` it is the variance of d: a depth map that is twice as

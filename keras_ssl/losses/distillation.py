@@ -8,7 +8,7 @@ import tensorflow as tf
 class Distillation(keras.losses.Loss):
     """Computes the mean squared difference between the feature maps of a student and of a teacher.
 
-    No gradient flows into the teacher's.
+    No gradient flows into the teacher's map.
 
     Args:
         **kwargs: passed to keras.losses.Loss.

@@ -23,7 +23,7 @@ class CosineDistance(keras.losses.Loss):
     def call(self, y_true, y_pred):
         y_true, y_pred = tf.cast(y_true, tf.float32), tf.cast(y_pred, tf.float32)
         known = tf.reduce_all(tf.math.is_finite(y_true), axis=-1, keepdims=True)
-        # Near 0 the direction changes with the smallest step: its gradient would overflow in 16 bits.
+        # Near 0 the smallest step changes the direction, so the gradient would overflow in 16 bits.
         unit = tf.math.l2_normalize(y_pred, axis=-1, epsilon=SHORTEST**2)
         cosine = tf.where(known, y_true, 0.0) * unit
         distance = tf.where(known, 1 - tf.reduce_sum(cosine, axis=-1, keepdims=True), 0.0)
@@ -34,8 +34,8 @@ class CosineDistance(keras.losses.Loss):
 class BalancedCrossEntropy(keras.losses.Loss):
     """Computes the cross-entropy of contours; contour pixels and others have the same weight in an image.
 
-    It is the mean of the mean over the contour pixels and the mean over the others. Without weights,
-    predicting no contour at all would be a good answer: few pixels are on one.
+    It is the average of the mean over the contour pixels and the mean over the other pixels. Without this
+    balance, predicting no contour at all would have a low loss, since few pixels are on a contour.
 
     Shapes:
         y_true: (B, H, W, 1), 0 or 1. y_pred: (B, H, W, 1) logits. The loss: (B,).

@@ -11,12 +11,13 @@ class GradientDifference(keras.losses.Loss):
     """Computes the L1 or L2 error of an image, and the gradient difference loss, which keeps edges sharp.
 
     The gradient difference loss is the mean absolute difference between the absolute gradients of the image
-    and of the prediction: a mean over pairs of neighboring pixels, for each direction, and their sum.
+    and of the prediction: for each direction, a mean over pairs of neighboring pixels; both means are added.
 
     Args:
         norm: 1 for absolute errors, 2 for squared ones.
         gradient: float, weight of the gradient difference loss.
-        outside: float in 0..1, weight of the pixels where the mask is 0; a pair has the product of both.
+        outside: float in 0..1, weight of the pixels where the mask is 0; the weight of a pair is the product
+            of both pixels' weights.
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
@@ -60,7 +61,7 @@ class GradientDifference(keras.losses.Loss):
 
 
 def _neighbors(x, axis):
-    """Returns all pixels but the last and all but the first along an axis: the pairs of neighbors."""
+    """Returns all pixels except the last, and all except the first, along an axis: the pairs of neighbors."""
     return (x[:, :-1], x[:, 1:]) if axis == 1 else (x[:, :, :-1], x[:, :, 1:])
 
 

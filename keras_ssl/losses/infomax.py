@@ -39,15 +39,16 @@ def image_scores(queries, keys):
 class InfoMax(keras.losses.Loss):
     """Computes a negative bound of the mutual information of a query and the keys of its image.
 
-    Positives are the L keys of the query's own image, negatives the keys of all other images of the batch,
-    over all replicas. Scores are inner products, neither normalized nor scaled.
+    Positives are the L keys of the query's own image; negatives are the keys of all other images of the
+    batch, over all replicas. Scores are inner products, neither normalized nor scaled.
 
-    - "JSD": mean softplus(-positive) + mean softplus(negative) - 2 log 2, minus twice the Jensen-Shannon
-      divergence: 0 for scores of 0, and -2 log 2 = -1.39 for perfect ones. It needs few negatives.
+    - "JSD": mean softplus(-positive) + mean softplus(negative) - 2 log 2, a bound of minus twice the
+      Jensen-Shannon divergence. It is 0 for scores of 0, and -2 log 2 = -1.39 for perfect scores. It needs
+      few negatives.
     - "InfoNCE": the cross-entropy of finding each of the L positives among all negatives, without the other
-      positives: log(1 + (N - 1) L) for scores of 0, for N images. It needs many.
-    - "DV", Donsker-Varadhan: log-mean-exp of the negatives of all queries, minus the mean positive. It
-      varies most, and does not stop scores from growing.
+      positives; log(1 + (N - 1) L) for scores of 0 and N images. It needs many negatives.
+    - "DV", Donsker-Varadhan: log-mean-exp of the negatives of all queries, minus the mean positive. It has
+      the largest variance, and does not stop scores from growing.
 
     A batch of one image has no negatives; its loss is 0.
 
@@ -56,8 +57,8 @@ class InfoMax(keras.losses.Loss):
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
-        y_true: not used. y_pred: (B, 1 + L, D), for each image a query and L keys. The loss: (B,) float32,
-        whose mean over the batch is that of the formulas above.
+        y_true: not used. y_pred: (B, 1 + L, D), for each image a query and L keys. The loss: (B,) float32;
+        its mean over the batch is the formula above.
 
     Raises:
         ValueError: `bound` is unknown.

@@ -9,7 +9,7 @@ from keras_ssl.training import distribute
 
 EXCLUDED = (
     -1e9
-)  # score of what is no negative; unlike -inf it has a gradient if nothing else is left
+)  # score of excluded keys; unlike -inf, it has a gradient even if no other key is left
 
 
 def predicted_scores(y_pred, first):
@@ -50,8 +50,8 @@ class PredictiveCoding(keras.losses.Loss):
 
     The negatives of a prediction are all other positions of its own image and all positions of all other
     images, over all replicas. The scores are scalar products, neither normalized nor divided by a
-    temperature. The steps are computed one after the other; each has a matrix of up to (N * H * W)^2
-    scores, 3,136 x 2,240 for 64 images and 7x7 positions.
+    temperature. The steps are computed one after another; each has a matrix of up to (N * H * W)^2 scores,
+    3,136 x 2,240 for 64 images and 7x7 positions.
 
     Args:
         first: int, how many rows above its target the first prediction was made; the second was made one
@@ -59,9 +59,10 @@ class PredictiveCoding(keras.losses.Loss):
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
-        y_true: not used. y_pred: (B, 1 + S, H, W, D): the embedding of each position, then its predictions
-        by S steps. Those of the first rows, above which there are too few, are not used. The loss: (B,)
-        float32, the mean over the steps of the mean over the positions; ln(N * H * W) if all scores are 0.
+        y_true: not used. y_pred: (B, 1 + S, H, W, D): the embedding of each position, then its predictions by
+        S steps. Predictions for the first rows are not used, since too few rows are above them. The loss:
+        (B,) float32, the mean over the steps of the mean over the positions; ln(N * H * W) if all scores are
+        0.
 
     Raises:
         ValueError: `first` is less than 1, or `y_pred` has no prediction, or too few rows for the last.
@@ -95,7 +96,7 @@ class PredictiveCoding(keras.losses.Loss):
 
 
 def check_predictions(y_pred, first):
-    """Raises ValueError unless `y_pred` is as `PredictiveCoding` takes it."""
+    """Raises ValueError unless `y_pred` has the shape that `PredictiveCoding` expects."""
     shape = y_pred.shape
     if len(shape) != 5 or not first + shape[1] - 2 < shape[2] or shape[1] < 2:
         raise ValueError(
@@ -113,9 +114,9 @@ def local_scores(y_pred, locations):
 
     Returns:
         (scores, own): a list of six (B, N, L) float32 tensors over the N images of all replicas, with
-        gradient: for either view those of its vector with the first map of the other view, those of its
-        vector with the second map, and those of its location with the first map; and (B, N) bool, whether
-        the image is the same.
+        gradient: for either view the scores of its vector with the first map of the other view, of its vector
+        with the second map, and of its location with the first map; and (B, N) bool, whether the image is the
+        same.
 
     Example:
         >>> scores, own = local_scores(tf.zeros((3, 2, 2 + 25 + 49, 8)), (25, 49))
@@ -137,13 +138,13 @@ def local_scores(y_pred, locations):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class MultiscaleInfoNCE(keras.losses.Loss):
-    """Computes the cross-entropy of finding the locations of the own image among all images (AMDIM's loss).
+    """Computes the cross-entropy of finding the locations of the same image among all images (AMDIM's loss).
 
-    A source in one view is compared with all locations in the other view of all images of the batch, over
-    all replicas. Each location of its own image is a positive once, with all locations of all other images
-    as its negatives; the other locations of the own image are neither. There are three terms: from the
-    vector of the whole image to a first and to a second map of locations, and from a location to the first
-    map. They are added, and each is the mean over both directions between the views.
+    A source in one view is compared with all locations in the other view of all images of the batch, over all
+    replicas. Each location of the same image is a positive once, with all locations of all other images as
+    its negatives; the other locations of the same image are neither. There are three terms: from the vector
+    of the whole image to a first and to a second map of locations, and from a location to the first map. Each
+    term is the mean over both directions between the views, and the terms are added.
 
     Scores are scalar products divided by the square root of the dimensions. Their squares are penalized, and
     then they are clipped smoothly, which keeps the training stable.
@@ -155,9 +156,9 @@ class MultiscaleInfoNCE(keras.losses.Loss):
         **kwargs: passed to keras.losses.Loss.
 
     Shapes:
-        y_true: not used. y_pred: (B, 2, 2 + L1 + L2, D) for two views: the embedding of the whole image,
-        that of one location of the first map, then those of all locations of both maps. The loss: (B,)
-        float32. With scores of 0 a term with L locations is ln(1 + (N - 1) * L) for N images.
+        y_true: not used. y_pred: (B, 2, 2 + L1 + L2, D) for two views: the embedding of the whole image, the
+        embedding of one location of the first map, then the embeddings of all locations of both maps. The
+        loss: (B,) float32. With scores of 0 a term with L locations is ln(1 + (N - 1) * L) for N images.
 
     Raises:
         ValueError: `locations` are not two positive integers, `clip` is not positive, `penalty` is negative,
@@ -184,12 +185,12 @@ class MultiscaleInfoNCE(keras.losses.Loss):
     def call(self, y_true, y_pred):
         self.check(y_pred)
         scores, own = local_scores(y_pred, self.locations)
-        # Over three terms in two directions, of which each counts one half.
+        # The sum of three terms, each of which is the mean over two directions.
         total = tf.add_n([self.cross_entropy(raw, own) for raw in scores]) / 2
         return total + self.penalties(scores)
 
     def cross_entropy(self, raw, own):
-        """Computes the mean over the locations of the own image, from (B, N, L) scores; returns (B,)."""
+        """Computes the mean over the locations of the same image, from (B, N, L) scores; returns (B,)."""
         scores = self.clip * tf.tanh(raw / self.clip)
         own = own[:, :, None]
         positive = tf.reduce_sum(tf.where(own, scores, 0.0), axis=1)
@@ -201,7 +202,7 @@ class MultiscaleInfoNCE(keras.losses.Loss):
         return self.penalty / 2 * tf.add_n([tf.reduce_mean(raw**2, axis=[1, 2]) for raw in scores])
 
     def check(self, y_pred):
-        """Raises ValueError unless the shape of `y_pred` is as above."""
+        """Raises ValueError unless `y_pred` has the shape in the docstring of the class."""
         expected = (2, 2 + sum(self.locations))
         if len(y_pred.shape) != 4 or tuple(y_pred.shape[1:3]) != expected:
             raise ValueError(

@@ -7,8 +7,8 @@ the product of the marginals. A critic that is larger on the diagonal has learne
 
 The bounds are in nats and are maximized: minimize `-bound(scores)`. They all return a float32 scalar, which
 is an estimate: InfoNCE is never above log(K), however large the mutual information is, while the variance of
-Donsker-Varadhan, NWJ and TUBA grows exponentially with it (Song & Ermon, section 4). See
-docs/mutual_information.md for what this has to do with self-supervised learning.
+Donsker-Varadhan, NWJ and TUBA grows exponentially with it (Song & Ermon, section 4).
+docs/mutual_information.md explains how this relates to self-supervised learning.
 
 Reference: Poole, Ozair, van den Oord, Alemi & Tucker, "On Variational Bounds of Mutual Information", ICML
 2019; Song & Ermon, "Understanding the Limitations of Variational Mutual Information Estimators", ICLR 2020.
@@ -110,8 +110,8 @@ def tuba(scores, log_baseline):
         log_baseline: log a(y_i), (K,) float tensor or a number; often the output of a network.
 
     Returns:
-        float32 scalar in nats. Exponents above 30 are continued by a straight line, so that it and its
-        gradient are finite.
+        float32 scalar in nats. Above exponents of 30, the exponential is continued by a straight line, so
+        that the value and its gradient are finite.
 
     Raises:
         ValueError: `scores` is not square, K is less than 2, or `log_baseline` has another shape.
@@ -128,9 +128,9 @@ def tuba(scores, log_baseline):
 
 
 def jensen_shannon(scores):
-    """Computes NWJ of a critic that is trained by the Jensen-Shannon divergence.
+    """Computes the NWJ bound of a critic that is trained by the Jensen-Shannon divergence.
 
-    The value is that of `nwj(scores + 1)`, the gradient that of mean(-softplus(-joint)) -
+    The value is `nwj(scores + 1)`. The gradient is the gradient of mean(-softplus(-joint)) -
     mean(softplus(independent)), whose variance is small and whose best critic is log(p(y | x) / p(y)).
 
     Args:
@@ -159,9 +159,9 @@ def interpolated(scores, alpha, log_baseline=1.0):
 
     The baseline is alpha m(y) + (1 - alpha) a(y), where m(y) is the mean of exp(f(x, y)) over K - 1 of the
     samples and a(y) the given baseline. In the limit of alpha = 1 it is InfoNCE of K - 1 samples, averaged
-    over which one is left out, and at most log(K - 1). In the limit of alpha = 0 it is `tuba`, with the
-    default baseline `nwj`. In between no estimate is above 1 + log((K - 1) / alpha): a small alpha has a
-    larger limit, and a larger variance. (In the docstring of the authors' notebook the limits are exchanged.)
+    over the sample that is left out, and at most log(K - 1). In the limit of alpha = 0 it is `tuba`, or `nwj`
+    with the default baseline. In between, no estimate is above 1 + log((K - 1) / alpha): a small alpha has a
+    larger limit, and a larger variance. (The docstring in the authors' notebook exchanges the limits.)
 
     Args:
         scores: (K, K) float tensor, f(x_j, y_i) in row i and column j.
@@ -191,8 +191,8 @@ def interpolated(scores, alpha, log_baseline=1.0):
     log_alpha, log_rest = math.log(alpha), math.log1p(-alpha)
     baseline = tf.math.softplus(log_alpha + left_out - (log_rest + log_baseline[:, None]))
     baseline += log_rest + log_baseline[:, None]
-    # The pair (x_i, y_i) is joint to a baseline without one of the other x, and x_j is independent of y_i and
-    # of a baseline without x_i.
+    # The joint pair (x_i, y_i) gets a baseline without one of the other x. An independent pair (x_j, y_i)
+    # gets a baseline without x_i.
     joint = _diagonal(scores)[:, None] - baseline
     off_diagonal = tf.reduce_sum(joint) - tf.reduce_sum(_diagonal(joint))
     return _tuba(off_diagonal / (number * (number - 1)), scores - _diagonal(baseline)[:, None])
@@ -202,7 +202,7 @@ def smile(scores, clip=5.0):
     """Computes SMILE: Donsker-Varadhan with clipped independent scores, of a critic trained as in
     `jensen_shannon`.
 
-    Clipping bounds the variance, at the price of a bias; without it (a large `clip`) the value is that of
+    Clipping bounds the variance, at the price of a bias; without it (with a large `clip`) the value equals
     `donsker_varadhan`. It is an estimate, not a bound.
 
     Args:
@@ -281,7 +281,7 @@ def _tuba(joint, independent):
     """Computes 1 + mean(joint) - mean(exp(independent)), both relative to the logarithm of a baseline."""
     exponent = _log_mean_exp(independent)
     largest = tf.minimum(exponent, MAX_EXPONENT)
-    # Beyond the limit a straight line with the slope there, whose gradient is as finite as its value.
+    # Beyond the limit, a straight line with the slope at the limit, so that value and gradient are finite.
     mean = tf.exp(largest) * (1 + exponent - largest)
     return 1 + tf.reduce_mean(joint) - mean
 
@@ -292,5 +292,5 @@ def _trained_by_jensen_shannon(scores, value):
     penalty = tf.nn.softplus(scores)
     independent = (tf.reduce_sum(penalty) - tf.reduce_sum(_diagonal(penalty))) / pairs
     trained = -independent - tf.reduce_mean(tf.nn.softplus(-_diagonal(scores)))
-    # In this order, since trained + (value - trained) would round a small value next to a large one.
+    # In this order: trained + (value - trained) would round a small value next to a large one.
     return tf.stop_gradient(value) + (trained - tf.stop_gradient(trained))

@@ -10,8 +10,8 @@ class DepthRanking(keras.losses.Loss):
 
     With r = 1 if pixel A is farther than pixel B, -1 if it is nearer and 0 if both are equally far, and the
     predictions z, a pair costs log(1 + exp(-r (z_A - z_B))), and (z_A - z_B)^2 if r = 0. The loss of an image
-    is the mean over the pairs whose order is known, 0 if there is none. In copies of the authors' code, the
-    sign of r differs.
+    is the mean over the pairs whose order is known, or 0 if there are none. Copies of the authors' code use
+    the opposite sign of r.
 
     Shapes:
         y_true: (B, P, 3) float, per pair the indices of pixels A and B, row by row from the top left, and r,

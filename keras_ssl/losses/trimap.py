@@ -8,8 +8,8 @@ import tensorflow as tf
 class TrimapCrossEntropy(keras.losses.Loss):
     """Computes the cross-entropy of a mask, averaged over the certain pixels of each image.
 
-    An image in whose mask no pixel is 1 has no loss: that nothing moves in it now does not mean that nothing
-    in it can move.
+    An image whose mask has no pixel of 1 has the loss 0: nothing moves in it now, but something in it may be
+    able to move.
 
     Shapes:
         y_true: (B, H, W, 1), 0 or 1, NaN where it is uncertain. y_pred: (B, H, W, 1) logits. The loss: (B,).

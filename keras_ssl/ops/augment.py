@@ -7,7 +7,7 @@ from keras_ssl.ops import filters
 from keras_ssl.ops.jitter import color_jitter
 from keras_ssl.ops.random import uniform
 
-ATTEMPTS = 10  # candidate crops per image, of which the first that fits is used
+ATTEMPTS = 10  # candidate crops per image; the first one that fits is used
 # Random numbers of a view: for the crop, for the colors, and for gray, blur and solarize. Their positions
 # are the same in all recipes, so that recipes with different colors give the same crops.
 CROP_NUMBERS, COLOR_NUMBERS, OTHER_NUMBERS = 2 * ATTEMPTS + 3, 6, 4
@@ -19,11 +19,11 @@ def view(image, seed, recipe):
     Every image gets its own random numbers and its own order of the color operations, independent of
     its batch. Pixels are clipped to 0..255 after each color operation, as in the code of the recipes.
 
-    The crop is that of torchvision's `RandomResizedCrop`: the area is uniform, the logarithm of the
-    aspect ratio too, and the first of ten candidates that fits into the image is used. If none fits, it
-    is the largest central crop with an allowed aspect ratio. Unlike torchvision's, the corners are not
-    rounded to whole pixels. An area of (1, 1) means no crop, for any aspect ratio. The output has the
-    size of the input, so crops are only enlarged and need no antialiasing.
+    The crop is the same as in torchvision's `RandomResizedCrop`: the area and the logarithm of the aspect
+    ratio are uniform, and the first of ten candidates that fits into the image is used. If none fits, the
+    crop is the largest central one with an allowed aspect ratio. Unlike torchvision's, the corners are not
+    rounded to whole pixels. An area of (1, 1) means no crop, for any aspect ratio. The output has the size of
+    the input, so crops are only enlarged and need no antialiasing.
 
     Args:
         image: (B, H, W, 3) tensor in 0..255, uint8 or float32.
@@ -85,13 +85,14 @@ def crop_boxes(random, size, recipe):
     Args:
         random: (B, 23) float32 tensor in [0, 1).
         size: (2,) int32 tensor, height and width in pixels.
-        recipe: Recipe, of which area, aspect and flip are used.
+        recipe: Recipe; its area, aspect and flip are used.
 
     Returns:
-        (B, 4) float32 tensor: top, left, bottom, right, where 0 is the center of the first pixel and 1
-        that of the last one. Left and right are swapped if the image is mirrored.
+        (B, 4) float32 tensor: top, left, bottom, right, where 0 is the center of the first pixel and 1 the
+        center of the last one. Left and right are swapped if the image is mirrored.
     """
-    # In float64: the last digit of an exponential depends on the position in the batch (see random.normal).
+    # In float64, since the last digit of an exponential depends on the position in the batch (see
+    # random.normal).
     random = tf.cast(random, tf.float64)
     ratio = tf.cast(size[1] / size[0], tf.float64)  # of the image
     (least, most), (narrow, wide) = recipe.area, recipe.aspect
@@ -179,7 +180,7 @@ def random_crop(image, seed, smallest, flip=True):
     area, aspect, top, left, mirror = tf.unstack(uniform(seed, 5), axis=1)
     side = tf.sqrt(smallest + (1 - smallest) * area)
     stretch = tf.exp((2 * aspect - 1) * tf.math.log(4 / 3) / 2)
-    # No side is longer than the image, and the area remains: a large crop is nearly square.
+    # No side is longer than the image, and the area is kept, so a large crop is nearly square.
     stretch = tf.clip_by_value(stretch, side, 1 / side)
     height, width = side * stretch, tf.minimum(side / stretch, 1.0)
     top, left = top * (1 - height), left * (1 - width)

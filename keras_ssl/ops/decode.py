@@ -6,13 +6,13 @@ from keras_ssl.ops import headers, images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 MAX_PIXELS = 2**26  # 8192 x 8192
-# A progressive JPEG has about ten, and random bytes, such as a video after the image, one in 64 KiB.
+# A progressive JPEG has about ten; random bytes, such as a video after the image, contain one per 64 KiB.
 MAX_SCANS, BYTES_PER_SCAN = 100, 2**15
 MAX_FILES = 1024  # in a request
 MAX_COST = 2**29  # pixels of all files of a request
 TOO_LONG = "decoding the files of the request takes too long: send fewer of them, or smaller images"
 GRAY_16_BITS = b"\x10\0"  # bits per sample and type of color in the header of a PNG
-PARALLEL = 10  # files of a request to decode at a time, or 2 if that takes too much memory
+PARALLEL = 10  # files of a request that are decoded at once, or 2 if these take too much memory
 
 
 def decode(encoded):
@@ -29,7 +29,7 @@ def decode(encoded):
 
     Raises:
         tf.errors.InvalidArgumentError: the bytes are not such an image or are truncated; or decoding them
-            would take too long or too much memory, which is checked before (a file of 5 kB can declare
+            would take too long or too much memory, which is checked first (a file of 5 kB can declare
             gigabytes): more than `MAX_PIXELS` pixels, more than `headers.MAX_MEMORY` bytes, or more than
             `MAX_SCANS` scans of a progressive JPEG.
 
@@ -50,8 +50,8 @@ def decode_16_bits(encoded):
         (H, W, 1) uint16 tensor.
 
     Raises:
-        tf.errors.InvalidArgumentError: the file is no such PNG, or truncated; or decoding it would take too
-            long or too much memory, as in `decode`. An image of 8 bits is refused, since TensorFlow would
+        tf.errors.InvalidArgumentError: the file is not such a PNG, or is truncated; or decoding it would take
+            too long or too much memory, as in `decode`. An image of 8 bits is refused, since TensorFlow would
             spread its values over 16 bits.
 
     Example:
@@ -107,7 +107,7 @@ def decode_batch(files, height, width):
 
     checks = [
         _assert(tf.reduce_sum(cost) <= MAX_COST, TOO_LONG),
-        # Not one at a time: TensorFlow's memory pool would need the memory of two nevertheless.
+        # Not one by one: TensorFlow's memory pool would need the memory of two images nevertheless.
         _assert(
             largest(2) <= headers.MAX_MEMORY,
             "two files of the request take too much memory to decode: send large images one by one",
@@ -130,14 +130,14 @@ def decode_batch(files, height, width):
 
 
 def total_cost(files):
-    """Computes what decoding image files takes, for requests whose files are decoded in several parts.
+    """Computes the cost of decoding image files, for requests whose files are decoded in several parts.
 
     Args:
         files: (N,) string tensor.
 
     Returns:
         () int64 tensor, the number of pixels of a large baseline JPEG that take as long; above `MAX_COST` if
-        `decode` refuses a file for its size. Files that are no images cost nothing.
+        `decode` refuses a file for its size. Files that are not images cost nothing.
 
     Raises:
         tf.errors.InvalidArgumentError: a JPEG is damaged.
@@ -160,7 +160,8 @@ def decode_pfm(encoded):
         (H, W, 1) float32 tensor, the top row first.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are no such file, or of another length than it declares.
+        tf.errors.InvalidArgumentError: the bytes are not such a file, or have another length than it
+            declares.
 
     Example:
         >>> import numpy as np
@@ -190,13 +191,13 @@ def decode_pfm(encoded):
 @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def _cost(file):
     _, pixels, _, cost, _ = headers.examine(file)
-    # The product of sizes that a file only declares can be more than an int64 holds.
+    # The product of the sizes that a file declares can overflow an int64.
     too_large = (pixels > MAX_PIXELS) | (cost < 0) | (cost > MAX_COST)
     cost = tf.where(too_large, tf.constant(MAX_COST + 1, tf.int64), cost)
     return tf.where(pixels < 0, tf.zeros_like(cost), cost)
 
 
-# Traced once: its operations take longer to trace than an epoch of a small folder takes to read.
+# Traced once, since tracing its operations takes longer than reading an epoch of a small folder.
 @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def _checked(encoded):
     """Returns the bytes to decode, and the memory and the cost of decoding them; or raises."""
@@ -224,7 +225,7 @@ def _checked(encoded):
 
 
 def _assert(condition, message):
-    # tf.debugging.Assert adds a conditional to the graph, which takes ten times as long.
+    # Not tf.debugging.Assert, which adds a conditional to the graph and takes ten times as long.
     return tf.raw_ops.Assert(condition=condition, data=[message])
 
 

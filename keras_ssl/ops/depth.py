@@ -1,4 +1,4 @@
-"""Depth maps: from disparity, which pixels are known, and depth as the input of an encoder."""
+"""Depth maps: depth from disparity, known pixels, and depth as the input of an encoder."""
 
 import math
 
@@ -51,8 +51,8 @@ def from_disparity(disparity, focal, baseline, offset=0.0):
         disparity: float tensor, pixels: column in the left image minus column in the right one.
         focal: focal length in pixels.
         baseline: distance of the cameras in meters.
-        offset: column of the right camera's principal point minus that of the left one, in pixels; Middlebury
-            calls it doffs.
+        offset: column of the right camera's principal point minus the column of the left camera's, in pixels;
+            Middlebury calls it doffs.
 
     Returns:
         float32 tensor of the same shape: meters, NaN where unknown.
@@ -73,8 +73,8 @@ def to_image(depth, near, far):
 
     The three channels are the logarithm of depth (0 at `near`, 255 at `far`), the inverse of depth (255 at
     `near`, 0 at infinity), and whether depth is known (255 or 0). Unknown pixels are 0 in all channels. Depth
-    beyond `near` and `far` is clipped. Pixels are whole numbers, so that an export, which takes uint8, sees
-    what training saw.
+    outside of `near` and `far` is clipped. Pixels are whole numbers, so that an export, which takes uint8,
+    sees the same values as training.
 
     Args:
         depth: (..., 1) float tensor, meters; NaN, 0 or infinite where unknown.

@@ -22,7 +22,7 @@ def to_gray(image):
 
 
 def blur(image, sigma, kernel):
-    """Blurs each image with a Gaussian of its own standard deviation, mirrored at the border.
+    """Blurs each image by a Gaussian with its own standard deviation, mirrored at the border.
 
     Args:
         image: (B, H, W, 3) float32 tensor.
@@ -50,7 +50,7 @@ def blur(image, sigma, kernel):
 def _blur_matrix(sigma, radius, length):
     """Returns (B, length, length) float32 matrices that blur a column of pixels, mirrored at both ends."""
     steps = tf.range(radius + 1)
-    # float64: as in crop_boxes.
+    # In float64, as in crop_boxes.
     exponent = (tf.cast(steps, tf.float64) / tf.cast(sigma, tf.float64)[:, None]) ** 2
     weight = tf.exp(-exponent / 2)
     weight /= 2 * tf.reduce_sum(weight, axis=1, keepdims=True) - 1
@@ -58,8 +58,8 @@ def _blur_matrix(sigma, radius, length):
     index = tf.range(length)
     row, column = index[:, None], index[None]
     last = length - 1
-    # A pixel contributes directly, as its mirror image before the first pixel, and after the last one; the
-    # first and the last pixel are not mirrored.
+    # A pixel contributes directly, and as its mirror images before the first and after the last pixel; the
+    # first and the last pixel themselves are not mirrored.
     before = tf.where(column > 0, row + column, length)
     after = tf.where(column < last, 2 * last - row - column, length)
     distances = [tf.minimum(d, radius + 1) for d in (tf.abs(row - column), before, after)]

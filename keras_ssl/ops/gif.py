@@ -7,8 +7,8 @@ EXTENSION, FRAME, TRAILER = 0x21, 0x2C, b"\x3b"  # first bytes of records
 NOTHING = -1
 
 
-# Without inlining: a graph executes the operations of every branch, as "dead" ones in those not taken, so
-# that these would take as long as decoding a small JPEG.
+# Not inlined: a graph executes the operations of every branch, as "dead" ones in branches that are not taken,
+# and that would take as long as decoding a small JPEG.
 @tf.function(
     input_signature=[tf.TensorSpec((), tf.string)],
     autograph=False,
@@ -17,14 +17,14 @@ NOTHING = -1
 def first_frame(encoded):
     """Reduces a GIF to its first frame, without its extensions.
 
-    Time and memory are proportional to the length of the file, whatever its blocks are.
+    Time and memory are proportional to the length of the file, whatever its blocks look like.
 
     Args:
         encoded: () string tensor, the bytes of a GIF file.
 
     Returns:
         (file, pixels): the bytes of a GIF file with one frame, () string tensor, and the height * width of
-        that frame, () int64 tensor. If there is no frame, the same bytes and -1.
+        this frame, () int64 tensor. If there is no frame, the original bytes and -1.
 
     Example:
         >>> import io
@@ -64,11 +64,11 @@ def first_frame(encoded):
 
 
 def _skip(data, position, inside, skipped=NOTHING):
-    """Skips blocks up to the next record, or also the records that start with the byte `skipped`.
+    """Skips blocks up to the next record, and optionally the records that start with the byte `skipped`.
 
-    Reading one block after the other takes 10 us for each, and a block can have two bytes. So the chain
-    of blocks is followed through a window of the file at once, by pointer doubling: the successor of
-    each position is replaced by the successor of its successor, `log2(WINDOW)` times.
+    Reading one block after another takes 10 us for each, and a block can have only two bytes. So the chain of
+    blocks is followed through a whole window of the file at once, by pointer doubling: the successor of each
+    position is replaced by the successor of its successor, `log2(WINDOW)` times.
 
     Args:
         data: (n,) uint8 tensor, the file.
@@ -87,7 +87,7 @@ def _skip(data, position, inside, skipped=NOTHING):
     def leave_window(position, inside):
         window = tf.cast(data[position : position + WINDOW], tf.int32)
         index, beyond = tf.range(tf.size(window)), tf.range(tf.size(window), tf.size(window) + 256)
-        blocks = tf.size(window) + 256  # added to an index in the window where a block starts
+        blocks = tf.size(window) + 256  # is added to an index in the window where a block starts
         successor = tf.concat(
             [
                 tf.where(window == skipped, index + 2 + blocks, index),

@@ -1,6 +1,6 @@
-"""Reads from an image file what decoding it costs, before any pixel is decoded.
+"""Computes the cost of decoding an image file from its bytes, before any pixel is decoded.
 
-TensorFlow operations only, since the graph of an export runs in TensorFlow Serving, too.
+Only TensorFlow operations are used, since the graph of an export runs in TensorFlow Serving, too.
 """
 
 import tensorflow as tf
@@ -17,26 +17,26 @@ MIN_LENGTH = 26  # bytes of the smallest GIF; the headers of the other formats a
 MAX_MEMORY = 216 * 2**20  # bytes for decoding one image, or those decoded at the same time
 SCANS_PER_DECODING = 8  # scans of a progressive JPEG that take as long as decoding a baseline one
 COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")  # of a PNG: text and color profiles
-CHUNK_BYTES = 8_000_000  # to which libpng limits such a chunk
-CHUNK_PIXELS = 2**22  # whose decoding takes as long as decompressing that many bytes
+CHUNK_BYTES = 8_000_000  # libpng's limit of such a chunk
+CHUNK_PIXELS = 2**22  # decoding them takes as long as decompressing that many bytes
 ROW_PIXELS = (
-    16  # whose decoding takes as long as beginning a row, of an interlaced PNG or a narrow JPEG
+    16  # decoding them takes as long as beginning a row of an interlaced PNG or a narrow JPEG
 )
 PNG_HEADER = b"\0\0\0\rIHDR"
-MAX_COUNT = 2**13  # further occurrences of a marker are not counted; so many scans are refused
+MAX_COUNT = 2**13  # occurrences of a marker that are counted; this many scans are refused
 
 
 def examine(encoded):
-    """Computes what decoding an image file costs, and cuts a GIF after its first frame.
+    """Computes the cost of decoding an image file, and cuts a GIF after its first frame.
 
     Args:
         encoded: () string tensor, the bytes of the file.
 
     Returns:
-        (file, pixels, memory, cost, scans): the bytes to decode, () string; then () int64 tensors:
-        height * width, or -1 if the file is no JPEG, PNG, GIF or BMP; an upper bound of the bytes of
-        memory; the number of pixels of a large baseline JPEG that take as long; and an upper bound of the
-        number of scans: 0 unless the file is a JPEG, `MAX_COUNT` if its coding is arithmetic.
+        (file, pixels, memory, cost, scans): the bytes to decode, () string; then () int64 tensors: height *
+        width, or -1 if the file is not a JPEG, PNG, GIF or BMP; an upper bound of the bytes of memory; the
+        number of pixels of a large baseline JPEG that take as long; and an upper bound of the number of
+        scans: 0 unless the file is a JPEG, `MAX_COUNT` if its coding is arithmetic.
 
     Example:
         >>> file = tf.io.encode_png(tf.zeros((2, 3, 1), tf.uint8))
@@ -54,14 +54,14 @@ def examine(encoded):
 def _jpeg(encoded):
     height, width, channels = tf.unstack(tf.image.extract_jpeg_shape(encoded, tf.int64))
     pixels = height * width
-    # An upper bound: bytes of the metadata, or after the image, can look like the start of a scan.
+    # An upper bound, since bytes of the metadata or after the image can look like the start of a scan.
     pieces = _split(encoded, b"\xff\xda")
     scans = tf.size(pieces, tf.int64) - 1
     memory = pixels * (3 + 2 * channels)
     # A frame is declared before its scans, so that most of the file need not be searched.
     before = tf.strings.length(encoded) - tf.strings.length(pieces[-1])
     head = tf.strings.substr(encoded, 0, before)
-    # An exact answer takes longer, and is needed only if two such images would not fit.
+    # An exact answer takes longer, and is needed only if two such images would not fit into memory.
     exact = (memory > MAX_MEMORY // 2) | (
         _count(head, b"\xff\xc9\0") + _count(head, b"\xff\xca\0") > 0
     )
@@ -84,9 +84,10 @@ def _find_markers(encoded, channels):
         channels: () int64 tensor.
 
     Returns:
-        (keeps, arithmetic): () bool tensors. Whether the coefficients of all pixels, 16 bits each, are
-        kept until the last scan: the JPEG is progressive, or its scans have one channel each. And whether
-        it is coded arithmetically, which is rare: one bit can then stand for thousands of coefficients.
+        (keeps, arithmetic): () bool tensors. `keeps`: whether the coefficients of all pixels, 16 bits each,
+        are kept until the last scan, since the JPEG is progressive or its scans have one channel each.
+        `arithmetic`: whether it is coded arithmetically, which is rare; one bit can then stand for thousands
+        of coefficients.
     """
     data = tf.io.decode_raw(encoded, tf.uint8)
     marker, code, high, low, first = (data[i : tf.size(data) - 4 + i] for i in range(5))
@@ -101,7 +102,7 @@ def _find_markers(encoded, channels):
 def _png(encoded):
     header = _header(encoded)
     width, height = (_integer(header[i : i + 4][::-1]) for i in (16, 20))
-    # libpng skips unknown chunks before the header: the numbers would be those of such a chunk.
+    # libpng skips unknown chunks before the header, so the numbers would be read from such a chunk.
     first = tf.equal(tf.strings.substr(encoded, 8, 8), PNG_HEADER)
     pixels = tf.where(first, height * width, -1)
     chunks = tf.add_n([_count(encoded, name) for name in COMPRESSED_CHUNKS])

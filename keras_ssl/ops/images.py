@@ -89,8 +89,8 @@ def luminance(image):
 def resize(image, height, width):
     """Resizes an image to cover the given size, and crops its center.
 
-    Only the crop is computed, so that memory and time depend on the image and the crop, not on the
-    covering image: that of 1 x 200,000 pixels would have 6,400,000 rows.
+    Only the crop is computed, so that memory and time depend on the image and the crop, not on the covering
+    image: the covering image of 1 x 200,000 pixels would have 6,400,000 rows.
 
     Args:
         image: (H, W, C) uint8 tensor.
@@ -119,14 +119,14 @@ def resize(image, height, width):
         kernel_type="triangle",
         antialias=True,
     )[0]
-    # Means of pixels: rounding errors cannot leave 0..255.
+    # Rounding errors of means of pixels cannot leave 0..255.
     return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (height, width, channels))
 
 
 def resize_nearest(values, height, width):
     """Resizes an image of measurements as `resize` does, but copies the nearest value instead of averaging.
 
-    For depth, whose mean over the edge of an object is the depth of neither side.
+    It is for depth, whose mean over the edge of an object is the depth of neither side.
 
     Args:
         values: (H, W, C) tensor.
@@ -168,12 +168,12 @@ def resize_intrinsics(intrinsics, size, height, width):
     scale, offset = _covering(size, tf.constant([height, width], tf.float32))
     focal, center = tf.split(tf.cast(intrinsics, tf.float32), 2)
     scale, offset = scale[::-1], offset[::-1]  # x, y
-    # The corner of the image, from which it is scaled, is half a pixel before the center of the first.
+    # The corner of the image, from which it is scaled, is half a pixel before the center of the first pixel.
     return tf.concat([focal * scale, (center + 0.5) * scale - 0.5 - offset], axis=0)
 
 
 def _covering(size, target):
-    """Returns by which factors an image is scaled to cover the target, and what is cut off at its start."""
+    """Returns the factors by which an image is scaled to cover the target, and the offset of the crop."""
     covering = tf.maximum(tf.round(size * tf.reduce_max(target / size)), target)
     return covering / size, tf.floor((covering - target) / 2)
 
@@ -181,10 +181,11 @@ def _covering(size, target):
 def _reached_columns(size, target, scale, offset):
     """Returns where the region of an image that the crop is computed from starts and ends: (2,) float32.
 
-    `ScaleAndTranslate` first reduces the number of rows, for all columns and to float32: `height` x W
-    values. Copying the columns before is cheaper if the image is wide. Otherwise, the whole image.
+    `ScaleAndTranslate` first reduces the number of rows, for all columns and in float32: `height` x W values.
+    If the image is wide, it is cheaper to copy the columns first. Otherwise the whole image is returned.
     """
-    # The kernel reaches a pixel in each direction, or more if downsampled; and some for rounding.
+    # The kernel reaches one pixel in each direction, or more if the image is downsampled; a margin is for
+    # rounding.
     reach = tf.maximum(1 / scale, 1) + 2
     start = tf.maximum(tf.floor(offset / scale - reach), 0)
     end = tf.minimum(tf.math.ceil((offset + target) / scale + reach), size)

@@ -1,8 +1,8 @@
 """Brightness, contrast, saturation and hue, with one amount and one order per image.
 
-All functions but the first take and return color planes: a list of three (B, P) float32 tensors, red, green
-and blue, of P pixels in 0..255. On planes each step is one vectorized operation; on (B, P, 3) tensors the
-steps that mix channels are several times slower. For each image the results are those of `tf.image` and
+All functions except the first one take and return color planes: a list of three (B, P) float32 tensors, red,
+green and blue, of P pixels in 0..255. On planes each step is one vectorized operation; on (B, P, 3) tensors
+the steps that mix channels are several times slower. For each image the results are those of `tf.image` and
 torchvision, without rounding to 8 bits.
 """
 
@@ -26,7 +26,7 @@ def color_jitter(image, random, recipe):
     Args:
         image: (B, H, W, 3) float32 tensor in 0..255.
         random: (B, 6) float32 tensor in [0, 1): whether to jitter, the order, and the amounts.
-        recipe: Recipe, of which jitter, brightness, contrast, saturation, hue, additive and colors are used.
+        recipe: Recipe; its jitter, brightness, contrast, saturation, hue, additive and colors are used.
 
     Returns:
         (B, H, W, 3) float32 tensor in 0..255.
@@ -197,14 +197,14 @@ def shift_hue(planes, amount):
     red, green, blue = planes
     value, chroma = _value_and_chroma(planes)
     sixfold = 6 * chroma
-    # Where green >= blue the hue runs from red (0) by yellow, green to cyan (1/2), and one formula holds
-    # for all three sextants: 1/6 + (green + blue - red - least) / (6 chroma), since in each of them one
-    # channel varies and the others are the least and the largest. If blue > green it is mirrored.
+    # Where green >= blue, the hue runs from red (0) through yellow and green to cyan (1/2), and one formula
+    # holds for all three sextants: 1/6 + (green + blue - red - least) / (6 chroma), since in each of them one
+    # channel varies and the others are the smallest and the largest. If blue > green, the hue is mirrored.
     least = value - chroma
     hue = (green + blue - red - least) / tf.maximum(sixfold, TINY) + 1 / 6
     hue = tf.where(green >= blue, hue, -hue) + amount
     hue -= tf.floor(hue)
-    # Each channel is a trapezoid: the largest within 1/6 of its own hue, the least from 1/3 on.
+    # Each channel is a trapezoid: largest within 1/6 of its own hue, smallest from 1/3 on.
     low, high = least - chroma, value + chroma
     return [
         low + sixfold * tf.raw_ops.ClipByValue(

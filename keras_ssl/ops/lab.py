@@ -13,7 +13,7 @@ TO_XYZ = np.array(
         [0.019334, 0.119193, 0.950227],
     ]
 ) / [[0.95047], [1.0], [1.08883]]
-KNEE = 6 / 29  # below it Lab replaces the cube root by a straight line
+KNEE = 6 / 29  # below this, Lab replaces the cube root by a straight line
 BIN = 10.0  # width of a bin in a and in b, as in Zhang et al.
 
 
@@ -65,7 +65,7 @@ def lab_to_rgb(lab):
 
 
 def lightness_and_colors(image):
-    """Draws what the channels L and ab contain: the image in gray, and its colors at the same lightness.
+    """Draws the content of the channels L and ab: the image in gray, and its colors at one lightness.
 
     Args:
         image: (..., 3) tensor, RGB in 0..255.
@@ -101,7 +101,7 @@ def ab_bins():
     """
     levels = np.linspace(0, 255, 128, dtype=np.float32)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
-    with tf.init_scope():  # eager, even if a network is built inside a graph
+    with tf.init_scope():  # eager even if a network is built inside a graph
         ab = np.concatenate([rgb_to_lab(part)[..., 1:].numpy().reshape(-1, 2) for part in cube])
     return (BIN * np.unique(np.round(ab / BIN).astype(int), axis=0)).astype(np.float32)
 

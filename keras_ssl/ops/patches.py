@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_ssl.ops.images import luminance
 from keras_ssl.ops.random import normal, uniform
 
-# The green-magenta axis, along which chromatic aberration shows: lenses focus green differently.
+# The green-magenta axis, along which chromatic aberration is visible: lenses focus green differently.
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)
 
 
@@ -43,9 +43,9 @@ def normalize(patches):
     """Normalizes each channel of each patch to the same mean and standard deviation.
 
     Adjacent patches have similar brightness and contrast, a shortcut for finding which patches belong
-    together (Noroozi & Favaro, ECCV 2016, section 4.2; the code of Doersch et al., ICCV 2015). The mean
-    and the standard deviation are those of an average photograph, so that the encoder sees whole images
-    in the same range later.
+    together (Noroozi & Favaro, ECCV 2016, section 4.2; the code of Doersch et al., ICCV 2015). The mean and
+    the standard deviation are those of an average photograph, so that the encoder later sees whole images in
+    the same range.
 
     Args:
         patches: (..., H, W, C) tensor in 0..255.

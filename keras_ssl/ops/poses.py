@@ -1,9 +1,9 @@
 """Rigid motion of a camera: rotation matrices, quaternions, and the relative pose of two cameras.
 
-A motion (..., 6) is the pose of the second camera in the frame of the first one: translation (x right, y
-down, z forward), then rotation as a rotation vector (axis times angle, radians). A point with the coordinates
-X in the second frame has R X + translation in the first one. Everything is computed in float64. NaN remains
-NaN, in the entries that depend on it.
+A motion (..., 6) is the pose of the second camera in the coordinates of the first one: translation (x right,
+y down, z forward), then rotation as a rotation vector (axis times angle, radians). A point with the
+coordinates X in the second camera has the coordinates R X + translation in the first one. Everything is
+computed in float64. Entries that depend on NaN are NaN.
 """
 
 import tensorflow as tf
@@ -31,7 +31,7 @@ def rotation_matrix(vector):
     zero = tf.zeros_like(x)
     cross = _matrix([[zero, -z, y], [z, zero, -x], [-y, x, zero]])
     first = tf.sin(safe) / safe
-    # 1 - cos(angle), without the cancellation at small angles.
+    # 1 - cos(angle), without cancellation at small angles.
     second = 2 * (tf.sin(safe / 2) / safe) ** 2
     return tf.eye(3, dtype=tf.float64) + first * cross + second * tf.matmul(cross, cross)
 
@@ -43,8 +43,8 @@ def rotation_vector(matrix):
         matrix: (..., 3, 3) float tensor.
 
     Returns:
-        (..., 3) float64 tensor, of length 0 to pi. At pi, where both directions of the axis are the same
-        rotation, it is one of them.
+        (..., 3) float64 tensor, of length 0 to pi. At pi, both directions of the axis are the same rotation,
+        and one of them is returned.
 
     Example:
         >>> rotation_vector([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).numpy().round(4).tolist()
@@ -78,7 +78,7 @@ def quaternion_matrix(quaternion):
     """Computes rotation matrices of quaternions.
 
     Args:
-        quaternion: (..., 4) float tensor, (x, y, z, w) of any length but 0, as in the files of TUM RGB-D.
+        quaternion: (..., 4) float tensor, (x, y, z, w) of any length except 0, as in the files of TUM RGB-D.
 
     Returns:
         (..., 3, 3) float64 tensor; NaN for a quaternion of length 0.
@@ -99,11 +99,11 @@ def quaternion_matrix(quaternion):
 
 
 def relative(first, second):
-    """Computes the motion from one camera to another, of which the poses in the world are known.
+    """Computes the motion from one camera to another from their poses in the world.
 
     Args:
-        first, second: (..., 3, 4) float tensors, rotation matrix and position: what a camera sees at X is
-            at R X + position in the world.
+        first, second: (..., 3, 4) float tensors, rotation matrix and position: a point that a camera sees at
+            X is at R X + position in the world.
 
     Returns:
         (..., 6) float64 tensor, the motion.
@@ -121,7 +121,7 @@ def relative(first, second):
 
 
 def compose(first, second):
-    """Computes the motion from frame 0 to frame 2, from those of frame 0 to 1 and 1 to 2.
+    """Computes the motion from frame 0 to frame 2 from the motions from frame 0 to 1 and from 1 to 2.
 
     Args:
         first, second: (..., 6) float tensors.

@@ -1,9 +1,9 @@
-"""Random numbers per image: each follows from the image's own seed, independent of its batch.
+"""Random numbers per image, which follow from the image's own seed and do not depend on its batch.
 
-TensorFlow's stateless generators take one seed per call; one call per image (`tf.map_fn`) costs more
-than most augmentations. Here the counter-based generator Threefry-2x64 encrypts (index, purpose) with
-the image's seed as the key, by integer additions, shifts and exclusive ors. These have kernels on CPU and
-GPU and under XLA with the same overflow, so the bits are the same everywhere.
+TensorFlow's stateless generators take one seed per call; one call per image (`tf.map_fn`) costs more than
+most augmentations. Here the counter-based generator Threefry-2x64 encrypts (index, purpose) with the image's
+seed as the key, by integer additions, shifts and exclusive ors. Their kernels overflow in the same way on
+CPU, on GPU and under XLA, so the bits are the same everywhere.
 
 Numbers drawn for different purposes (`split`, `uniform`, `normal`, `integer`) from one seed are
 independent. Two draws by the same function from one seed give the same numbers, so split the seed first.
@@ -18,8 +18,8 @@ import tensorflow as tf
 
 ROUNDS = 20  # 13 pass the tests of BigCrush, 20 is the authors' default
 ROTATIONS = (16, 42, 12, 31, 16, 32, 24, 21)
-PARITY = 0x1BD11BDAA9FC1A22  # of Skein 1.3's key schedule, as in Threefry
-SPLIT, UNIFORM, NORMAL, INTEGER = range(4)  # purposes, the second half of the counter
+PARITY = 0x1BD11BDAA9FC1A22  # from Skein 1.3's key schedule, as in Threefry
+SPLIT, UNIFORM, NORMAL, INTEGER = range(4)  # purposes: the second half of the counter
 
 
 def split(seed, n):
@@ -84,8 +84,8 @@ def normal(seed, number):
     """
     pairs = (_positive("number", number) + 1) // 2
     pair = tf.reshape(_uniform(seed, 2 * pairs, NORMAL), [-1, pairs, 2])
-    # In float64, since TensorFlow rounds the last digit of a logarithm or cosine differently at the end
-    # of a vector (so with the batch) and on each device; rounding to float32 removes the difference.
+    # In float64, since TensorFlow rounds the last digit of a logarithm or cosine differently at the end of a
+    # vector (so it depends on the batch) and on each device; rounding to float32 removes the difference.
     pair = tf.cast(pair, tf.float64)
     radius = tf.sqrt(-2 * tf.math.log(1 - pair[..., 0]))  # 1 - u is never 0
     angle = 2 * math.pi * pair[..., 1]
@@ -115,7 +115,7 @@ def integer(seed, n):
     if not tf.is_tensor(n) and not isinstance(n, np.ndarray):
         n = _positive("n", n)
     word, _ = _words(seed, 1, INTEGER)
-    # The upper 32 bits as a fraction of 2^32, times n, without leaving the integers.
+    # The upper 32 bits as a fraction of 2^32, times n, in integer arithmetic.
     return tf.cast(_right(_right(word[:, 0], 32) * tf.cast(n, tf.uint64), 32), tf.int32)
 
 
@@ -123,7 +123,7 @@ def _uniform(seed, number, purpose):
     first, second = _words(seed, -(-number // 4), purpose)
     mask = tf.constant(2**24 - 1, tf.uint64)
     bits = [part for word in (first, second) for part in (_right(word, 40), _right(word, 8) & mask)]
-    # Via int32, whose conversion is fast; 24 bits are exact in float32.
+    # Through int32, whose conversion is fast; 24 bits are exact in float32.
     values = tf.cast(tf.cast(tf.stack(bits, axis=-1), tf.int32), tf.float32) * 2.0**-24
     return tf.reshape(values, [-1, values.shape[1] * 4])[:, :number]
 
@@ -141,7 +141,7 @@ def _words(seed, blocks, purpose):
     return threefry((key[:, :1], key[:, 1:]), (counter, tf.constant(purpose, tf.uint64)))
 
 
-@tf.function(autograph=False, reduce_retracing=True)  # its 500 operations are traced once only
+@tf.function(autograph=False, reduce_retracing=True)  # its 500 operations are traced only once
 def threefry(key, counter):
     """Encrypts a counter with the Threefry-2x64 block cipher.
 

@@ -1,8 +1,8 @@
 """Published augmentation recipes, one constant each, for `keras_ssl.ops.augment.view`.
 
-The values are those of the code that is named above each constant. Two differences apply to all: SimCLR,
-BYOL and AMDIM resize bicubically, here it is bilinear; and some code rounds to 8 bits after each operation,
-here pixels stay float32.
+The values are from the code that is named above each constant. There are two differences: SimCLR, BYOL and
+AMDIM resize bicubically, but here resizing is bilinear; and some of the code rounds to 8 bits after each
+operation, but here pixels stay float32.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Recipe:
         saturation: float in [0, 1], s: the distance from gray is multiplied by 1 - s to 1 + s.
         hue: float in [0, 0.5], h: the hue is shifted by -h to h of the color circle.
         additive: bool, whether brightness is added instead of multiplied.
-        colors: "tensorflow" or "torchvision", whose definition of contrast and saturation:
-            "tensorflow" keeps the mean of each channel and changes saturation in HSV (value stays);
-            "torchvision" keeps the mean of the gray image and changes the distance from the pixel's
-            gray (luminance stays).
+        colors: "tensorflow" or "torchvision", the library whose definition of contrast and saturation is
+            used: "tensorflow" keeps the mean of each channel and changes saturation in HSV (value stays);
+            "torchvision" keeps the mean of the gray image and changes the distance from the pixel's gray
+            (luminance stays).
         gray: float in [0, 1], probability of conversion to grayscale.
         blur: float in [0, 1], probability of a Gaussian blur.
         sigma: pair of positive floats, range of its standard deviation in pixels.
@@ -101,7 +101,7 @@ class Recipe:
 
 
 def find(recipe):
-    """Returns the recipe of a name.
+    """Returns the recipe with a given name.
 
     Args:
         recipe: str, the name of a constant of this module, such as "SIMCLR_SMALL"; or a Recipe.
@@ -151,9 +151,9 @@ def _strengths(brightness, contrast, saturation, hue):
     return {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
 
 
-# Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
-# appendix A; google-research/simclr data_util.py (strength 1, and 0.5 without blur for CIFAR). Brightness
-# is a factor as in that file's default, "simclrv2". Its blur pads with black, here images are mirrored.
+# Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, appendix A;
+# google-research/simclr data_util.py (strength 1, and 0.5 without blur for CIFAR). Brightness is a factor, as
+# in that file's default, "simclrv2". Its blur pads with black; here images are mirrored.
 SIMCLR = Recipe(
     **_CROP, jitter=0.8, **_strengths(0.8, 0.8, 0.8, 0.2), colors="tensorflow", gray=0.2, blur=0.5
 )
@@ -172,7 +172,7 @@ BYOL_1_SMALL = dataclasses.replace(BYOL_1, blur=0.0)
 BYOL_2_SMALL = dataclasses.replace(BYOL_2, blur=0.0)
 
 # He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020;
-# facebookresearch/moco main_moco.py, which converts to grayscale before the jitter, here after it.
+# facebookresearch/moco main_moco.py, which converts to grayscale before the jitter; here it is after it.
 MOCO_V1 = Recipe(**_LARGER_CROP, jitter=1.0, **_strengths(0.4, 0.4, 0.4, 0.4), gray=0.2)
 # Chen, Fan, Girshick & He, "Improved Baselines with Momentum Contrastive Learning", 2020; the same file
 # with --aug-plus. Its blur is Pillow's, which approximates a Gaussian by box filters.
@@ -199,7 +199,7 @@ AMDIM_SMALL = dataclasses.replace(AMDIM, area=(1.0, 1.0), aspect=(1.0, 1.0))
 
 # Misra & van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020;
 # facebookresearch/vissl pirl_jigsaw_4node_resnet50.yaml, without its sharpness, solarize, posterize and
-# contrast, of which each image gets one. Patches are not cropped again.
+# contrast, one of which is applied to each image there. Patches are not cropped again.
 PIRL = Recipe(**_CROP, jitter=1.0, **_strengths(0.4, 0.4, 0.4, 0.2), gray=0.2)
 
 # Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020; HobbitLong/CMC. The views are color

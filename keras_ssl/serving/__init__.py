@@ -22,7 +22,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    # The server is imported at its first use: clients do not need it.
+    # The server is imported when it is first used: clients do not need it.
     if name not in ("Server", "models_in"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("keras_ssl.serving.server"), name)

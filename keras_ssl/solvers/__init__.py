@@ -1,4 +1,4 @@
-"""Solvers on arrays, also those spread over workers: optimal transport and clustering."""
+"""Optimal transport and clustering of arrays, whose rows may be spread over workers."""
 
 from keras_ssl.solvers import clustering, shares, transport
 

@@ -1,4 +1,4 @@
-"""k-means, PCA whitening and nearest centroids, of one array or of one that is spread over workers."""
+"""k-means, PCA whitening and nearest centroids, for an array or for rows that are spread over workers."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ def whiten(features, dimensions=256, reference=None):
             computed, such as the features of the training set; by default the features themselves.
 
     Returns:
-        (N, d) float32 array with d <= dimensions, or the `Share` of it; one column of zeros if the reference
-        is constant.
+        (N, d) float32 array with d <= dimensions, or a `Share` of it; one column of zeros if the reference is
+        constant.
 
     Reference: Jégou & Chum, "Negative Evidences and Co-occurrences in Image Retrieval: The Benefit of
     PCA and Whitening", ECCV 2012.
@@ -27,7 +27,7 @@ def whiten(features, dimensions=256, reference=None):
     """
     reference = features if reference is None else reference
     mean, directions, variances = _principal(reference, dimensions)
-    # Directions with nothing but rounding errors would be scaled up to the size of the others.
+    # Directions that contain only rounding errors would be scaled up to the size of the others.
     kept = variances > 1e-7 * variances[0]
     basis = directions[:, kept] / np.sqrt(variances[kept])
 
@@ -48,7 +48,7 @@ def pca(features, dimensions):
         dimensions: int, maximum number of dimensions; at most N and D.
 
     Returns:
-        (N, d) float32 array, or the `Share` of it, the direction of the largest variance first.
+        (N, d) float32 array, or a `Share` of it, with the direction of the largest variance first.
 
     Example:
         >>> pca(np.array([[0.0, 2.0], [0.0, 6.0]]), 1).tolist()
@@ -62,7 +62,7 @@ def _principal(features, dimensions):
     """Computes the mean (D,), principal directions (D, d) and variances (d,) of all rows, in float64."""
     share = share_of(features)
     array, width = share.own, share.own.shape[1]
-    # From one of the rows, so that the variance of equal rows is exactly 0.
+    # Relative to one of the rows, so that the variance of equal rows is exactly 0.
     origin = share.rows(np.array([0]))[0].astype(np.float64)
     total, covariance = np.zeros(width), np.zeros((width, width))
     for part in slices(len(array)):
@@ -79,7 +79,7 @@ def _principal(features, dimensions):
     variances, directions = variances[::-1][:number], directions[:, ::-1][:, :number]
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.where(directions[largest, np.arange(number)] < 0, -1, 1)
-    # Of one worker for all: another kind of machine may find the opposite directions.
+    # All workers use the directions of one worker: another kind of machine may find the opposite ones.
     found = share.first(np.concatenate([np.maximum(variances, 0)[None], directions]))
     return mean, found[1:], found[0]
 
@@ -97,23 +97,23 @@ def kmeans(features, num_clusters, iterations=20, seed=0):
     """Clusters features by k-means (Lloyd's algorithm), without empty clusters.
 
     The first centroids are random features. The nearest ones are searched exactly, by faiss; sums are in
-    float64. An empty cluster gets a part of a random cluster whose members differ, those on one side of a
-    random plane through its mean (DeepCluster, section 3.3). Clusters stay empty only if the features have
+    float64. An empty cluster gets a part of a random cluster whose members differ: the members on one side of
+    a random plane through its mean (DeepCluster, section 3.3). Clusters stay empty only if the features have
     fewer distinct values than there are clusters.
 
     Over several workers the features stay where they are. In every iteration the workers exchange the sizes
-    of the clusters and the sums of their members, and so find what a single one would, except for features
-    that are equally far from two centroids up to rounding.
+    of the clusters and the sums of their members, so they find the same clusters as a single worker, except
+    for features that are equally far from two centroids up to rounding.
 
     Args:
         features: (N, D) float array, or a `shares.Share` of one.
         num_clusters: int, at most N.
-        iterations: int, at most; fewer if the clusters do not change any more.
+        iterations: int, maximum; fewer are done if the clusters no longer change.
         seed: int, for the initial centroids and the random planes.
 
     Returns:
-        (labels, centroids): (N,) int32 and (num_clusters, D) float32 arrays; of a `Share` the (n,) labels of
-        its own rows.
+        (labels, centroids): (N,) int32 and (num_clusters, D) float32 arrays; for a `Share`, the labels are
+        those of its own rows, (n,).
 
     Raises:
         ValueError: there are fewer than two features or clusters, or more clusters than features; a feature
@@ -162,7 +162,7 @@ def nearest(features, centroids, number):
     import faiss
 
     index = faiss.IndexFlatL2(centroids.shape[1])
-    if faiss.get_num_gpus() > 0:  # of another build of faiss than that of the requirements
+    if faiss.get_num_gpus() > 0:  # with another build of faiss than the required one
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(np.ascontiguousarray(centroids, np.float32))
     squared, indices = index.search(np.ascontiguousarray(features, np.float32), number)
@@ -174,11 +174,11 @@ def distances(features, labels, centroids):
 
     Args:
         features: (N, D) float array, or a `shares.Share` of one.
-        labels: (N,) integer array, of the own rows of a `Share`.
+        labels: (N,) integer array; for a `Share`, the labels of its own rows.
         centroids: (K, D) float array.
 
     Returns:
-        (N,) float64 array, of the own rows of a `Share`.
+        (N,) float64 array; for a `Share`, the distances of its own rows.
 
     Example:
         >>> distances(np.array([[1.0, 4.0]]), np.array([1]), np.array([[0.0, 0.0], [1.0, 1.0]])).tolist()
@@ -212,17 +212,17 @@ def _sums(share, labels, number):
 
 
 def fill_empty(features, labels, centroids, seed=0):
-    """Splits another cluster for every empty one, as `kmeans` does.
+    """Fills every empty cluster with a part of another cluster, as `kmeans` does.
 
     Args:
         features: (N, D) float array, or a `shares.Share` of one.
-        labels: (N,) integer array, of the own rows of a `Share`.
+        labels: (N,) integer array; for a `Share`, the labels of its own rows.
         centroids: (K, D) float array.
         seed: int.
 
     Returns:
-        (labels, centroids): copies of the arguments, without empty clusters if that is possible. The centroid
-        of a new cluster is a perturbed copy of that of the divided one.
+        (labels, centroids): copies of the arguments, without empty clusters if possible. The centroid of a
+        filled cluster is a perturbed copy of that of the divided cluster.
 
     Example:
         >>> labels, _ = fill_empty(np.array([[0.0], [1.0]]), np.array([0, 0]), np.zeros((2, 1)))
@@ -259,14 +259,14 @@ def _fill(share, labels, centroids, random):
 
 
 def _moves(share, labels, divided, steps):
-    """Finds this worker's members of clusters that are on the positive side of a plane through the mean.
+    """Finds this worker's rows of clusters to divide, on the positive side of a plane through the mean.
 
     Args:
-        divided: (C,) integer array, the clusters.
+        divided: (C,) integer array, the clusters to divide.
         steps: (C, D) array, the normals of the planes.
 
     Returns:
-        (rows, groups): (m,) integer arrays, the members, and the index of the cluster of each in `divided`.
+        (rows, groups): (m,) integer arrays, the rows, and for each the index of its cluster in `divided`.
     """
     group = np.full(labels.max(initial=divided.max()) + 1, -1)
     group[divided] = np.arange(len(divided))
@@ -275,8 +275,8 @@ def _moves(share, labels, divided, steps):
     means, rows, found = sums / sizes, np.flatnonzero(groups >= 0), []
     for part in slices(len(rows)):
         own = groups[rows[part]]
-        # The offsets sum to zero: unless all are zero, some lie on either side. A sum for each row, not a
-        # product of matrices, whose rounding depends on the row: equal features stay together.
+        # Offsets sum to zero, so unless all are zero, some lie on either side. Each row is summed by itself:
+        # the rounding of a matrix product depends on the row and could separate equal features.
         offsets = share.own[rows[part]] - means[own]
         found.append((offsets * steps[own]).sum(axis=1) > 0)
     rows = rows[np.concatenate(found)] if found else rows

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-AHEAD = 4  # blocks in memory at a time
+AHEAD = 4  # blocks in memory at once
 
 
 class DiskBlocks:

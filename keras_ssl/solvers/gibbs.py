@@ -1,4 +1,4 @@
-"""The Gibbs kernel of entropic optimal transport, in blocks of rows on this worker's replicas or its disk."""
+"""The Gibbs kernel of entropic optimal transport, in blocks of rows on this worker's replicas or disk."""
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +22,7 @@ class Kernel:
         lam: float, inverse temperature.
         dtype: str, dtype of the blocks in memory.
         sample: bool, start with every eighth block, if there are at least 57 blocks.
-        total: function that sums an array over all workers, each of which has a kernel of its own rows.
+        total: function that sums an array over all workers; each worker has the kernel of its own rows.
         scratch: str, folder of the file that holds the blocks, or None for memory.
 
     Raises:
@@ -33,7 +33,7 @@ class Kernel:
         self.scratch = scratch
         self.read = scores if callable(scores) else lambda: _row_blocks(scores)
         self.dtype, self.total = dtype, total
-        self.wide = tf.float64 if dtype == "float64" else tf.float32  # of everything but the blocks
+        self.wide = tf.float64 if dtype == "float64" else tf.float32  # all except the blocks
         self.lam = tf.constant(lam, self.wide)
         self.every = SAMPLE_EVERY if sample else 1
         self._keep(None)
@@ -52,7 +52,7 @@ class Kernel:
 
     def _keep(self, potentials):
         """Computes the blocks, and keeps them in memory or on disk."""
-        # Free all old blocks before the first new one: mixed, they would fragment the memory.
+        # Free all old blocks before the first new one; mixed with new ones, they would fragment the memory.
         self.shards = self.blocks = None
         computed = self._compute(potentials)
         self.blocks = list(computed) if self.scratch is None else DiskBlocks(self.scratch, computed)

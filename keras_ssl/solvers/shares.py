@@ -8,22 +8,22 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Share:
-    """The rows of an array that this worker holds, and what it needs to compute with those of all workers.
+    """Holds this worker's rows of an array, and the function that sums arrays over all workers.
 
-    The solvers take one instead of an array. All workers call them at the same time, each with its own share,
-    and get the results of their own rows. They exchange sums only, by `sum`, which knows how.
+    The solvers accept a share instead of an array. All workers call a solver at the same time, each with its
+    own share, and get the results for their own rows. The workers exchange only sums, through `sum`.
 
     Args:
-        own: (n, ...) array, the rows of this worker, at least one; for `transport.sinkhorn` also a function
-            that returns blocks of them.
-        ids: (n,) integer array, which rows of the whole array they are, ascending; None if all of them.
-        number: int N, rows of all workers; by default those of `own`.
+        own: (n, ...) array, the rows of this worker, at least one; for `transport.sinkhorn` it may be a
+            function that returns blocks of them.
+        ids: (n,) integer array, the indices of these rows in the whole array, ascending; None for all rows.
+        number: int N, rows of all workers together; by default the rows of `own`.
         index: int, the number of this worker, from 0.
-        sum: function that sums arrays of the same shape and dtype over all workers, and returns the sum, the
-            same bits, to every worker; by default there is only one worker.
+        sum: function that sums arrays of the same shape and dtype over all workers, and returns the sum, bit
+            for bit the same, to every worker; by default there is only one worker.
 
     Raises:
-        ValueError: there are no `ids`, not as many as rows, they are not ascending, or not below `number`.
+        ValueError: `ids` is empty, has another length than `own`, is not ascending, or is not below `number`.
 
     Example:
         >>> share = Share(np.array([[1.0], [2.0]]), ids=np.array([0, 3]), number=4)
@@ -57,7 +57,7 @@ class Share:
         return self.sum(array if self.index == 0 else np.zeros_like(array))
 
     def rows(self, ids):
-        """Returns rows of the whole array, (k, ...), on all workers."""
+        """Returns some rows of the whole array, (k, ...), on all workers."""
         if self.ids is None:
             return self.own[ids]
         found = np.zeros((len(ids), *self.own.shape[1:]), self.own.dtype)
@@ -71,10 +71,10 @@ class Share:
         return array if self.ids is None else array[self.ids]
 
     def everywhere(self, own):
-        """Puts rows of all workers together, (N, ...), on all workers.
+        """Combines the rows of all workers, (N, ...), on all workers.
 
         Args:
-            own: (n, ...) array, for each row of this worker one, such as its label.
+            own: (n, ...) array with an entry for each row of this worker, such as its label.
         """
         if self.ids is None or len(self.ids) == self.number:
             return own
@@ -84,7 +84,7 @@ class Share:
 
 
 def share_of(array):
-    """Returns the share of a single process, which holds all rows; a `Share` as it is.
+    """Returns a share that holds all rows of an array, for a single process; returns a `Share` as it is.
 
     Args:
         array: (N, ...) array, or a `Share`.
@@ -99,11 +99,11 @@ def share_of(array):
 
 
 def slices(number, rows=8192):
-    """Yields slices of consecutive rows, for work whose temporary arrays would be as large as the share.
+    """Yields slices of consecutive rows, so that temporary arrays do not become as large as the share.
 
     Args:
-        number: int, rows.
-        rows: int, at a time.
+        number: int, rows in total.
+        rows: int, rows per slice.
 
     Example:
         >>> list(slices(5, 3))

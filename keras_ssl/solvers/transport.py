@@ -15,7 +15,7 @@ from keras_ssl.solvers.shares import share_of
 SAMPLED_ITERATIONS = 15  # maximum number of first iterations, which read a sample of the blocks
 SAMPLE_ERROR = 0.1  # error below which all blocks are read
 HISTORY = 10  # number of residuals that Anderson acceleration combines
-FARTHEST = 2 * gibbs.MAX_POTENTIAL_SHIFT  # of a plain step, and of what acceleration adds to it
+FARTHEST = 2 * gibbs.MAX_POTENTIAL_SHIFT  # limit of plain steps and of accelerations
 
 
 class Transport(NamedTuple):
@@ -29,7 +29,7 @@ class Transport(NamedTuple):
         converged: bool, whether the error is within the tolerance.
         plan: function without arguments that computes the transport plan, a (N, K) array.
 
-    Of a `Share`, `assignments` and `plan` are those of its own rows.
+    For a `Share`, `assignments` and `plan` have its own rows only.
     """
 
     assignments: np.ndarray
@@ -57,9 +57,9 @@ def sinkhorn(
     sum(Q * scores) + entropy(Q) / lam. It has the form Q = diag(u) exp(lam * scores) diag(v), and
     u follows from v, so the search is for the K numbers log v.
 
-    Only one N x K matrix, the kernel, is held in memory, provided that `scores` is a function that
-    computes blocks of rows on demand; with `scratch` not even that. Each iteration reads every block once
-    and uses it for both matrix products while it is in the cache. Three things make the algorithm fast and
+    Only one N x K matrix, the kernel, is held in memory, provided that `scores` is a function that computes
+    blocks of rows on demand; with `scratch`, the kernel is on disk. Each iteration reads every block once and
+    uses it for both matrix products while it is in the cache. Three things make the algorithm fast and
     stable:
 
     - The kernel is exp(lam * scores + log v), each row divided by its largest entry. It is recomputed
@@ -67,18 +67,19 @@ def sinkhorn(
       exp(lam * scores) alone is zero in whole rows.
     - Sinkhorn's iteration is log v <- log v + log(columns / column sums). Anderson acceleration
       combines the last ten of them, which takes about five times fewer iterations.
-    - An accelerated step that increases the error is replaced by Sinkhorn's own, which never does.
+    - An accelerated step that increases the error is replaced by Sinkhorn's plain step, which never increases
+      it.
 
     Under a strategy (call it in `strategy.scope()`) the blocks are distributed over the devices of this
-    process. Several workers each hold the kernel of their own rows (`shares.Share`). Of both, only column
-    sums are exchanged, K numbers in each iteration.
+    process. With several workers, each holds the kernel of its own rows (`shares.Share`). Devices and workers
+    exchange only column sums, K numbers in each iteration.
 
     Args:
         scores: (N, K) float array, or a function without arguments that returns an iterable of
             (n, K) blocks of its rows, called again whenever the kernel is recomputed; or a `Share` of
             either. For SeLa the log-probabilities of the network. Blocks of about a million entries are
             fastest.
-        rows: (N,) positive marginals, of a `Share` those of its own rows; or None for 1 / N each.
+        rows: (N,) positive marginals; for a `Share`, the marginals of its own rows; or None for 1 / N each.
         columns: (K,) positive marginals with the same sum, or None for 1 / K each.
         lam: float, inverse temperature (1 / lam is the weight of the entropy); a large one approaches
             exact optimal transport.
@@ -87,16 +88,17 @@ def sinkhorn(
         max_iterations: int.
         dtype: "float32", "float64", or "bfloat16" for half the memory and three digits.
         verbose: 1 shows the iterations and their errors, 0 does not.
-        scratch: str, a folder with space for N x K numbers of `dtype` where memory has none, or None. Each
-            iteration then reads them from there, in order and ahead; one device per process computes.
+        scratch: str, a folder with space for N x K numbers of `dtype`, if they do not fit into memory, or
+            None. Each iteration then reads them from this folder, in order and ahead; one device per process
+            computes.
 
     Returns:
         Transport.
 
     Raises:
-        ValueError: `scores` have the wrong shape or are not finite, the marginals are not positive or
-            differ in their sum, `lam` or `tolerance` is not positive, `max_iterations` no positive
-            integer, or there is no folder `scratch`.
+        ValueError: `scores` have the wrong shape or are not finite, the marginals are not positive or differ
+            in their sum, `lam` or `tolerance` is not positive, `max_iterations` is not a positive integer, or
+            the folder `scratch` does not exist.
 
     Warns:
         UserWarning: not converged within `max_iterations`.
@@ -112,8 +114,8 @@ def sinkhorn(
         [[25.0, 0.0], [0.0, 25.0]]
     """
     _check_arguments(lam, tolerance, max_iterations, dtype, scratch)
-    # Far from the solution a sample of the rows is as good a guide, for an eighth of the work, and
-    # the full kernel is computed once the potentials are nearly right.
+    # Far from the solution, a sample of the rows is good enough and takes an eighth of the work. The full
+    # kernel is computed once the potentials are nearly right.
     share = share_of(scores)
     sample = max_iterations > SAMPLED_ITERATIONS
     kernel = gibbs.Kernel(share.own, lam, dtype, sample, share.sum, scratch)
@@ -130,7 +132,7 @@ def sinkhorn(
             raise ValueError(
                 "scores must be finite, got NaN or infinity, or rows of only -infinity"
             )
-        # Rounded alike on all kinds of machines, so that no worker stops before the others.
+        # Rounded in the same way on all kinds of machines, so that no worker stops before the others.
         error = math.fsum(np.abs(sums - columns)) / mass
         progress.update(iteration, [("error", error)], finalize=False)
         if kernel.every > 1:
@@ -170,9 +172,10 @@ def _transport(kernel, potentials, lam, iterations, error, converged):
 class _Anderson:
     """Anderson acceleration of v <- v + residual, with two safeguards.
 
-    A combined step that increased the error is replaced by the plain one, which never does. And what it adds
-    to the plain one is shortened to what that may change: where nearly all mass of a row is in one column,
-    residuals hardly change with the potentials, and steps of thousands would follow, which diverge.
+    First, if a combined step has increased the error, it is replaced by the plain step, which never increases
+    it. Second, the correction that acceleration adds to the plain step is limited to the maximum length of a
+    plain step. Otherwise, where nearly all mass of a row is in one column, residuals hardly change with the
+    potentials, so that steps of thousands would follow, which diverge.
 
     Args:
         weight: (K,) array, weights of the residual's entries.

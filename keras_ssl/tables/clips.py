@@ -17,11 +17,11 @@ CONTENT = ("hash", "bytes", "modified", "height", "width")
 def update_clips(path, folder, clips, identity, encoder, progress=False):
     """Brings a table up to date with the clips of a folder of videos, a row for each clip.
 
-    As `update`, where the rows of a video whose content has changed are removed and computed again. A video
-    without a clip is a row with a `reason` and without a vector.
+    It works like `update`, except that the rows of a video whose content has changed are removed and computed
+    again. A video without a clip gets a row with a `reason` and without a vector.
 
     Args:
-        path, folder, encoder, progress: as of `update`.
+        path, folder, encoder, progress: as in `update`.
         clips: tf.data.Dataset that `keras_ssl.data.from_videos` read from `folder`, in the encoder's size.
         identity: Identity of the model with the clips' `frames`, `stride` and `pool`.
 
@@ -44,7 +44,7 @@ def update_clips(path, folder, clips, identity, encoder, progress=False):
             (os.path.abspath(name), time) for name, time in zip(clips.paths, times, strict=True)
         ]
         videos = {os.path.abspath(video.path): video for video in video_files.find(folder)[0]}
-        first = dict(reversed(keys))  # the time of a video's first clip
+        first = dict(reversed(keys))  # time of the first clip of each video
         found = {
             name: _content(video, writer.known(name, first.get(name)))
             for name, video in videos.items()
@@ -88,7 +88,7 @@ def _items(clips, todo, keys, folder, found):
 
 
 def _content(video, known):
-    """Returns the columns `CONTENT` of a video; of one that has not changed, those of a row of it."""
+    """Returns the columns `CONTENT` of a video, from one of its rows if the video has not changed."""
     status = [os.stat(name) for name in video.files]
     size, modified = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
     if known and (known["bytes"], known["modified"]) == (size, modified):

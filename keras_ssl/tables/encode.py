@@ -17,11 +17,11 @@ AHEAD = 2  # batches of files that are decoded ahead
 
 
 class LocalEncoder:
-    """Encodes by a model in this process.
+    """Encodes with a model in this process.
 
     Args:
         encoder: keras.Model from (B, H, W, 3) pixels to (B, D) features.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
 
     Attributes:
         size: (H, W) in pixels.
@@ -48,14 +48,14 @@ class LocalEncoder:
             (row, (D,) float32 array), or (row, str) with the reason why the file cannot be read; in order.
 
         Raises:
-            tf.errors.ResourceExhaustedError: if there is not enough memory for the pixels of a file.
+            tf.errors.ResourceExhaustedError: there is not enough memory for the pixels of a file.
         """
 
         def decoded(item):
             try:
                 return item[0], self._pixels(item[1]).numpy()
             except tf.errors.ResourceExhaustedError:
-                raise  # the file may be sound
+                raise  # the file may be intact
             except tf.errors.OpError as error:
                 return item[0], reason(error)
 
@@ -78,7 +78,7 @@ class LocalEncoder:
 
 
 class ServedEncoder:
-    """Encodes by one version of a model on a server: that of the first response, or of `pin`.
+    """Encodes with one version of a model on a server: the version of the first response, or that of `pin`.
 
     Args:
         client: FeatureClient.
@@ -96,7 +96,7 @@ class ServedEncoder:
 
     @property
     def size(self):
-        """(H, W) in pixels, which the server is asked for."""
+        """(H, W) in pixels, requested from the server."""
         return self._client.input_size()
 
     def files(self, items):
@@ -112,7 +112,7 @@ class ServedEncoder:
                 yield item[1]
 
         source = contents()
-        while self.version is None:  # one by one, until a response tells the version
+        while self.version is None:  # one by one, until a response contains the version
             content = next(source, None)
             if content is None:
                 break
@@ -128,7 +128,7 @@ class ServedEncoder:
             except ValueError as error:
                 if getattr(error, "code", None) != "INVALID_ARGUMENT":
                     raise
-            # An unreadable file among those that the client has read: find it.
+            # Finds the unreadable file among those that the client has read.
             found = self._requested([content for _, content in waiting])
             for result in found:
                 yield waiting.popleft()[0], result
@@ -156,7 +156,7 @@ class ServedEncoder:
                 del done[:length]
 
     def _requested(self, contents):
-        """Returns a vector or a reason for each file; halves the files until unreadable ones are alone."""
+        """Returns a vector or a reason for each file; halves batches until unreadable files are alone."""
         try:
             return list(itertools.chain(*self._responses("encoded", contents)))
         except ValueError as error:
@@ -168,7 +168,7 @@ class ServedEncoder:
         return self._requested(contents[:half]) + self._requested(contents[half:])
 
     def _responses(self, signature, contents):
-        """Yields the features of each response; the first response of all tells the version."""
+        """Yields the features of each response; the very first response determines the version."""
         try:
             for response in self._client._responses(signature, contents):
                 if response.version is None or self.version not in (None, response.version):

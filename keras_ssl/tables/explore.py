@@ -30,13 +30,15 @@ def application(table, encoder=None, token=None):
     """Creates the aiohttp application of a table.
 
     Only files of rows of the table are read, as thumbnails: a request names the id of a row, not a path.
-    Requests with another host name are refused, so that no other web page can read the images by a name that
-    it makes lead to this machine; with a `token` those of other users of this machine, who do not know it.
+    Requests with another host name are refused, so that no other web page can read the images through a host
+    name that resolves to this machine. With a `token`, requests of other users of this machine, who do not
+    know it, are refused, too.
 
     Args:
         table: FeatureTable with features.
-        encoder: what `neighbors.encoder_of` returns, for queries by files that are not in the table; or None.
-        token: str, with which all paths begin, "/<token>/"; None: they begin with "/".
+        encoder: the result of `neighbors.encoder_of`, for queries with files that are not in the table; or
+            None.
+        token: str; all paths begin with "/<token>/", or with "/" if it is None.
 
     Returns:
         aiohttp.web.Application.
@@ -46,7 +48,7 @@ def application(table, encoder=None, token=None):
     """
     app = web.Application(middlewares=[_guarded], client_max_size=MAX_FILE)
     explorer = _Explorer(table, encoder)
-    # In the path, since browsers send cookies to all ports of a host, whoever listens there.
+    # In the path: browsers send cookies to all ports of a host, no matter who listens on them.
     base = f"/{token}/" if token else "/"
     app.add_routes([
         web.get(base, explorer.page),
@@ -62,11 +64,11 @@ def application(table, encoder=None, token=None):
 
 @web.middleware
 async def _guarded(request, handler):
-    """Refuses requests that other web pages cause; answers errors of the user in JSON."""
+    """Refuses requests from other web pages; answers errors of the user in JSON."""
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
     foreign = request.url.host not in (HOST, "localhost")
     foreign |= origin not in (None, f"http://{request.host}")
-    # A link from elsewhere may open the page, but not embed an image of it.
+    # A link on another site may open the page, but other sites may not embed its images.
     foreign |= site not in ("same-origin", "none") and not request.path.endswith("/")
     if foreign:
         response = web.json_response({"error": f"use http://{HOST}, from its own page"}, status=403)
@@ -82,7 +84,7 @@ async def _guarded(request, handler):
             response = web.json_response({"error": reason}, status=404)
         except web.HTTPException as error:
             response = web.json_response({"error": error.reason}, status=error.status)
-        except Exception as error:  # of LanceDB, or a server that is away
+        except Exception as error:  # from LanceDB, or a server that is away
             log.exception("a request failed")
             response = web.json_response({"error": str(error)[:500]}, status=500)
     response.headers.update(HEADERS)
@@ -90,7 +92,7 @@ async def _guarded(request, handler):
 
 
 class _Explorer:
-    """The handlers, which do everything that reads the disk or computes in threads."""
+    """The handlers, which read the disk and compute in threads."""
 
     def __init__(self, table, encoder):
         self._table, self._encoder = table, encoder

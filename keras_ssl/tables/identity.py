@@ -1,4 +1,4 @@
-"""What the features of a table have in common: the model that computed them, and how clips were pooled."""
+"""What the features of a table have in common: the model that computed them, and the pooling of clips."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ class Identity(NamedTuple):
 
     model: str  # name of the export's folder, of the .keras file, or on the server
     version: int | None = None  # None for a .keras file
-    sha256: str | None = None  # of architecture and weights; None if a server has them
+    sha256: str | None = None  # of architecture and weights; None if they are on a server
     frames: int | None = None  # of a clip; None for images
     stride: int | None = None
     pool: str | None = None  # of the frames of a clip: "mean", "concat", or None for one frame
@@ -23,10 +23,10 @@ class Identity(NamedTuple):
         return self.model if self.version is None else f"{self.model} version {self.version}"
 
     def difference(self, other):
-        """Returns why the features of two identities differ, as half a sentence, or None if they do not."""
+        """Returns why the features of two identities differ, as a clause, or None if they do not differ."""
         if self.sha256 and other.sha256:
             same = self.sha256 == other.sha256
-        else:  # one of them is known to a server only
+        else:  # only a server knows one of them
             same = (self.model, self.version) == (other.model, other.version)
         if not same:
             digests = "" if self.label != other.label else " with other weights"
@@ -51,7 +51,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def from_json(cls, text):
-        """Reads what `to_json` returned; raises ValueError or TypeError for anything else."""
+        """Parses the result of `to_json`; raises ValueError or TypeError for anything else."""
         return cls(**json.loads(text))
 
 
@@ -59,7 +59,7 @@ def of_model(path):
     """Returns the identity of a model in a file or folder, without loading it.
 
     Args:
-        path: a .keras file, the directory of an export or that of one of its versions.
+        path: a .keras file, the directory of an export, or the directory of one of its versions.
 
     Returns:
         Identity.
@@ -77,6 +77,6 @@ def of_model(path):
         raise ValueError(
             f"there is no export in {str(path)!r}: give a folder that kssl.export wrote"
         )
-    # Not the graph: the same weights exported again are the same model.
+    # Not of the graph, since the same weights exported again are the same model.
     parts += sorted(path.glob("assets.extra/encoder.json"))
     return Identity(path.resolve().parent.name, int(path.name), files.sha256(*parts))

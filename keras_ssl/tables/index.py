@@ -5,18 +5,18 @@ import time
 
 from keras_ssl.tables import store
 
-EXACT_ROWS = 100_000  # up to which all vectors are compared, in memory
+EXACT_ROWS = 100_000  # up to this number, all vectors are compared in memory
 KINDS = ("ivf_pq", "hnsw")
 # Measured by tools/bench_search.py, for a recall@10 of 0.95: cells that a query reads, and candidates per
 # neighbor that are compared again by their full vectors.
 PROBES, REFINED = 20, 10
-MANY_ROWS = 2_000_000  # from which on there are twice as many candidates
+MANY_ROWS = 2_000_000  # from this number on, there are twice as many candidates
 DIMENSIONS_PER_BYTE = 4  # of the compressed vectors of IVF_PQ
 HNSW_ROWS = 500_000  # per graph
 
 
 def build(table, kind="ivf_pq"):
-    """Builds the index of a table, which replaces one that it has.
+    """Builds the index of a table, and replaces an existing one.
 
     Args:
         table: FeatureTable.
@@ -24,7 +24,7 @@ def build(table, kind="ivf_pq"):
             D bytes, which are faster to search, larger and slower to build.
 
     Returns:
-        float, seconds that it took.
+        float, duration in seconds.
 
     Raises:
         ValueError: `kind` is unknown, or the table is being updated.
@@ -42,7 +42,7 @@ def build(table, kind="ivf_pq"):
     with store.locked(table.path):  # LanceDB would refuse the commit of one of the two
         table.refresh()
         table.lance.create_index("vector", config=_config(kind, table.count(), table.dimensions))
-        # Among ten million rows one is read by its id in 3 instead of 120 ms.
+        # Among ten million rows, reading one by its id takes 3 instead of 120 ms.
         table.lance.create_index("id", config=BTree())
     return time.monotonic() - start
 
@@ -64,7 +64,7 @@ def _divisor(number, most):
 
 
 def query(table, vector, number, columns):
-    """Finds the nearest rows by LanceDB: by the index if there is one, or else among all rows on the disk.
+    """Finds the nearest rows with LanceDB: by the index if there is one, or else among all rows on the disk.
 
     Args:
         table: FeatureTable.

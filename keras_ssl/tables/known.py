@@ -1,4 +1,4 @@
-"""What an update needs to know of the rows of a table, in 96 bytes each: for tables of many millions."""
+"""What an update needs to know about the rows of a table, in 96 bytes per row: for many millions of rows."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ class KnownRows:
         folder: absolute path.
 
     Attributes:
-        next_id: int, the smallest that no row of the whole table has yet.
+        next_id: int, the smallest id above those of all rows of the whole table.
     """
 
     def __init__(self, table, folder):
@@ -41,7 +41,7 @@ class KnownRows:
         self._keys = rows["key"][self._order]
 
     def get(self, path, time=None):
-        """Returns the columns of a row but for path and time, a dict, or None if there is no such row."""
+        """Returns a dict of the columns of a row except path and time, or None if there is no such row."""
         place = self._place(path, time)
         if place is None:
             return None

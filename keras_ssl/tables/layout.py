@@ -6,12 +6,12 @@ from keras_ssl.tables.store import READ, SHOWN
 
 ROWS = 2000  # of a map; t-SNE of more takes minutes
 CLUSTERS = 10
-COMPONENTS = 50  # principal components that t-SNE gets
+COMPONENTS = 50  # principal components, the input of t-SNE
 PERPLEXITY = 30
 
 
 def sample(table, names=SHOWN, number=ROWS):
-    """Reads columns of up to `number` random rows with features, always the same: a list of dicts."""
+    """Reads columns of up to `number` random rows with features, always the same rows: a list of dicts."""
     ids = np.sort(table.columns(["id"], READ)["id"].to_numpy())
     if len(ids) > number:
         ids = np.sort(np.random.default_rng(0).choice(ids, number, replace=False))
@@ -19,16 +19,16 @@ def sample(table, names=SHOWN, number=ROWS):
 
 
 def layout(table, number=ROWS):
-    """Places a sample of the rows of a table in two dimensions, so that similar ones are near each other.
+    """Places a sample of the rows of a table in two dimensions, so that similar rows are near each other.
 
-    They are placed by t-SNE of the directions of their features, and clustered by k-means.
+    The rows are placed by t-SNE of the directions of their features, and clustered by k-means.
 
     Args:
         table: FeatureTable.
-        number: int, rows to place at most.
+        number: int, maximum number of rows.
 
     Returns:
-        list of dicts of the columns of `Match` but the cosine, with `x` and `y` in 0..1 and `cluster` int.
+        list of dicts of the columns of `Match` except the cosine, with `x` and `y` in 0..1 and `cluster` int.
 
     Reference: van der Maaten & Hinton, "Visualizing Data using t-SNE", JMLR 2008.
 
@@ -41,8 +41,8 @@ def layout(table, number=ROWS):
     rows = sample(table, [*SHOWN, "vector"], number)
     vectors = np.array([row.pop("vector") for row in rows], np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    # OpenMP threads wait for each other in a loop: beside another program t-SNE took nine times as long.
-    # One thread also keeps the result the same on every machine with the same libraries.
+    # OpenMP threads wait for each other in a busy loop: while another program ran, t-SNE took nine times as
+    # long. With one thread, the result is also the same on every machine with the same libraries.
     with threadpool_limits(1):
         places, clusters = _places(vectors), _clusters(vectors)
     places -= places.min(axis=0)

@@ -9,8 +9,8 @@ from keras_ssl.tables import index
 from keras_ssl.tables.neighbors import Match, in_memory
 from keras_ssl.tables.store import SHOWN, FeatureTable
 
-BLOCK, WIDTH = 2048, 16_384  # rows compared with other rows at a time: 128 MiB of cosines
-EXACT_ROWS = 500_000  # above, by the index if there is one
+BLOCK, WIDTH = 2048, 16_384  # rows and other rows compared at once: 128 MiB of cosines
+EXACT_ROWS = 500_000  # above this, the index is used if there is one
 NEIGHBORS = 20  # that the index proposes for each row
 THREADS = 2
 
@@ -19,15 +19,16 @@ def duplicates(table, above=0.98):
     """Finds groups of rows whose features have a cosine above a threshold: near-duplicates.
 
     Two rows are in the same group if a chain of such pairs leads from one to the other. All pairs are
-    compared; in a table of more than 500,000 rows with an index, each row with its 20 nearest neighbors.
+    compared, except in a table of more than 500,000 rows with an index, where each row is compared with its
+    20 nearest neighbors.
 
     Args:
         table: str, path of a table that `keras-ssl extract` wrote, or a `tables.FeatureTable`.
         above: float in 0..1.
 
     Returns:
-        list of groups, the largest first; a group is a list of at least two `tables.Match`, the image with
-        most pixels first, with the cosine to that one.
+        list of groups, the largest first. A group is a list of at least two `tables.Match`, the image with
+        most pixels first; the cosines are relative to this image.
 
     Raises:
         ValueError: the table is empty, or `above` is not in 0..1.
@@ -68,7 +69,7 @@ def _pairs(matrix, above):
             first, second = np.nonzero(cosines > above)
             pairs = np.stack([start + first, other + second], axis=1)
             found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-        # A thousand copies of an image are half a million pairs: a chain of them is enough.
+        # A thousand copies of an image are half a million pairs, but a chain of them is enough.
         chains = _components(np.concatenate(found), number)
         ends = [np.stack([chain[:-1], chain[1:]], axis=1) for chain in chains]
         links = np.concatenate([np.empty((0, 2), np.int64), *ends])
@@ -112,7 +113,7 @@ def _ordered(group, ids, matrix, rows):
     found = []
     for i in (best, *others):
         row = rows[ids[i]]
-        # Not the product of a row with itself, which rounding keeps from 1.
+        # Not the product of a row with itself, which is not exactly 1 because of rounding.
         cosine = 1.0 if i == best else float(min(matrix[best] @ matrix[i], 1.0))
         found.append(Match(row["id"], row["path"], row["time"], row["label"], cosine))
     return found

@@ -28,14 +28,14 @@ class Match(NamedTuple):
 def search(table, images, number=10, model=None):
     """Finds the rows of a table that are most similar to images, by the cosine of the features.
 
-    Up to 100,000 rows all vectors are compared, in memory. Above that LanceDB compares them on the disk, or
-    those that its index proposes, if there is one: `keras-ssl index`.
+    Up to 100,000 rows, all vectors are compared in memory. Above that, LanceDB compares all vectors on the
+    disk, or only those that its index proposes if there is one (`keras-ssl index`).
 
     Args:
         table: str, path of a table that `keras-ssl extract` wrote; or a `tables.FeatureTable`, which keeps
             the vectors in memory for the next search.
         images: (N, D) array of floats, features of the table's model; or a list of paths or bytes of image
-            files. Features of files that are in the table, by their content, are taken from there.
+            files. The features of files whose content is in the table are read from the table.
         number: int, matches per image.
         model: path of the export or .keras file for `images` that are not in the table, or a FeatureClient.
 
@@ -43,8 +43,8 @@ def search(table, images, number=10, model=None):
         list of N lists of `tables.Match`, the most similar first.
 
     Raises:
-        ValueError: the table is empty, `images` is neither, a file cannot be read, `number` is below 1, or
-            `model` is missing or not that of the table.
+        ValueError: the table is empty, `images` is neither of these, a file cannot be read, `number` is below
+            1, or `model` is missing or not the model of the table.
         ImportError: LanceDB is not installed.
 
     Example:
@@ -83,7 +83,7 @@ def checked(table, vectors):
 
 
 def nearest(table, vectors, number):
-    """As `search`, of a FeatureTable for checked (N, D) float32 features."""
+    """Searches like `search`, in a FeatureTable, with checked (N, D) float32 features."""
     if table.kept and table.kept.version == table.lance.version:
         return _exact(table, vectors, number)
     rows = table.count()
@@ -111,18 +111,18 @@ def _exact(table, vectors, number):
 
 
 def _blocks(vectors, matrix):
-    """Yields the (R,) cosines of each vector with all rows of a matrix, computed for 64 vectors at a time."""
+    """Yields the (R,) cosines of each vector with all rows of a matrix, computed for 64 vectors at once."""
     for start in range(0, len(vectors), 64):
         yield from vectors[start : start + 64] @ matrix.T
 
 
 class Kept(NamedTuple):
-    """What search keeps of a table in memory."""
+    """The data of a table that search keeps in memory."""
 
     version: int  # of the table
     ids: np.ndarray  # (R,) int64, ascending
     unit: np.ndarray  # (R, D) float32, features of length 1
-    shown: object  # pyarrow.Table of the columns of a Match
+    shown: object  # pyarrow.Table with the columns of a Match
 
 
 def in_memory(table):
@@ -145,7 +145,7 @@ def features_of(table, images, model=None):
     Args:
         table: FeatureTable.
         images: list of paths, or of the bytes of files.
-        model: as of `search`.
+        model: as in `search`.
 
     Returns:
         (N, D) float32 array.
@@ -196,18 +196,18 @@ def _name_of(image):
 
 
 def _stored(table, content):
-    """Returns the features of a file with these bytes that is in the table, or None."""
+    """Returns the features of a file with these bytes from the table, or None if it is not in the table."""
     digest = hashlib.sha256(content).hexdigest()
     rows = table.columns(["vector"], f"hash = '{digest}' AND time IS NULL AND {READ}").to_pylist()
     return rows[0]["vector"] if rows else None
 
 
 def encoder_of(table, model):
-    """Returns the encoder of a path or FeatureClient, after a check that it is the model of the table.
+    """Returns the encoder of a path or FeatureClient, after checking that it is the table's model.
 
     Args:
         table: FeatureTable.
-        model: path, FeatureClient, or what this function has returned.
+        model: path, FeatureClient, or an earlier result of this function.
 
     Returns:
         `encode.LocalEncoder` or `encode.ServedEncoder`.

@@ -2,9 +2,9 @@
 
     python ray_cleanup.py FOLDER DRIVER < PIPE
 
-Waits until the other end of the pipe is closed, which the kernel does for a process that is killed. Then it
-kills the processes that have files in FOLDER open, except DRIVER (two of Ray's outlive a killed driver), and
-removes FOLDER.
+It waits until the other end of the pipe is closed, which the kernel does even for a killed process. Then it
+kills the processes that have files in FOLDER open, except DRIVER (two of Ray's processes outlive a killed
+driver), and removes FOLDER.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import time
 
 
 def users(folder):
-    """Returns the ids of the processes that have files in a folder open; under Linux only."""
+    """Returns the ids of the processes that have files in a folder open; on Linux only."""
     start, found = os.path.join(folder, ""), set()
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        with contextlib.suppress(OSError, ValueError):  # no process, or not one of this user
+        with contextlib.suppress(OSError, ValueError):  # not a process, or another user's
             files = f"/proc/{int(name)}/fd"
             for file in os.listdir(files):
                 if os.readlink(f"{files}/{file}").startswith(start):
@@ -43,7 +43,7 @@ def main():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
-        if not running and not os.path.exists(folder):  # what is still running may write again
+        if not running and not os.path.exists(folder):  # running processes may write again
             return
         time.sleep(0.1)
 

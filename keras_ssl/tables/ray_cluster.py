@@ -1,4 +1,4 @@
-"""Connection to a Ray cluster: one on this machine, which ends with the command, or one that is running."""
+"""Connection to a Ray cluster: a running one, or one on this machine that ends with the command."""
 
 import contextlib
 import logging
@@ -14,12 +14,12 @@ import threading
 from keras_ssl.tables import ray_cleanup
 
 CONNECT_SECONDS = 5
-# Ray's ports are open to other machines. A process has one token: Ray reads the variable only once.
+# Ray's ports are open to other machines. A process has only one token, since Ray reads the variable once.
 TOKEN = secrets.token_hex(32)
-STORE_BYTES = 2**28  # of the results that wait for the driver, a few hundred kilobytes each
+STORE_BYTES = 2**28  # for results that wait for the driver, a few hundred kilobytes each
 SOCKET_BYTES = 107  # longest name of a Unix socket
 SESSION_BYTES = (
-    75  # what Ray appends to the name of its folder: session_<time>_<process>/sockets/plasma_store
+    75  # Ray appends to the name of its folder: session_<time>_<process>/sockets/plasma_store
 )
 
 
@@ -27,7 +27,7 @@ def import_ray():
     """Imports Ray, without its usage reports.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: Ray is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
@@ -50,7 +50,7 @@ def check_address(address):
 
 @contextlib.contextmanager
 def connected(address=None):
-    """Connects to a cluster, or starts one of this machine's processors, and ends it.
+    """Connects to a cluster, or starts one with this machine's processors and ends it afterwards.
 
     Args:
         address: "HOST:PORT" of a running cluster that this machine is a part of, or None.
@@ -67,7 +67,7 @@ def connected(address=None):
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray cluster: call ray.shutdown() first")
     with contextlib.ExitStack() as stack:
-        # Ray prints the deaths of processes on stdout, whatever its log level.
+        # Ray prints the deaths of processes on stdout, whatever its log level is.
         nothing = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(nothing))
         quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -85,10 +85,10 @@ def connected(address=None):
         before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**started, **quiet)
-            # Ray's own handler prints a stack.
+            # Ray's own handler would print a stack.
             if threading.current_thread() is threading.main_thread() and before is not None:
                 signal.signal(signal.SIGTERM, before)
-        except Exception as error:  # Ray's are not documented
+        except Exception as error:  # Ray's exceptions are not documented
             reason = " ".join(str(error).split())[:200]
             if address:
                 raise ValueError(
@@ -100,7 +100,7 @@ def connected(address=None):
 
 
 def _check_alive(address):
-    """Raises ValueError unless a cluster answers; Ray itself would try for two minutes, and print."""
+    """Raises ValueError unless a cluster answers; Ray itself would try for two minutes and print messages."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -116,7 +116,7 @@ def _check_alive(address):
         reason = error.strerror or str(error)
     except grpc.RpcError as error:
         if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return  # a cluster that wants to know who asks
+            return  # a cluster that requires a token
         reason = "what listens there is not Ray's"
     else:
         return
@@ -130,7 +130,8 @@ def _check_alive(address):
 def _token():
     """Sets the variables of a cluster's token, of which Ray sets one, and then resets them.
 
-    Programs that this process starts later need not know it. Without a token Ray keeps one in ~/.ray.
+    Programs that this process starts later need not know the token. Without a token, Ray would keep one in
+    ~/.ray.
     """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
     os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)

@@ -1,4 +1,4 @@
-"""Updates a table by the processes of a Ray cluster, of which any may die."""
+"""Updates a table with the processes of a Ray cluster, any of which may die."""
 
 import collections
 import itertools
@@ -13,22 +13,22 @@ from keras_ssl.tables.ray_cluster import connected
 from keras_ssl.tables.ray_worker import Found, Worker
 from keras_ssl.tables.update import Writer, has_text, is_same, label_of, read, settle
 
-AT_ONCE = 2  # batches of a worker: it reads and decodes one while the other is in the model
-QUEUED = 4  # batches of a worker that it has or is about to get, while the driver writes rows
-DEATHS = 3  # of workers that had a file for themselves, until the file counts as unreadable
+AT_ONCE = 2  # batches of a worker, which reads and decodes one while the model runs on the other
+QUEUED = 4  # batches that a worker has or will get while the driver writes rows
+DEATHS = 3  # of workers with a single file, until this file counts as unreadable
 NODES_SECONDS, WAIT_SECONDS, WARN_SECONDS = 5, 1, 30
-MEMORY_SECONDS = 10  # without new workers after Ray has killed one since memory is full
+MEMORY_SECONDS = 10  # without new workers after Ray has killed one because memory is full
 
 
 def update_by_ray(path, folder, identity, engine, progress=False):
-    """Brings a table up to date with the images of a folder, as `update`, by the workers of a Ray cluster.
+    """Brings a table up to date with a folder of images, as `update` does, with workers of a Ray cluster.
 
     This process compares sizes and time stamps, and is the only one that writes. The workers read the files,
-    compare their SHA-256, and encode them. Results arrive in any order, and so do ids. What a worker or
-    machine that dies was working on is given to others.
+    compare their SHA-256, and encode them. Results arrive in any order, and so do ids. If a worker or machine
+    dies, its batches are given to others.
 
     Args:
-        path, folder, progress: as of `update`.
+        path, folder, progress: as in `update`.
         identity: Identity of a model in a file or folder.
         engine: RayEngine.
 
@@ -59,7 +59,7 @@ def update_by_ray(path, folder, identity, engine, progress=False):
 
 
 def _candidates(paths, writer, advance):
-    """Yields (path, known SHA-256 or None) of the files whose size or time stamp is not that in the table."""
+    """Yields (path, known SHA-256 or None) of the files whose size or time stamp differs from the table's."""
     for path in paths:
         known = writer.known(path)
         if is_same(path, known):
@@ -70,15 +70,15 @@ def _candidates(paths, writer, advance):
 
 
 class RayEngine:
-    """Encodes files by worker processes: one for each GPU of a cluster, or for each CPU if there are no GPUs.
+    """Encodes files with worker processes: one per GPU of a cluster, or one per CPU if there are no GPUs.
 
     Machines may come and go. The worker of a GPU has its part of the machine's CPUs.
 
     Args:
         model: path of the model, the same on all machines.
-        identity: Identity of the model, which each worker compares with what it finds there.
+        identity: Identity of the model, which each worker compares with the model on its machine.
         load: function from the path to a keras.Model, which all machines can import.
-        batch_size: int, images at a time.
+        batch_size: int, images per batch.
         address: "HOST:PORT" of a running cluster, or None to start one on this machine.
     """
 
@@ -98,7 +98,7 @@ class RayEngine:
         files = iter(files)
         batches = iter(lambda: list(itertools.islice(files, self._batch_size)), [])
         first = next(batches, None)
-        if first is None:  # nothing to do, without Ray
+        if first is None:  # nothing to do: Ray is not started
             return
         with connected(self._address) as ray:
             pool = _Pool(ray, self._model, itertools.chain([first], batches))
@@ -111,7 +111,7 @@ class RayEngine:
 
 
 def _while_connected(ray, results):
-    """Yields results; raises RuntimeError if Ray itself fails, such as when its head is gone."""
+    """Yields results; raises RuntimeError if Ray itself fails, for example when its head node is gone."""
     try:
         yield from results
     except ray.exceptions.RayError as error:
@@ -130,16 +130,17 @@ class _Member:
 class _Pool:
     """Gives batches to workers, replaces workers that die, and gives their batches to others.
 
-    Ray's own retries are not used: they wait for a lost machine, and never end for a file that kills.
+    Ray's own retries are not used: they wait for a lost machine, and never end for a file that crashes
+    workers.
     """
 
     def __init__(self, ray, model, batches):
         self._ray, self._model, self._batches = ray, model, batches
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": AT_ONCE}
         self._actor = ray.remote(**options)(Worker)
-        self._waiting = collections.deque()  # the next batches, and those of workers that have died
+        self._waiting = collections.deque()  # the next batches, and those of dead workers
         self._members, self._running = [], {}  # ObjectRef to (member, batch), None while it loads
-        self._deaths = collections.Counter()  # of workers, by the file that they had for themselves
+        self._deaths = collections.Counter()  # of workers with a single file, by this file
         self._wanted, self._resources, self._looked = 1, {}, -NODES_SECONDS
         self._in_vain = self.lost = 0
         self._started, self._paused_until = time.monotonic(), 0.0
@@ -161,7 +162,7 @@ class _Pool:
     def _has_work(self):
         missing = max(1, QUEUED * self._wanted) - len(self._waiting)
         self._waiting.extend(itertools.islice(self._batches, max(0, missing)))
-        # Not what the living have: the second batch of a worker that has died comes back later.
+        # Batches of living workers do not count: the second batch of a dead worker comes back later.
         return self._waiting or any(batch for _, batch in self._running.values())
 
     def _add_workers(self):
@@ -179,7 +180,7 @@ class _Pool:
             self._running[member.actor.load.remote(*self._model)] = (member, None)
 
     def _submit(self):
-        """Gives each worker up to four batches, and a file that is alone a worker of its own."""
+        """Gives each worker up to four batches, and gives a file that is alone its own worker."""
         for depth, member in itertools.product(range(QUEUED), self._members):
             if not self._waiting or not member.loaded or len(member.batches) > depth:
                 continue
@@ -190,7 +191,7 @@ class _Pool:
             self._running[member.actor.encode.remote(batch)] = (member, batch)
 
     def _received(self, ref):
-        """Returns what a worker has found; gives its batch to others if it has died."""
+        """Returns the results of a worker; gives its batch to others if it has died."""
         member, batch = self._running.pop(ref)
         try:
             result = self._ray.get(ref)
@@ -219,7 +220,7 @@ class _Pool:
         self.lost += 1
         self._in_vain += not member.useful
         if isinstance(error, self._ray.exceptions.OutOfMemoryError):
-            # Another one at once would be killed, too, and its file count as one that kills.
+            # Another worker that starts at once would be killed, too, and its file would be blamed.
             self._paused_until = time.monotonic() + MEMORY_SECONDS
         if self._in_vain > DEATHS * (self._wanted + 1):
             raise RuntimeError(
@@ -228,15 +229,15 @@ class _Pool:
             )
 
     def _again(self, batch):
-        """Queues the batch of a worker that has died; returns a `Found` in a list if a file is to blame."""
-        if len(batch) > 1:  # halves, so that a file that kills is alone in the end
+        """Queues the batch of a worker that has died; returns a list with a `Found` if a file is to blame."""
+        if len(batch) > 1:  # halves, so that a file that crashes workers is alone in the end
             half = len(batch) // 2
             self._waiting.extend([batch[:half], batch[half:]])
             return []
         ((path, _),) = batch
         self._deaths[path] += 1
         if self._deaths[path] < DEATHS:
-            self._waiting.appendleft(batch)  # or other such files add up to `_in_vain`
+            self._waiting.appendleft(batch)  # first, or other such files would add up to `_in_vain`
             return []
         self._in_vain = 0
         return [Found(path, {}, f"{DEATHS} worker processes died of it")]
@@ -255,9 +256,9 @@ class _Pool:
 
 
 def _check(found):
-    """Raises RuntimeError if a machine cannot read a file that this one can.
+    """Raises RuntimeError if a machine cannot read a file that this machine can read.
 
-    It would be faster than all others, and most images would become unreadable ones.
+    Such a machine would be faster than all others, and most images would be recorded as unreadable.
     """
     if found.columns is None and os.path.exists(found.path):
         raise RuntimeError(
@@ -272,7 +273,7 @@ def _check(found):
 
 
 def _capacity(nodes):
-    """Returns how many workers the nodes of a cluster have room for, and the resources of each."""
+    """Returns how many workers the nodes of a cluster have room for, and the resources of each worker."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpu = [node for node in resources if node.get("GPU", 0) >= 1]
     if not with_gpu:

@@ -14,13 +14,13 @@ from keras_ssl.tables.update import read
 
 
 class Found(NamedTuple):
-    """What a worker has found out about a file."""
+    """A worker's result for a file."""
 
     path: str
-    columns: dict | None  # as of `update.read`; None if there is no such file
+    columns: dict | None  # as in `update.read`; None if there is no such file
     result: (
         np.ndarray | str | None
-    )  # as of `update.settle`; the machine's name if there is no such file
+    )  # as in `update.settle`; the machine's name if there is no such file
 
 
 class Worker:
@@ -41,19 +41,19 @@ class Worker:
             model: absolute path of the model.
             sha256: str, of its Identity on the driver.
             load: function from the path to a keras.Model.
-            batch_size: int, images at a time.
-            folder: str, where the driver runs.
+            batch_size: int, images per batch.
+            folder: str, the driver's current folder.
 
         Returns:
-            None, or a sentence why the model cannot be loaded.
+            None, or a sentence that explains why the model cannot be loaded.
         """
         try:
             if of_model(model).sha256 != sha256:
                 raise ValueError(f"{model!r} has other weights there")
             with contextlib.suppress(OSError):
-                os.chdir(folder)  # which `--import` searches for modules
+                os.chdir(folder)  # where `--import` searches for modules
             self._encoder = LocalEncoder(load(model), batch_size)
-        except Exception as error:  # whatever a model, or a module of the user, raises
+        except Exception as error:  # a model or a module of the user can raise any error
             return f"machine {socket.gethostname()!r} of the cluster cannot load the model: {error}"
         return None
 

@@ -13,15 +13,15 @@ from keras_ssl.tables.update import Writer, has_text, image_size, is_record
 
 
 def update_records(path, folder, identity, encoder, progress=False):
-    """Brings a table up to date with the records of a folder, those of `data.to_tfrecord` or any others.
+    """Brings a table up to date with a folder of TFRecords, written by `data.to_tfrecord` or other programs.
 
-    As `update`, where the path of a row is that of the file, "#", and the byte at which its record begins.
-    The records of a file that has not been written since are not read.
+    It works like `update`, but the path of a row consists of the path of the file, "#", and the byte at which
+    its record begins. The records of a file that has not been written since the last update are not read.
 
     Args:
-        path, encoder, progress: as of `update`.
-        folder: folder of TFRecord files of tf.train.Example, with the encoded image in `image` and perhaps
-            its class in `label`, as of `data.from_tfrecord`.
+        path, encoder, progress: as in `update`.
+        folder: folder of TFRecord files of tf.train.Example, with the encoded image in `image` and optionally
+            its class in `label`, as in `data.from_tfrecord`.
         identity: Identity of the model.
 
     Returns:
@@ -71,7 +71,8 @@ def _changed(index, names, class_names, writer, advance):
         except tf.errors.DataLossError:
             record = b""
         except (OSError, tf.errors.OpError) as error:
-            # What could be read before may be read again: a network disk may be away for a moment.
+            # Records that could be read before may be readable again: a network disk may be away for a
+            # moment.
             if known:
                 writer.unchanged += 1
             else:

@@ -1,4 +1,4 @@
-"""Tables of features: LanceDB's, embedded, on the disk or in object storage, with a row per image or clip."""
+"""Tables of features in embedded LanceDB, on the disk or in object storage, with a row per image or clip."""
 
 import contextlib
 import datetime
@@ -13,9 +13,10 @@ from keras_ssl.tables.identity import Identity
 
 SUFFIX = ".lance"
 METADATA = b"keras_ssl"
-KEEP_VERSIONS = datetime.timedelta(days=1)  # of a table: as long can an update be undone
+KEEP_VERSIONS = datetime.timedelta(days=1)  # of a table: how long an update can be undone
 SHOWN = ["id", "path", "time", "label"]
-# A row has either: to ask for the vector would read that whole column, 20 s at ten million rows.
+# A row has a vector or a reason. A condition on the vector would read that whole column, which takes 20 s for
+# ten million rows.
 READ, UNREADABLE = "reason IS NULL", "reason IS NOT NULL"
 
 
@@ -23,11 +24,11 @@ def lancedb():
     """Imports LanceDB, which takes a second and a half.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: LanceDB is not installed.
     """
     os.environ.setdefault(
         "LANCEDB_LOG", "error"
-    )  # it warns of every cell of an index without a vector
+    )  # it warns of every cell of an index that has no vector
     try:
         import lancedb
     except ImportError:
@@ -48,7 +49,7 @@ def check_path(argument, path):
 
 
 def check_exists(argument, path):
-    """Raises ValueError unless there is a folder that may be a table; needs no LanceDB."""
+    """Raises ValueError unless there is a folder that may be a table; does not need LanceDB."""
     check_path(argument, path)
     if not is_remote(path) and not Path(path).is_dir():
         is_file = Path(path).exists()
@@ -66,22 +67,23 @@ def is_remote(path):
 class FeatureTable:
     """A table of features of one model.
 
-    A row has `id` int64, `path` str (absolute), `time` float32 in seconds (of a clip, else null), `label`
+    A row has `id` int64, `path` str (absolute), `time` float32 in seconds (for a clip, else null), `label`
     str (the first subfolder, or null), `vector` (D,) float32, `reason` str (why an unreadable file has no
     vector), `hash` (SHA-256 of the file), `bytes` and `modified` (size and time stamp of the file), `height`
     and `width` in pixels, and `model` (name and version). Every change is one commit.
 
     Args:
-        path: str or pathlib.Path, "<name>.lance", or the URL of one in an object store that LanceDB knows.
+        path: str or pathlib.Path, "<name>.lance", or the URL of a table in an object store that LanceDB
+            supports.
 
     Attributes:
         path: str.
-        identity: Identity, the model and the pooling.
+        identity: Identity, model and pooling of the features.
         dimensions: int D.
         lance: the lancedb.Table, for everything else.
 
     Raises:
-        ValueError: there is no such table, or it is not one of features.
+        ValueError: there is no such table, or it is not a table of features.
         ImportError: LanceDB is not installed.
 
     Example:
@@ -96,14 +98,14 @@ class FeatureTable:
         try:
             self.lance = connection.open_table(_name(path))
             self._read_schema()
-        except Exception as error:  # LanceDB's are not documented
+        except Exception as error:  # LanceDB's exceptions are not documented
             if "[lance]" in str(error):
                 raise
             raise ValueError(
                 f"table: {self.path!r} is no table of features that keras-ssl extract wrote, or cannot be "
                 f"read: give another ({str(error).partition(chr(10))[0][:200]})"
             ) from None
-        self.kept, self._counts = None, {}  # what search keeps in memory; numbers of rows
+        self.kept, self._counts = None, {}  # data that search keeps in memory; numbers of rows
 
     @classmethod
     def create(cls, path, identity, dimensions):
@@ -120,25 +122,25 @@ class FeatureTable:
         self.dimensions = self.schema.field("vector").type.list_size
 
     def check(self, identity, hint):
-        """Raises ValueError, which ends with `hint`, unless the features are of this model and pooling."""
+        """Raises ValueError, ending with `hint`, unless the features have this model and pooling."""
         if different := self.identity.difference(identity):
             raise ValueError(f"{self.path!r} holds features {different}: {hint}")
 
     def refresh(self):
-        """Goes on to the newest version of the table, which another process may have written."""
+        """Switches to the newest version of the table, which another process may have written."""
         self.lance.checkout_latest()
 
     def count(self, where=READ):
-        """Counts rows: those with features, or those of another condition in SQL."""
+        """Counts the rows with features, or the rows that match another SQL condition."""
         version = self.lance.version
         known, number = self._counts.get(where, (None, 0))
-        if known != version:  # to count takes 10 ms
+        if known != version:  # counting takes 10 ms
             number = self.lance.count_rows(where)
             self._counts[where] = version, number
         return number
 
     def columns(self, names, where=None):
-        """Reads columns of all rows, or of those of a condition in SQL, as a pyarrow.Table."""
+        """Reads columns of all rows, or of the rows that match an SQL condition, as a pyarrow.Table."""
         query = self.lance.search().select(list(names))
         return (query.where(where) if where else query).to_arrow()
 
@@ -203,7 +205,7 @@ class FeatureTable:
         self._merge(rows, self.schema)
 
     def amend(self, rows):
-        """Changes the columns that the dicts have of the rows with the same ids, in one commit."""
+        """Changes the columns in the dicts for the rows with the same ids, in one commit."""
         if rows:
             import pyarrow as pa
 
@@ -212,7 +214,7 @@ class FeatureTable:
     def _merge(self, rows, schema):
         if rows:
             merge = self.lance.merge_insert("id").when_matched_update_all()
-            # LanceDB reports vectors that are null as bad ones.
+            # LanceDB treats null vectors as bad ones.
             merge.execute(_to_arrow(rows, schema), on_bad_vectors="null")
 
     def remove(self, ids):
@@ -223,13 +225,13 @@ class FeatureTable:
             self.lance.delete(f"id IN ({listed})")
 
     def optimize(self):
-        """Joins small fragments, adds new rows to the index, and forgets versions older than a day."""
+        """Merges small fragments, adds new rows to the index, and removes versions older than a day."""
         self.lance.optimize(cleanup_older_than=KEEP_VERSIONS)
 
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds a lock that keeps other updates of a table away; raises ValueError if one is running."""
+    """Holds a lock against other updates of a table; raises ValueError if one is running."""
     if is_remote(path):
         yield
         return
@@ -239,19 +241,19 @@ def locked(path):
 
 
 def exists(path):
-    """Returns whether there is something with the path of a table.
+    """Returns whether a table exists at a path.
 
     Raises:
-        ValueError: it is something else than a table of features.
+        ValueError: the path is something else than a table of features.
     """
     if is_remote(path):
         return _name(path) in _connect(path).table_names(limit=100_000)
-    # A process that was killed while it created the table leaves an empty folder.
+    # A process that is killed while it creates the table leaves an empty folder.
     return Path(path).exists() and not (Path(path).is_dir() and not _has_version(path))
 
 
 def _has_version(path):
-    # What else LanceDB writes first.
+    # Other files that LanceDB writes first.
     drafts = {"_versions", "_transactions", "data"}
     return bool(set(os.listdir(path)) - drafts) or any(Path(path, "_versions").glob("*.manifest"))
 

@@ -16,7 +16,8 @@ def thumbnail(path, time=None, side=SIDE):
     """Reads an image file, or the frame of a video, and downsamples it.
 
     Args:
-        path: str; of a record in a TFRecord file its path, "#", and the byte at which the record begins.
+        path: str; for a record in a TFRecord file, the path of the file, "#", and the byte at which the
+            record begins.
         time: float, seconds from the start of a video; None for images.
         side: int, pixels of the longer side.
 
@@ -29,11 +30,11 @@ def thumbnail(path, time=None, side=SIDE):
     """
     from PIL import Image
 
-    with contextlib.suppress(Exception):  # PIL raises many kinds for damaged files
+    with contextlib.suppress(Exception):  # PIL raises many kinds of errors for damaged files
         if time is not None:
             image = Image.fromarray(_frame(path, time))
         else:
-            # Not what else Pillow knows, some by running other programs.
+            # No other formats that Pillow supports: for some, it runs other programs.
             source = path if os.path.exists(path) else _record(path)
             image = Image.open(source, formats=("JPEG", "PNG", "GIF", "BMP"))
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
@@ -67,7 +68,7 @@ def _record(path):
 
 
 def _messages(message):
-    """Returns the fields of a protobuf message of which all have a length: a list of bytes."""
+    """Returns the fields of a protobuf message whose fields all have a length: a list of bytes."""
     found, position = [], 0
     while position < len(message):
         length, shift, position = 0, 0, position + 1
@@ -82,7 +83,7 @@ def _messages(message):
 
 
 def _frame(path, time):
-    """Returns the frame of a video file at a time, or of numbered images that number, as (H, W, 3) RGB."""
+    """Returns the frame of a video at a time, or the numbered image with this number, as (H, W, 3) RGB."""
     import cv2
 
     if os.path.isfile(path):

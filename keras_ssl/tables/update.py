@@ -1,4 +1,4 @@
-"""Updates a table from a folder of images: what is new, changed or gone; resumes after interruptions."""
+"""Updates a table from a folder of images: new, changed and removed files; resumes after interruptions."""
 
 import contextlib
 import hashlib
@@ -15,12 +15,12 @@ from keras_ssl.serving.client.progress import progress_bar
 from keras_ssl.tables import store
 from keras_ssl.tables.known import KnownRows
 
-FRAGMENT = 1024  # rows of a commit
-TOUCHED = 65_536  # new time stamps of a commit
+FRAGMENT = 1024  # rows per commit
+TOUCHED = 65_536  # new time stamps per commit
 
 
 class Counts(NamedTuple):
-    """How many rows an update has added, replaced, removed and left alone, and how many have no features."""
+    """How many rows an update has added, replaced, removed and left unchanged, and how many lack features."""
 
     new: int
     changed: int
@@ -35,15 +35,17 @@ class Counts(NamedTuple):
 def update(path, folder, identity, encoder, progress=False):
     """Brings a table up to date with the images of a folder.
 
-    Files that are new are appended, changed ones (by SHA-256) replaced, those that are gone from the folder
-    removed; rows of other folders stay. A file whose size and time stamp are those in the table is not read,
-    and one with the same content not encoded. Rows are committed 1,024 at a time: after a kill the same call
-    continues with the first row that is missing. Unreadable files are rows with a `reason` and no vector.
+    Rows of new files are appended, rows of changed files (by SHA-256) are replaced, and rows of files that
+    are no longer in the folder are removed; rows of other folders stay. A file with the same size and time
+    stamp as in the table is not read, and a file with the same content is not encoded. Each commit has 1,024
+    rows: after a kill, the same call continues with the first missing row. Unreadable files get rows with a
+    `reason` and no vector.
 
     Args:
         path: str, "<name>.lance"; the table is created if it does not exist.
-        folder: folder of images, as of `data.from_folder`.
-        identity: Identity of the model. Its `version` may be None for a server: the first response tells it.
+        folder: folder of images, as in `data.from_folder`.
+        identity: Identity of the model. Its `version` may be None for a server: the first response contains
+            it.
         encoder: `encode.LocalEncoder`, `encode.ServedEncoder`, or another object with a method `files`.
         progress: bool, show a progress bar.
 
@@ -89,13 +91,13 @@ def _changed(paths, folder, writer, advance):
 
 
 def is_same(path, known):
-    """Returns whether a file has the size and time stamp that the table has of it."""
+    """Returns whether a file has the size and time stamp that are in the table."""
     if not known:
         return False
     try:
         status = os.stat(path)
     except OSError:
-        return False  # `read` finds out why
+        return False  # `read` finds the reason
     return (known["bytes"], known["modified"]) == (status.st_size, status.st_mtime_ns)
 
 
@@ -104,15 +106,15 @@ def read(path, known):
 
     Args:
         path: str.
-        known: str, the SHA-256 that the table has of it, or None.
+        known: str, the SHA-256 of the file in the table, or None.
 
     Returns:
-        (columns, content): the columns of its row, and its bytes, or None instead of bytes that the table
-        knows; {} and the reason if it cannot be read; (None, None) if it is not there.
+        (columns, content): the columns of its row, and its bytes, or None if they have the known SHA-256; {}
+        and the reason if the file cannot be read; (None, None) if it does not exist.
     """
     try:
         status, content = os.stat(path), Path(path).read_bytes()
-    except FileNotFoundError:  # since the folder was listed
+    except FileNotFoundError:  # removed since the folder was listed
         return None, None
     except OSError as error:
         return {}, error.strerror
@@ -125,25 +127,25 @@ def read(path, known):
 
 
 def settle(writer, row, result):
-    """Records what has become of a file.
+    """Records the result for a file.
 
     Args:
         writer: Writer.
         row: dict with `path`, `label` and the columns of `read`.
-        result: (D,) float32 array, the reason why there is none, or None if the table knows the content.
+        result: (D,) float32 array, the reason why there is none, or None if the content is in the table.
     """
     known = writer.known(row["path"])
     if result is None:
         writer.touch(known["id"], row["bytes"], row["modified"])
     elif known and "hash" not in row:
-        # What could be read before may be read again: a network disk may be away for a moment.
+        # Files that could be read before may be readable again: a network disk may be away for a moment.
         writer.unchanged += 1
     else:
         writer.write(row, result)
 
 
 def has_text(path):
-    """Returns whether a path can be stored, as UTF-8; warns if not."""
+    """Returns whether a path can be stored as UTF-8; warns if not."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -153,7 +155,7 @@ def has_text(path):
 
 
 def is_record(path):
-    """Returns whether the path of a row is that of a TFRecord file with "#" and the place of a record."""
+    """Returns whether the path of a row names a record: a TFRecord file, "#", and the record's place."""
     file, _, place = os.path.basename(path).rpartition("#")
     return place.isdecimal() and bool(FILE_NAMES.fullmatch(file))
 
@@ -186,7 +188,7 @@ def _is_hidden(path):
 
 
 class Writer:
-    """Collects rows, and commits them to a table 1,024 at a time; creates the table with the first vector.
+    """Collects rows, and commits them to a table in groups of 1,024; creates the table with the first vector.
 
     Attributes:
         unchanged: int, counted by the caller.
@@ -197,7 +199,7 @@ class Writer:
         self._table = store.FeatureTable(path) if store.exists(path) else None
         self._known, self._next, self.unchanged = None, 0, 0
         if self._table:
-            if identity.sha256 is None and identity.version is None:  # whichever the server has
+            if identity.sha256 is None and identity.version is None:  # any version on the server
                 self._identity = identity._replace(version=self._table.identity.version)
                 encoder.pin(self._table.identity.version)
             self._table.check(self._identity, "give another --out, or delete the table")
@@ -207,7 +209,7 @@ class Writer:
         self._counts = {"new": 0, "changed": 0, "removed": 0}
 
     def known(self, path, time=None):
-        """Returns what the table has of a file or clip, as `KnownRows.get`."""
+        """Returns the columns of a file or clip in the table, as `KnownRows.get`."""
         return self._known and self._known.get(path, time)
 
     def remove_others(self, keys, of_kind=lambda path: not is_record(path)):
@@ -272,13 +274,13 @@ class Writer:
         if vector is None:
             return False
         identity = self._identity
-        if identity.sha256 is None:  # on a server, whose response has told its version
+        if identity.sha256 is None:  # on a server, whose response contained its version
             identity = identity._replace(version=self._encoder.version)
         self._table = store.FeatureTable.create(self._path, identity, len(vector))
         return True
 
     def close(self, what):
-        """Commits the rest, and returns the Counts.
+        """Commits the remaining rows, and returns the Counts.
 
         Raises:
             ValueError: there is no table, since none of `what` is readable.

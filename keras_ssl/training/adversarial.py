@@ -16,8 +16,8 @@ def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
     """Builds a discriminator of real and generated images, with spectral normalization.
 
     It is DCGAN's discriminator, 4x4 convolutions with stride 2 until at most 4x4 pixels are left, but with
-    spectral instead of batch normalization. That bounds its Lipschitz constant, which keeps training
-    stable, and makes the logit of an image independent of the other images in the batch, which
+    spectral instead of batch normalization. Spectral normalization bounds its Lipschitz constant, which keeps
+    training stable, and makes the logit of an image independent of the other images in the batch, as
     `AdversarialModel` requires.
 
     Args:
@@ -63,11 +63,11 @@ def discriminator(height, width, channels=3, filters=16, code=0, dtype=None):
 class AdversarialModel(PretextModel):
     """Trains a pretext task together with a discriminator, which has its own optimizer.
 
-    A task sets `self.discriminator` (with None it is trained without one) and defines
-    `discriminator_inputs(x, y, y_pred)`. In one step the discriminator minimizes its cross-entropy, and
-    the other networks minimize the non-saturating loss of Goodfellow et al. (2014). Every network runs
-    forward once and backward once: the derivatives of the two losses with respect to the logit of an image
-    differ by a factor, and so do all gradients with respect to that image.
+    A task sets `self.discriminator` (None trains without a discriminator) and defines
+    `discriminator_inputs(x, y, y_pred)`. In one step the discriminator minimizes its cross-entropy, and the
+    other networks minimize the non-saturating loss of Goodfellow et al. (2014). Every network runs forward
+    once and backward once: the derivatives of the two losses with respect to the logit of an image differ by
+    a factor, so all gradients with respect to that image differ by the same factor.
 
     With `mixed_float16` each optimizer scales its loss by its own dynamic scale, and skips a step if its
     gradients overflow, independently of the other. The discriminator then runs backward twice, once for
@@ -90,7 +90,7 @@ class AdversarialModel(PretextModel):
     `generator_loss` (log 2 = 0.69 at chance).
 
     Raises:
-        ValueError: `adversarial` is not in 0..1, without a `task_weight`.
+        ValueError: `adversarial` is not in 0..1, and there is no `task_weight`.
     """
 
     discriminator = None
@@ -128,9 +128,9 @@ class AdversarialModel(PretextModel):
         Args:
             optimizer: as in Keras, for all networks except the discriminator.
             *args, **kwargs: passed to `PretextModel.compile`.
-            discriminator_optimizer: as in Keras; "auto" for a copy of `optimizer`, with
-                `discriminator_rate` times its learning rate. If that one scales its loss (with
-                `mixed_float16`), this one does too.
+            discriminator_optimizer: as in Keras; "auto" for a copy of `optimizer`, with `discriminator_rate`
+                times its learning rate. If `optimizer` scales its loss (with `mixed_float16`), the copy does,
+                too.
         """
         super().compile(optimizer, *args, **kwargs)
         if self.discriminator is None:
@@ -148,7 +148,7 @@ class AdversarialModel(PretextModel):
             self.optimizer.build(self.generator_variables())
 
     def generator_variables(self):
-        """Returns the variables that `optimizer` trains: all trainable ones but the discriminator's."""
+        """Returns the variables that `optimizer` trains: all trainable ones except the discriminator's."""
         others = {id(v) for v in self.discriminator.trainable_variables}
         return [v for v in self.trainable_variables if id(v) not in others]
 
@@ -178,12 +178,12 @@ class AdversarialModel(PretextModel):
             training: bool.
 
         Returns:
-            (losses, gradients, pairs): `losses` are the discriminator's and the generator's, as means
-            over the images. In training, `gradients` are those of the discriminator's loss with respect
-            to its variables, and `pairs` is a list of (tensor, gradient): a tensor of `fake` or `real`,
-            and the gradient of the generator's loss with respect to it. Gradients are summed over
-            the replicas, so that sum is the mean over all images, and scaled as the respective optimizer
-            scales its loss. Otherwise `gradients` and `pairs` are None.
+            (losses, gradients, pairs): `losses` are those of the discriminator and of the generator, as means
+            over the images. In training, `gradients` are those of the discriminator's loss with respect to
+            its variables, and `pairs` is a list of (tensor, gradient): a tensor of `fake` or `real`, and the
+            gradient of the generator's loss with respect to it. Gradients are summed over the replicas, so
+            that sum is the mean over all images, and scaled as the respective optimizer scales its loss.
+            Otherwise `gradients` and `pairs` are None.
         """
         inputs = [tf.concat(both, axis=0) for both in zip(real, fake, strict=True)]
         with tf.GradientTape(persistent=True, watch_accessed_variables=training) as tape:
@@ -262,9 +262,9 @@ class AdversarialModel(PretextModel):
 def _gradient_ratio(real_logits, fake_logits):
     """Computes the ratio of the generator's to the discriminator's gradients, per image.
 
-    For a fake image with the logit l, the loss of the discriminator is softplus(l), that of the generator
-    softplus(-l). Their derivatives differ by the factor -exp(-l), and so do all gradients with respect to
-    the image, on which no other logit depends. For a real image the sign of l is reversed.
+    For a fake image with the logit l, the loss of the discriminator is softplus(l), and the loss of the
+    generator is softplus(-l). Their derivatives differ by the factor -exp(-l), and so do all gradients with
+    respect to the image, since no other logit depends on it. For a real image the sign of l is reversed.
 
     Args:
         real_logits, fake_logits: (B, 1) float tensors.

@@ -10,7 +10,7 @@ def arguments_of(task):
     """Collects the arguments of a task's constructor from its attributes.
 
     Args:
-        task: PretextModel, which keeps each argument in an attribute of its name.
+        task: PretextModel, which keeps each argument in an attribute of the same name.
 
     Returns:
         dict for `get_config`; networks, layers and augmentation recipes are serialized.
@@ -40,7 +40,7 @@ def _serialized(value):
 
 
 def restored(config):
-    """Restores what Keras serialized, also inside of lists, tuples and dicts.
+    """Restores objects that Keras serialized, including those inside lists, tuples and dicts.
 
     Args:
         config: dict, as saved from `arguments_of`.

@@ -112,7 +112,7 @@ def all_gather(tensor):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tensor
-    # An operation, since the input of a traced step has no device, which several workers need.
+    # `identity`, since the input of a traced step has no device, but several workers need one.
     return context.all_gather(tf.identity(tensor), axis=0)
 
 
@@ -137,10 +137,10 @@ def first_row(tensor):
 
 
 def balance(loss, tensor):
-    """Scales the gradient of this replica's loss, so that the mean over replicas is that over all images.
+    """Scales the gradient of this replica's loss, so that the mean over replicas is the mean over all images.
 
-    Keras averages the losses of the replicas, also if their parts of the last batch differ in size. The
-    value does not change, since Keras weights it by the number of images itself.
+    Keras averages the losses of the replicas, even if their parts of the last batch differ in size. The value
+    does not change, since Keras itself weights it by the number of images.
 
     Args:
         loss: scalar tensor, the mean over the images of this replica.
@@ -217,7 +217,7 @@ def from_chief(strategy, arrays):
         arrays: list of numpy arrays, of the same shapes and dtypes on all workers.
 
     Returns:
-        list of numpy arrays, those of the chief.
+        list of numpy arrays, the chief's.
 
     Example:
         >>> from_chief(tf.distribute.get_strategy(), [np.arange(3)])
@@ -245,7 +245,7 @@ def sum_over_workers(strategy, array):
         array: numpy array, of the same shape and dtype on all workers.
 
     Returns:
-        numpy array, the same bits on all workers.
+        numpy array, bit for bit the same on all workers.
 
     Example:
         >>> sum_over_workers(tf.distribute.get_strategy(), np.arange(3)).tolist()

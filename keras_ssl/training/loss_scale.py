@@ -8,8 +8,8 @@ import tensorflow as tf
 class LossScale(keras.optimizers.LossScaleOptimizer):
     """Scales the loss dynamically as Keras does, and skips a step if any replica overflows.
 
-    Keras checks the gradients before they are summed over the replicas, and only those of the first
-    replica: an infinite gradient of another replica would reach all weights.
+    Keras checks only the gradients of the first replica, before they are summed over the replicas, so an
+    infinite gradient of another replica would reach all weights.
 
     Args:
         *args, **kwargs: passed to keras.optimizers.LossScaleOptimizer.

@@ -15,10 +15,10 @@ UNKNOWN_STEPS = 2**31 - 1  # so long a run keeps the momentum of its first step
 def twin(network):
     """Copies a network, including its weights; the copy is saved with the task but not trained.
 
-    The variables of the copy are not trainable, but its layers stay in training mode: its batch
-    normalization uses the statistics of the batch and keeps its own moving averages. `layer.trainable =
-    False` would disable both. In the copy of Keras' batch normalization is `layers.BatchNormalization`, which
-    computes the same and can be split into groups.
+    The variables of the copy are not trainable, but its layers stay in training mode: its batch normalization
+    uses the statistics of the batch and keeps its own moving averages. `layer.trainable = False` would
+    disable both. In the copy, `layers.BatchNormalization` replaces Keras' batch normalization: it computes
+    the same, and can be split into groups.
 
     Args:
         network: functional or Sequential keras.Model, built.
@@ -73,7 +73,7 @@ def follow(copy, network, momentum):
     """
     if not tf.is_tensor(momentum):
         check_fraction("momentum", momentum)
-    # In mixed precision `call` reads variables in 16 bits, in which a step of 1 - momentum is rounded away.
+    # In mixed precision, `call` reads variables in 16 bits, which would round away a step of 1 - momentum.
     with AutocastScope(None):
         for mine, theirs in zip(copy.variables, network.variables, strict=True):
             if theirs.trainable:

@@ -1,4 +1,4 @@
-"""Optimizers with weight decay and schedules as the papers have them, and LARS."""
+"""Optimizers with the weight decay and the schedules of the papers, and LARS."""
 
 import keras
 import tensorflow as tf
@@ -13,9 +13,9 @@ class SGD(keras.optimizers.SGD):
     """Stochastic gradient descent whose weight decay is a part of the gradient, as in PyTorch and Caffe.
 
     Keras shrinks the weights by `learning_rate * weight_decay` in each step, outside the momentum. Here
-    `weight_decay * weight` is added to the gradient, and momentum 0.9 makes it ten times as effective: the
-    values of papers are meant so. Biases and the scales and offsets of normalization, which have a single
-    axis, are excluded, and so is what `exclude_from_weight_decay` names.
+    `weight_decay * weight` is added to the gradient, and momentum 0.9 makes it ten times as effective. This
+    is how papers define their values. Biases and the scales and offsets of normalization, which have a single
+    axis, are excluded, and so are the variables in `exclude_from_weight_decay`.
 
     Args:
         *args, **kwargs: passed to keras.optimizers.SGD.
@@ -37,7 +37,7 @@ class SGD(keras.optimizers.SGD):
         super().update_step(self.decayed(gradient, variable), variable, learning_rate)
 
     def decayed(self, gradient, variable):
-        """Returns the gradient with that of the weight decay."""
+        """Returns the gradient plus the gradient of the weight decay."""
         if not (self.weight_decay and self.adapts(variable)):
             return gradient
         weight = tf.convert_to_tensor(variable)
@@ -53,8 +53,8 @@ class LARS(SGD):
     """Layer-wise adaptive rate scaling: SGD with steps proportional to the norm of each weight.
 
     The gradient of a weight w, including weight decay, is multiplied by `trust * |w| / |gradient|`, or by 1
-    if either norm is 0. Large batches then can use large learning rates. Variables without weight decay (see
-    `SGD`) get their gradient as it is.
+    if either norm is 0. This allows large learning rates for large batches. The gradients of variables
+    without weight decay (see `SGD`) are not scaled.
 
     Args:
         learning_rate: float or schedule.
@@ -135,8 +135,8 @@ def sgd_cosine(learning_rate, steps, weight_decay=0.0):
 def sgd_constant(learning_rate, steps, weight_decay=0.0):
     """Returns SGD with Nesterov momentum 0.9 and a constant learning rate after the warm-up of `sgd_cosine`.
 
-    For a task whose labels change until the end, such as DeepCluster: with a rate that decays to 0 the
-    network could no longer learn them.
+    It is for tasks whose labels change until the end, such as DeepCluster: with a rate that decays to 0, the
+    network could no longer learn new labels.
 
     Args:
         learning_rate: float.
@@ -214,7 +214,7 @@ def with_rate(optimizer, factor):
 
     Args:
         optimizer: keras.optimizers.Optimizer; if it scales its loss, its inner optimizer is copied.
-        factor: float, by which the learning rate, or every rate of its schedule, is multiplied.
+        factor: float, multiplies the learning rate, or every rate of its schedule.
 
     Returns:
         keras.optimizers.Optimizer of the same class.
@@ -271,11 +271,11 @@ def _nesterov(schedule, weight_decay):
 
 
 def _schedule(learning_rate, steps, end=0.0):
-    """Returns warm-up and a cosine from the peak rate to the fraction `end` of it."""
+    """Returns a schedule of warm-up and cosine decay from the peak rate to the fraction `end` of it."""
     check_positive("learning_rate", learning_rate)
     check_integer("steps", steps, 1)
-    # With fewer than 100 steps of warm-up, the loss of Jigsaw on 200 photos (4 steps per epoch) climbs from
-    # 4.9 to 8.0 in the first epochs; chance is 4.6.
+    # With fewer than 100 warm-up steps, the loss of Jigsaw on 200 photos (4 steps per epoch) climbs from 4.9
+    # to 8.0 in the first epochs; chance is 4.6.
     warm_up = max(steps // 10, min(MIN_WARM_UP, steps // 2))
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warm_up else learning_rate,

@@ -17,9 +17,9 @@ ROUNDS = (
 def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address=None):
     """Creates the batches of a training run from `first_step` on, or this worker's part of them.
 
-    Every random number is derived from (seed, epoch, id), and the order of the images from (seed, epoch).
-    So the batches do not depend on where a run is resumed, or on the number of workers: together they get
-    the same images, with the same labels, in the same step.
+    Every random number is derived from (seed, epoch, id), and the order of the images from (seed, epoch). So
+    the batches do not depend on where a run is resumed, or on the number of workers: in each step, the
+    workers together get the same images with the same labels.
 
     Args:
         images: tf.data.Dataset of dicts with `id` and the columns in `task.needs`, of known length. With
@@ -45,7 +45,7 @@ def batches(images, task, batch_size, epochs, first_step, shuffle, seed, address
     # computes the labels of the whole batch and keeps its part.
     worker, whole = distribute.worker(task.distribute_strategy), task.whole_batches
     index, workers = (0, 1) if whole else worker
-    # All datasets of a task share what is traced, which takes seconds for some tasks.
+    # All datasets of a task share the traced function: tracing takes seconds for some tasks.
     pretext = vars(task).setdefault("_traced_pretext", tf.function(task.pretext, autograph=False))
 
     def labeled(batch, epoch_seed):
@@ -88,10 +88,11 @@ def derive_seeds(seed, epoch):
         seed, epoch: int or int64 scalar tensor.
 
     Returns:
-        (epoch_seed, order_seed): int64 tensors, a scalar for the labels and (3,) for the order.
+        (epoch_seed, order_seed): int64 tensors: a scalar, the seed of the labels, and (3,), the seed of the
+        order of the images.
     """
     pair = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    # A single draw: two draws of different shapes from one seed begin with the same numbers.
+    # A single draw, since two draws of different shapes from one seed begin with the same numbers.
     numbers = tf.random.stateless_uniform((4,), pair, None, None, tf.int64)
     return numbers[0], numbers[1:]
 
@@ -102,7 +103,7 @@ def order(positions, number, seed, shuffle):
     Args:
         positions: (n,) int64, in 0..number-1.
         number: int, images.
-        seed: (3,) int64, of the epoch.
+        seed: (3,) int64, the `order_seed` of the epoch.
         shuffle: bool; if False, the rows are the positions.
 
     Returns:
@@ -167,8 +168,8 @@ def _random_access_batches(images, number, seed, shuffle, skipped, parts):
 def _load_step(images, number, seed, shuffle, step, parts):
     """Creates a dataset of (missing, batch): this worker's batch of a step, and its images that fail to load.
 
-    These are replaced by the next images of the epoch that can be loaded, which depends on the step only.
-    They are numbered among the images of this worker in the epoch.
+    `missing` has the numbers of these images among this worker's images of the epoch. They are replaced by
+    the next images of the epoch that can be loaded, so the batch depends on the step only.
     """
     size, own = parts[2], _own(number, parts)
     start, stop = step * size, tf.minimum((step + 1) * size, own)

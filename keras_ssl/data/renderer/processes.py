@@ -1,4 +1,4 @@
-"""Renders scenes in several processes: in threads, NumPy's short operations wait for Python's lock."""
+"""Renders scenes in several processes, since NumPy's short operations in threads wait for Python's lock."""
 
 import os
 import queue
@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 MOST = 8  # processes
-QUIET_SECONDS, MAX_QUIET_SECONDS = 0.5, 10.0  # without a request, before `close` returns; at most
+QUIET_SECONDS, MAX_QUIET_SECONDS = 0.5, 10.0  # `close` waits for a pause of requests; maximum
 FOLDER = Path(__file__).parent
 # The packages without their __init__, which imports TensorFlow: 3 s and 400 MB for each process.
 PACKAGES = {
@@ -31,7 +31,7 @@ scene.serve(int(sys.argv[1]))
 class Processes:
     """As many processes as there are cores, at most 8, which start when they are needed.
 
-    They end when this process does, in whatever way, since their pipes are closed then.
+    They end when this process ends for any reason, since their pipes are closed then.
 
     Example:
         >>> processes = Processes()
@@ -42,7 +42,7 @@ class Processes:
 
     def __init__(self):
         self._number, self._closed = min(os.cpu_count() or 1, MOST), False
-        self._asked = 0.0  # when
+        self._asked = 0.0  # time of the last request
         self._idle = queue.LifoQueue()  # (process, pipe), and None for those that are not started
         for _ in range(self._number):
             self._idle.put(None)
@@ -71,10 +71,10 @@ class Processes:
         raise RuntimeError("a process that renders scenes was killed: is there enough memory?")
 
     def close(self):
-        """Ends the processes, after the scenes that they are rendering; no further one is rendered.
+        """Ends the processes after the scenes that they are rendering; no further scenes are rendered.
 
-        It returns when nobody has asked for one for half a second: tf.data asks on until its buffers are full
-        of errors, and its threads cannot return once Python ends.
+        It returns when no scene has been requested for half a second: tf.data continues to request scenes
+        until its buffers are full of errors, and its threads cannot return once Python ends.
         """
         self._closed, end = True, time.monotonic() + MAX_QUIET_SECONDS
         for process in [self._idle.get() for _ in range(self._number)]:

@@ -14,7 +14,7 @@ STILL = {"image": 3, "depth": 1, "normals": 3, "contours": 1, "instances": 1, "c
 MOVING = {"flow": 2, "visible": 1, "moving": 1}
 DTYPES = {"image": tf.uint8, "instances": tf.int32, "classes": tf.int32}  # the others: float32
 PROCESSES = Processes()
-# A program that ends while a dataset prefetches would wait for ever for threads that can no longer return to
+# A program that ends while a dataset prefetches would wait forever for threads that can no longer return to
 # Python.
 atexit.register(PROCESSES.close)
 
@@ -24,41 +24,42 @@ def scenes(
 ):  # fmt: skip
     """Renders random scenes with exact depth, normals, contours, segments and motion.
 
-    Spheres, cylinders, cones and boxes with procedural textures stand, lie and fly before walls and a sky,
-    lit by one to three lights with hard shadows. Nothing is stored: scene k follows from (seed, k). The
-    camera has a field of view of 60 degrees; in a clip it moves like one that is held in the hand.
+    Spheres, cylinders, cones and boxes with procedural textures stand, lie and fly in front of walls and a
+    sky, lit by one to three lights with hard shadows. Nothing is stored: scene k follows from (seed, k). The
+    camera has a field of view of 60 degrees; in a clip it moves like a hand-held camera.
 
     Args:
         number: int, number of scenes.
         size: int, height and width in pixels.
         frames: int, frames of a clip.
         seed: int.
-        objects: (least, most) int, number of shapes to place; those that find no free place are left out.
-        moving: float in 0..1, share of the shapes that move in a clip.
+        objects: (least, most) int, number of shapes to place; shapes for which no free place is found are
+            left out.
+        moving: float in 0..1, fraction of the shapes that move in a clip.
         exposure: float, standard deviation of the exposure in stops, which differs between scenes.
         noise: float, standard deviation of the noise of pixels, in 0..255.
 
     Returns:
-        tf.data.Dataset of dicts with random access, with the attribute `class_names`, names of the values
-        of `classes`. All columns but `frames` and `motion` are those of the frame `(frames - 1) // 2`:
+        tf.data.Dataset of dicts with random access, with the attribute `class_names`, names of the values of
+        `classes`. All columns except `frames` and `motion` belong to the frame `(frames - 1) // 2`:
 
         - `image` (size, size, 3) uint8, `id` int64.
         - `depth` (size, size, 1) float32, meters along the optical axis, NaN in the sky.
         - `normals` (size, size, 3) float32, of length 1, in the camera's axes (x right, y down, z
           forward), toward the camera; NaN in the sky.
-        - `contours` (size, size, 1) float32, 1 at edges of surfaces, on the side that is nearer.
+        - `contours` (size, size, 1) float32, 1 at edges of surfaces, on the nearer side.
         - `instances` (size, size, 1) int32, 1 and more for shapes, 0 for ground, walls and sky.
-        - `classes` (size, size, 1) int32: what is seen, of `class_names`.
+        - `classes` (size, size, 1) int32: what is seen, an index of `class_names`.
         - `intrinsics` (4,) float32: fx, fy, cx, cy in pixels; the top left pixel's center is (0, 0).
 
         And with two frames or more:
 
         - `frames` (frames, size, size, 3) uint8.
-        - `flow` (size, size, 2) float32, pixels (x, y) to the next frame; NaN for what is then behind the
-          camera. `visible` (size, size, 1) float32: 1 where the point is seen in the next frame too.
+        - `flow` (size, size, 2) float32, pixels (x, y) to the next frame; NaN for points that are then behind
+          the camera. `visible` (size, size, 1) float32: 1 where the point is also seen in the next frame.
         - `moving` (size, size, 1) float32: 1 on shapes that move in the world.
-        - `motion` (frames - 1, 6) float32: pose of each next camera in the frame of the one before,
-          translation in meters and rotation vector in radians.
+        - `motion` (frames - 1, 6) float32: pose of each next camera in the coordinates of the previous
+          camera, translation in meters and rotation vector in radians.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -1,11 +1,12 @@
-"""Renders a frame of a world, and the exact geometry of what it shows."""
+"""Renders a frame of a world, and its exact geometry."""
 
 import numpy as np
 
 from keras_ssl.data.renderer import shade, trace
 
 FIELD_OF_VIEW = np.radians(60)
-# Where in a pixel rays pass that smooth an edge: a rotated grid, for edges near horizontal and vertical.
+# Where the rays that smooth an edge pass through a pixel: a rotated grid, for nearly horizontal or vertical
+# edges.
 SAMPLES = np.float32([[-0.125, -0.375], [0.375, -0.125], [0.125, 0.375], [-0.375, 0.125]])
 CLASSES = ("sky", "ground", "wall", "sphere", "cylinder", "cone", "box")
 VISIBLE = 1e-3  # relative difference of depths of the same point
@@ -55,7 +56,7 @@ def rays(pixels, size):
 
 
 def _edges(code):
-    """Which pixels differ from one of their four neighbors."""
+    """Returns which pixels differ from one of their four neighbors."""
     edge = np.zeros(code.shape, bool)
     for near, far in _neighbors(edge.ndim):
         edge[near] |= code[near] != code[far]
@@ -63,7 +64,7 @@ def _edges(code):
 
 
 def _neighbors(ndim):
-    """Pairs of slices: pixels and their neighbors, in four directions."""
+    """Returns pairs of slices: pixels and their neighbors, in four directions."""
     first, last, whole = slice(None, -1), slice(1, None), (slice(None),)
     for axis in range(ndim):
         before, rest = whole * axis, whole * (ndim - axis - 1)
@@ -77,7 +78,7 @@ def geometry(world, t, hits, normal, code):
     Args:
         world: `World`.
         t: int, index of the frame.
-        hits, normal, code: of `frame`.
+        hits, normal, code: as returned by `frame`.
 
     Returns:
         dict of arrays (size, size, channels), as in `scenes`.
@@ -87,7 +88,7 @@ def geometry(world, t, hits, normal, code):
     part = code // 8
     contours = np.zeros((size, size), bool)
     for near, far in _neighbors(2):
-        # The contour belongs to what is in front.
+        # The contour belongs to the surface in front.
         contours[near] |= (part[near] != part[far]) & (depth[near] <= depth[far])
     wall, kind = np.append(world.wall, False), np.append(world.shapes.kind, trace.GROUND)
     names = np.where(wall, "wall", np.array(["sphere", "cylinder", "cone", "box", "ground"])[kind])
@@ -153,7 +154,7 @@ def flow(world, t, hits):
 
 
 def motion(world):
-    """Returns the poses (T - 1, 6) of each next camera in the frame of the one before, as in `scenes`."""
+    """Returns the poses (T - 1, 6) of each next camera in the coordinates of the previous one."""
     turns = np.swapaxes(world.orientations[:-1], 1, 2).astype(np.float64)
     moves = (turns @ np.diff(world.positions, axis=0)[..., None])[..., 0]
     turns = turns @ world.orientations[1:]

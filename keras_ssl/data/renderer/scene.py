@@ -1,4 +1,4 @@
-"""Renders one scene; a process that renders them on request. It imports no TensorFlow, see `processes`."""
+"""Renders one scene, or scenes on request in a process, without TensorFlow (see `processes`)."""
 
 import contextlib
 import signal
@@ -15,7 +15,7 @@ def scene(number, seed, size, frames, objects, moving, exposure, noise):
 
     Args:
         number: int, of the scene.
-        seed, size, frames, objects, moving, exposure, noise: as of `scenes`.
+        seed, size, frames, objects, moving, exposure, noise: as in `scenes`.
 
     Returns:
         dict of arrays: all columns of `scenes`, except the id.
@@ -53,8 +53,8 @@ def serve(descriptor):
     """Renders the scenes that are requested through a pipe, until it is closed.
 
     Args:
-        descriptor: int, of a multiprocessing.connection.Connection: it receives dicts of arguments of
-            `scene`, and sends what `scene` returns.
+        descriptor: int, of a multiprocessing.connection.Connection that receives dicts of arguments of
+            `scene` and sends the results.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process at the other end
     with contextlib.suppress(EOFError, ConnectionError), connection.Connection(descriptor) as pipe:

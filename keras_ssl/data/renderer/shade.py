@@ -1,4 +1,4 @@
-"""Colors of what rays hit: procedural textures, distant lights with hard shadows, highlights, haze, sky."""
+"""Colors at the hits of rays: procedural textures, distant lights, hard shadows, highlights, haze, sky."""
 
 import numpy as np
 
@@ -21,8 +21,8 @@ def shade(world, shapes, origin, directions, hits, pixel):
         pixel: float, size of a pixel at distance 1.
 
     Returns:
-        (color (3, P) float32, linear; normal (3, P), NaN for the sky; code (P,) int, which differs where
-        another part of a surface, or another shadow, is seen).
+        (color (3, P) float32, linear; normal (3, P), NaN for the sky; code (P,) int, which differs between
+        parts of surfaces and between shadows).
     """
     length = np.sqrt((directions * directions).sum(0))
     color = sky_color(world, directions / length)
@@ -48,7 +48,7 @@ def shade(world, shapes, origin, directions, hits, pixel):
 
 
 def _lit(world, shapes, points, normals, surface, toward):
-    """Returns the light (3, P) on points, that of highlights, and the shadows (P,), one bit per light."""
+    """Returns the light (3, P) on points, the highlights, and the shadows (P,), one bit per light."""
     up = (1 - normals[1]) / 2
     light = world.ambient[0][:, None] * up + world.ambient[1][:, None] * (1 - up)
     highlight, shadows = np.zeros_like(light), np.zeros(len(surface), int)
@@ -75,7 +75,7 @@ def _lit(world, shapes, points, normals, surface, toward):
 def texture(textures, place, direction, surface, footprint):
     """Computes reflectances (3, P) at points of surfaces.
 
-    Patterns lose their contrast where a pixel covers a period: sampling them would alias.
+    Patterns lose their contrast where a pixel covers a period, since sampling them would alias.
 
     Args:
         textures: `Textures`.
@@ -99,7 +99,7 @@ def texture(textures, place, direction, surface, footprint):
 
 
 def _square(phase, blur):
-    """A square wave of period 1 between -1 and 1, averaged over `blur` periods, about."""
+    """Computes a square wave of period 1 between -1 and 1, averaged over about `blur` periods."""
     wave = np.sin(2 * np.pi * phase) / np.maximum(np.pi * blur, 0.02)
     return np.minimum(np.maximum(wave, -1), 1) * _fade(blur)
 
@@ -123,7 +123,7 @@ def _noise(where, blur, textures):
     return np.clip((value * faded).sum(0), -1, 1)
 
 
-# Of a pattern, the axes along which it changes, and its function; PLAIN has none.
+# For each pattern, the axes along which it changes, and its function; PLAIN has none.
 PATTERNS = {
     CHECKS: (slice(0, 3), _checks),
     STRIPES: (slice(0, 1), lambda where, blur, _: _square(where[0], blur[0])),

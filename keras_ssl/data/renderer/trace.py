@@ -1,7 +1,7 @@
 """Ray casting: which surface each ray hits first, vectorized over rays and shapes.
 
-All shapes are convex: a ray is inside a shape from the last of the entries to the first of the exits of the
-quadric and the slabs that bound it. Arrays of vectors have the component on axis 0: (3, P).
+All shapes are convex, bounded by a quadric and slabs: a ray is inside a shape from the last of its entries
+into these to the first of its exits. Arrays of vectors have the component on axis 0: (3, P).
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Shapes(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """What P rays hit.
+    """The first hits of P rays.
 
     Attributes:
         distance: (P,) float32, in lengths of the ray's direction; inf for the sky.
@@ -44,7 +44,7 @@ class Hits(NamedTuple):
 
 
 def first_hits(shapes, origin, directions):
-    """Computes what rays from one point hit first.
+    """Computes the first hits of rays from one point.
 
     Args:
         shapes: `Shapes`; `origin` is outside all of them.
@@ -62,7 +62,7 @@ def first_hits(shapes, origin, directions):
     entry[~((entry < leave) & (entry > 0))] = np.inf
     entry = np.concatenate([entry, np.where(ground > 0, ground, np.inf)[None]])
     distance = entry.min(0)
-    # The first one of those; `argmin` along the first axis takes ten times as long.
+    # The index of the first hit; `argmin` along the first axis takes ten times as long.
     order = np.arange(len(entry), 0, -1, dtype=np.int16)[:, None]
     surface = len(entry) - ((entry == distance) * order).max(0).astype(int)
     sky = distance > FAR
@@ -71,12 +71,12 @@ def first_hits(shapes, origin, directions):
 
 
 def in_shadow(shapes, points, surface, direction):
-    """Tells which points have a shape between them and a distant light.
+    """Finds the points that have a shape between them and a distant light.
 
     Args:
         shapes: `Shapes`.
         points: (3, P) float32, on surfaces.
-        surface: (P,) int, on which one: a convex shape casts no shadow on its lit side.
+        surface: (P,) int, the surface of each point; a convex shape casts no shadow on its lit side.
         direction: (3,) float32, to the light.
 
     Returns:
@@ -102,7 +102,7 @@ def _rotated(matrices, vectors):
 
 
 def _spans(origin, direction, kind):
-    """Computes where rays enter and leave unit shapes; of a ray that misses, not `entry < leave`, or NaN.
+    """Computes where rays enter and leave unit shapes; if a ray misses, `entry < leave` is false (or NaN).
 
     `origin` and `direction` are (K, 3, P), or (K, 3, 1) if it is the same for all rays.
     """
@@ -126,14 +126,14 @@ def _keep_from_zero(values):
 
 
 def _slab(origin, direction):
-    """Where the coordinate is between -1 and 1."""
+    """Computes where the coordinate is between -1 and 1."""
     inverse = 1 / direction
     middle, half = -origin * inverse, np.abs(inverse)
     return middle - half, middle + half
 
 
 def _quadric(origin, direction, kind):
-    """Where x^2 + z^2 + ... < 0; of a cone's two halves, the one below its tip."""
+    """Computes where x^2 + z^2 + ... < 0; for a cone with two halves, in the half below its tip."""
     square, linear, constant = QUADRICS[kind].T[..., None]
     (ox, oy, oz), (dx, dy, dz) = origin.swapaxes(0, 1), direction.swapaxes(0, 1)
     a = dx * dx + dz * dz + square * (dy * dy)
@@ -146,7 +146,7 @@ def _quadric(origin, direction, kind):
     middle, root = -b * inverse, root * inverse
     entry, leave = middle - root, middle + root
     cones = np.searchsorted(kind, CONE)
-    # A steep ray passes through both halves, and is outside in between.
+    # A steep ray passes through both halves, and is outside between them.
     steep, downward = (np.broadcast_to(m[cones:] < 0, root[cones:].shape) for m in (a, dy))
     entry[cones:][steep & ~downward] = -np.inf
     leave[cones:][steep & downward] = np.inf
@@ -154,7 +154,7 @@ def _quadric(origin, direction, kind):
 
 
 def describe(shapes, points, surface):
-    """Computes normals and parts where rays hit.
+    """Computes normals and parts of surfaces at the hits of rays.
 
     Args:
         shapes: `Shapes`.
@@ -162,8 +162,8 @@ def describe(shapes, points, surface):
         surface: (P,) int, 0 to K.
 
     Returns:
-        (normal (3, P) float32 of length 1, part (P,) int: which face of the surface, place (3, P) and
-        direction (3, P) float32: the point in meters and the normal along the axes of the shape).
+        (normal (3, P) float32 of length 1; part (P,) int, the face of the surface; place (3, P) and direction
+        (3, P) float32, the point in meters and the normal, both along the axes of the shape).
     """
     normal, place = np.zeros_like(points), points.copy()
     normal[1], part = -1, np.zeros(len(surface), int)  # of the ground
@@ -191,7 +191,7 @@ def _unit_normal(kind, unit):
     x, y, z = unit
     slope = square * y + linear
     side = x * x + z * z + slope * y + constant
-    # At a rim the point lies on the end or on the side, whichever it is closer to.
+    # At a rim, the point lies on the end or on the side, whichever is closer.
     end = (size[1] - 1 > side) & ((kind == CYLINDER) | ((kind == CONE) & (y < 0)))
     normal = np.stack([x, slope - linear / 2, z])
     flat, box = np.flatnonzero(end), np.flatnonzero(kind == BOX)

@@ -1,6 +1,6 @@
 """Draws a random scene: shapes on the ground, walls, textures, lights, and the path of the camera.
 
-The world's axes are those of a camera that looks ahead: x right, y down, z forward, in meters. The ground
+The world's axes are the axes of a camera that looks ahead: x right, y down, z forward, in meters. The ground
 is at y = 0. Times are frames, counted from the middle frame of the clip.
 """
 
@@ -14,16 +14,16 @@ from keras_ssl.data.renderer.trace import BOX, CONE, CYLINDER, SPHERE
 PLAIN, CHECKS, STRIPES, NOISE, GRADIENT = range(5)
 WAVES = 10  # of the noise
 CLEARANCE = 0.5  # meters between the camera and a shape
-TRIES = 12  # places that are tried for a shape until it is left out
+TRIES = 12  # places that are tried for a shape before it is left out
 
 
 class Textures(NamedTuple):
-    """Textures of K shapes and, last, the ground.
+    """Textures of K shapes and, as the last one, of the ground.
 
     Attributes:
         kind: (K + 1,) int, PLAIN to GRADIENT.
         colors: (K + 1, 2, 3) float32, two reflectances in 0..1, which the pattern mixes.
-        axes: (K + 1, 3, 3) float32, from the axes of the shape to those of the pattern.
+        axes: (K + 1, 3, 3) float32, from the axes of the shape to the axes of the pattern.
         frequency: (K + 1,) float32, periods per meter.
         gloss: (K + 1,) float32, strength of highlights.
         waves: (3, WAVES) float32, directions of the waves of the noise.
@@ -84,7 +84,7 @@ def draw(rng, frames, objects, moving):
         rng: numpy.random.Generator.
         frames: int, number of frames.
         objects: (least, most) number of shapes.
-        moving: float, share of the shapes that move.
+        moving: float, fraction of the shapes that move.
 
     Returns:
         `World`.
@@ -125,7 +125,7 @@ def rotation(angle, axis):
 
 
 def _path(rng, times):
-    """A walk with a hand-held camera: positions (T, 3) and orientations (T, 3, 3)."""
+    """Draws a walk with a hand-held camera: positions (T, 3) and orientations (T, 3, 3)."""
     start = rng.uniform([-1, -2.2, -0.5], [1, -0.8, 0.5])
     speed = rng.uniform([-0.06, -0.02, -0.04], [0.06, 0.02, 0.12])
     angles = np.radians(rng.uniform([4, -15, -4], [20, 15, 4]))  # pitch, yaw, roll
@@ -140,7 +140,7 @@ def _path(rng, times):
 
 
 def _sizes(rng, kind):
-    """Half sizes (K, 3) in meters."""
+    """Draws half sizes (K, 3) in meters."""
     scale = rng.uniform(0.2, 0.8, (len(kind), 3))
     scale[kind == SPHERE] = scale[kind == SPHERE, :1]
     thick = (kind == CYLINDER) | (kind == CONE)
@@ -149,7 +149,7 @@ def _sizes(rng, kind):
 
 
 def _poses(rng, kind):
-    """Rotations (K, 3, 3): most shapes stand upright, some lie."""
+    """Draws rotations (K, 3, 3): most shapes stand upright, some lie."""
     upright = rotation(rng.uniform(0, 2 * np.pi, len(kind)), 1) @ rotation(np.pi, 0)
     turned = rotation(rng.uniform(0, 2 * np.pi, len(kind)), 2)
     turned = rotation(rng.uniform(0, 2 * np.pi, len(kind)), 0) @ turned
@@ -158,7 +158,7 @@ def _poses(rng, kind):
 
 
 def _half_heights(kind, axes, scale):
-    """How far the shapes reach down from their centers (K,)."""
+    """Computes how far the shapes reach down from their centers (K,)."""
     x, y, z = (axes[:, 1] * scale).T
     disc = np.hypot(x, z)
     return np.select(
@@ -169,7 +169,7 @@ def _half_heights(kind, axes, scale):
 
 
 def _places(rng, kind, axes, scale, velocity, flies, times, camera):
-    """Centers (K, 3) at time 0 where shapes touch neither each other nor the camera, and which found one."""
+    """Draws centers (K, 3) at time 0 so that shapes do not touch, and which shapes found a place."""
     radius = np.sqrt((scale**2).sum(1))
     half = _half_heights(kind, axes, scale)
     height = half + flies * rng.uniform(0.3, 1.2, len(kind))
@@ -179,7 +179,7 @@ def _places(rng, kind, axes, scale, velocity, flies, times, camera):
         rng.uniform(-0.6, 0.6, (len(kind), TRIES)),
     )
     moved = velocity[:, None] * times[:, None]  # (K, T, 3)
-    for k in rng.permutation(len(kind)):  # or late kinds would find no place
+    for k in rng.permutation(len(kind)):  # otherwise the last kinds would find no place
         tries = np.stack([across[k] * depths[k], np.full(TRIES, -height[k]), depths[k]], axis=1)
         path = tries[:, None] + moved[k]  # (TRIES, T, 3)
         free = (np.linalg.norm(path - camera, axis=-1) > radius[k] + CLEARANCE).all(1)
@@ -193,7 +193,7 @@ def _places(rng, kind, axes, scale, velocity, flies, times, camera):
 
 
 def _walls(rng, parts, times):
-    """Up to two walls, behind and beside all shapes, as arrays like `parts`."""
+    """Draws up to two walls, behind and beside all shapes, as arrays like `parts`."""
     kind, center, _, scale, velocity, _ = parts
     reach = (
         (center[:, None] + velocity[:, None] * times[:, None]) if len(kind) else np.zeros((1, 1, 3))
@@ -227,7 +227,7 @@ def _textures(rng, wall):
     aligned = (kind == CHECKS) | (kind == GRADIENT)
     axes = np.where(aligned[:, None, None], np.eye(3, dtype=np.float32), turned)
     frequency = rng.uniform(1, 4, number)
-    frequency[[*wall, True]] = rng.uniform(0.4, 1.5)  # walls and ground: as large as they are
+    frequency[[*wall, True]] = rng.uniform(0.4, 1.5)  # low for walls and ground, which are large
     gloss = rng.uniform(0, 0.6, number) * (rng.random(number) < 0.4)
     gloss[[*wall, True]] = 0
     waves = rng.normal(size=(3, WAVES))
@@ -238,7 +238,7 @@ def _textures(rng, wall):
 
 
 def _colors(rng, shape):
-    """Reflectances (..., 3) of random hue, saturation and lightness."""
+    """Draws reflectances (..., 3) of random hue, saturation and lightness."""
     hue, saturation, lightness = rng.random((3, *shape, 1))
     wheel = np.clip(np.abs((6 * hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     lightness = 0.08 + 0.85 * lightness
@@ -246,7 +246,7 @@ def _colors(rng, shape):
 
 
 def _light(rng):
-    """One to three distant lights, and the light of the sky and of the ground."""
+    """Draws one to three distant lights, and the light of the sky and of the ground."""
     number = rng.integers(1, 4)
     height, around = rng.uniform(0.3, 1.3, number), rng.uniform(0, 2 * np.pi, number)
     lights = np.stack(

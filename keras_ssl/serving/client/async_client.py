@@ -15,8 +15,8 @@ from keras_ssl.serving.client.request_batcher import RequestBatcher, check_itera
 class AsyncFeatureClient(ClientBase):
     """Requests features as `FeatureClient` does, from an event loop.
 
-    Arguments, results and errors are those of `FeatureClient`. A client belongs to the event loop in
-    which it is first used. Files are read in threads, so that the event loop is not blocked. It is an
+    Arguments, results and errors are the same as those of `FeatureClient`. A client belongs to the event loop
+    in which it is first used. Files are read in threads, so that the event loop is not blocked. It is an
     async context manager, which closes the connection on exit.
 
     Args:
@@ -93,7 +93,7 @@ class AsyncFeatureClient(ClientBase):
         return await self._gather("pretext", images, progress)
 
     async def stream(self, images):
-        """Computes the features of an unbounded iterable of images, one image after the other.
+        """Computes the features of an unbounded iterable of images, one image after another.
 
         At most `window` + 1 requests are read ahead. If the caller stops early, the requests in
         flight are cancelled when the generator is closed: immediately with `contextlib.aclosing`,
@@ -107,8 +107,8 @@ class AsyncFeatureClient(ClientBase):
             (D,) float32 array for each image, in order.
 
         Raises:
-            ValueError, ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.stream`; and
-                whatever iterating over `images` raises.
+            ValueError, ConnectionError, TimeoutError, RuntimeError: as `FeatureClient.stream`; and any error
+                that iterating over `images` raises.
 
         Example:
             >>> async def main(client, arriving):

@@ -19,7 +19,7 @@ def extract_clips(client, clips, out, pool="mean", progress=False):
     """Extracts the features of the frames of clips into an .npz, and resumes after an interruption.
 
     The frames are sent as pixels, so they must have the size that `client.input_size()` returns. The partial
-    file has the features of single frames; otherwise this is as `extract`.
+    file has the features of single frames; everything else is the same as in `extract`.
 
     Args:
         client: FeatureClient.
@@ -27,7 +27,7 @@ def extract_clips(client, clips, out, pool="mean", progress=False):
         out: path of the .npz to write, with `id` (N,) int64, `path` (N,) str, `time` (N,) float32 in seconds
             and `features` (N, D) float32, or (N, T * D). It is written completely or not at all.
         pool: "mean" averages the features of the T frames of a clip, "concat" concatenates them.
-        progress: bool, as of `extract`.
+        progress: bool, as in `extract`.
 
     Returns:
         (N, D) or (N, T * D), the shape of the features.
@@ -74,7 +74,7 @@ def _fill(client, clips, frames, partial, number, progress):
 
 
 def _images(clips, start, frames):
-    """Yields the frames of all clips, from frame `start` of all on."""
+    """Yields the frames of all clips, starting with frame number `start` of all frames."""
     rest = {name: column[start // frames :] for name, column in clips.columns.items()}
     rest = tf.data.Dataset.from_tensor_slices(rest).map(clips.load_row, tf.data.AUTOTUNE)
     images = (
@@ -103,7 +103,7 @@ def _write(partial, clips, frames, pool, out):
 
 
 def _pooled(chunks, frames, pool):
-    """Yields the features of clips from those of frames, of which a chunk may end in the middle of a clip."""
+    """Yields the features of clips from chunks of frame features; a chunk may end in the middle of a clip."""
     rest = None
     for chunk in chunks:
         rest = chunk if rest is None else np.concatenate([rest, chunk])

@@ -21,11 +21,11 @@ def extract(client, paths, out, progress=False):
     fails or the server becomes unavailable, the same call resumes after the last complete row of the partial
     file. Memory use does not grow with the size of the features.
 
-    All rows come from the same version of the model: that of the first response, which is requested
-    by number from then on, also after a resume, even if a newer version is available by then. Files
-    that the server cannot read as images are left out, and reported in one warning at the end. The
-    partial file records the model, the version or label that the client requests, and the names,
-    sizes and modification times of the files; the server's address may change.
+    All rows come from the same version of the model: the version of the first response is requested by its
+    number from then on, even after a resume, and even if a newer version has become available. Files that the
+    server cannot read as images are left out, and reported in one warning at the end. The partial file
+    records the model, the version or label that the client requests, and the names, sizes and modification
+    times of the files; the server's address may change.
 
     Args:
         client: FeatureClient.
@@ -68,7 +68,7 @@ def _extract(client, paths, out, progress):
             click.echo(f"resuming at image {partial.rows + 1} of {len(paths)}", err=True)
         _fill(pinned(client, partial.version), paths, partial, progress)
     readable = partial.readable()
-    if not readable.any():  # all that it found before it resumed
+    if not readable.any():  # including those from before it resumed
         os.remove(partial.path)
         raise _no_image(paths)
     _write(partial, [paths[i] for i in np.flatnonzero(readable)], out)
@@ -85,7 +85,7 @@ def _extract(client, paths, out, progress):
 
 @contextlib.contextmanager
 def resumable(partial, number):
-    """Adds to the error of an interruption how many of `number` images are in the partial file."""
+    """Adds to an error that interrupts extraction how many of `number` images are in the partial file."""
     try:
         yield
     except (ConnectionError, TimeoutError, RuntimeError) as error:
@@ -164,7 +164,7 @@ def _request_one(client, path):
 
 
 def _status(error):
-    """Name of the gRPC status that caused an exception, or None."""
+    """Returns the name of the gRPC status that caused an exception, or None."""
     return getattr(error, "code", None)
 
 
@@ -180,7 +180,7 @@ def checked_features(response, partial):
 
 
 def _write(partial, paths, out):
-    """Writes the .npz in chunks; `paths` are those of the readable images."""
+    """Writes the .npz in chunks; `paths` has the paths of the readable images."""
     number = len(paths)
     starts = range(0, number, CHUNK)
     arrays = {

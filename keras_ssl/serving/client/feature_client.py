@@ -30,7 +30,7 @@ class FeatureClient(ClientBase):
         version: int, or None for the newest version that the server has loaded.
         label: str, a version label on the server such as "stable", instead of `version`.
         batch_size: int, maximum number of images in one request.
-        timeout: float, seconds that each request may take, retries included.
+        timeout: float, seconds that each request may take, including its retries.
         window: int, maximum number of requests in flight.
         retries: int, maximum number of retries of each request.
         credentials: grpc.ChannelCredentials for TLS, or None for an unencrypted connection.
@@ -121,7 +121,7 @@ class FeatureClient(ClientBase):
             generation tasks return (N, H, W, 3) uint8 images.
 
         Raises:
-            ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`; ValueError also
+            ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`. There is also a ValueError
                 if the model has no `pretext` signature.
 
         Example:
@@ -131,7 +131,7 @@ class FeatureClient(ClientBase):
         return self._gather("pretext", images, progress)
 
     def stream(self, images):
-        """Computes the features of an unbounded iterable of images, one image after the other.
+        """Computes the features of an unbounded iterable of images, one image after another.
 
         At most `window` + 1 requests are read ahead. If the caller stops early, the requests in
         flight are cancelled.
@@ -143,7 +143,7 @@ class FeatureClient(ClientBase):
             (D,) float32 array for each image, in order.
 
         Raises:
-            ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`; and whatever
+            ValueError, ConnectionError, TimeoutError, RuntimeError: as `features`; and any error that
                 iterating over `images` raises.
 
         Example:
@@ -161,7 +161,7 @@ class FeatureClient(ClientBase):
             (height, width).
 
         Raises:
-            ValueError: the server has no such model, or it takes no images of a fixed size.
+            ValueError: the server has no such model, or the model takes no images of a fixed size.
             ConnectionError, TimeoutError, RuntimeError: as `features`.
 
         Example:
@@ -242,7 +242,7 @@ class _Call:
             self._result.set_exception(error)
             return
         self._call = call
-        if self._cancelled:  # by another thread, before it could see this call
+        if self._cancelled:  # by another thread that could not see this call yet
             call.cancel()
         call.add_done_callback(self._on_done)
 

@@ -9,22 +9,22 @@ import numpy as np
 
 from keras_ssl import files
 
-CHUNK = 4096  # rows in memory at a time
-READABLE, UNREADABLE = 1, 2  # 0 is what a file has where nothing was written
+CHUNK = 4096  # rows in memory at once
+READABLE, UNREADABLE = 1, 2  # a file has 0 where nothing was written
 
 
 class PartialFile:
     """Rows on disk after a JSON header that identifies the extraction they belong to.
 
     Every row is written at its own offset, which overwrites the remains of an interrupted write. After a
-    power failure a file may have its full length, but zeros in places: a row counts only if its checksum is
-    right, so that zeros are neither features nor an unreadable image.
+    power failure a file may have its full length but contain zeros. So a row counts only if its checksum is
+    right, and zeros count neither as features nor as an unreadable image.
 
     Args:
         path: str. If there is such a file, it is continued.
         client: FeatureClient.
-        paths: list of str, the files to extract; the file of each row.
-        detail: list of what else identifies the extraction, in JSON.
+        paths: list of str, the files to extract, one for each row.
+        detail: list of further JSON values that identify the extraction.
 
     Raises:
         ValueError: the file at `path` belongs to another extraction.
@@ -129,7 +129,7 @@ class PartialFile:
 
 
 def _checksums(rows):
-    """Computes the CRC-32 of what follows the checksum in each row, as a list of int."""
+    """Computes the CRC-32 of the bytes after the checksum in each row, as a list of int."""
     start = rows.dtype["checksum"].itemsize
     rows = rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
     return [zlib.crc32(row[start:]) for row in rows]

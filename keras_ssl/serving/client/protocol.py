@@ -1,4 +1,4 @@
-"""Base class of both clients: settings, the channel, requests, responses and exceptions."""
+"""The base class of both clients: settings, the channel, requests, responses and exceptions."""
 
 import collections
 import copy
@@ -32,7 +32,7 @@ def pinned(client, version):
 
 
 class ClientBase:
-    """Settings of a client, and conversion between images and protobuf messages."""
+    """Holds the settings of a client, and converts between images and protobuf messages."""
 
     def __init__(
         self, address, model, version=None, label=None, batch_size=64, timeout=30.0, window=4,
@@ -63,7 +63,7 @@ class ClientBase:
         """Returns the channel and the stub of `library`, which is grpc or grpc.aio."""
         options = [
             ("grpc.max_receive_message_length", -1),
-            # By default gRPC ends up reconnecting only every two minutes.
+            # By default, gRPC eventually tries to reconnect only every two minutes.
             ("grpc.initial_reconnect_backoff_ms", 500),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
@@ -154,7 +154,7 @@ class ClientBase:
 
 
 def decode_tensor(proto):
-    """Converts a TensorProto to an array; for `float_val` 100 times faster than tf.make_ndarray."""
+    """Converts a TensorProto to an array, 100 times faster than tf.make_ndarray for `float_val`."""
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if proto.dtype in FIELDS:
         field, dtype = FIELDS[proto.dtype]

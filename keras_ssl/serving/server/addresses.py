@@ -1,4 +1,4 @@
-"""Whom an IP address stands for, where clients share something."""
+"""The client that an IP address stands for, where clients share a resource."""
 
 import functools
 import ipaddress
@@ -6,16 +6,16 @@ import ipaddress
 
 @functools.lru_cache(4096)
 def owner(host):
-    """Returns the address of a client without what the client may choose itself.
+    """Returns the address of a client without the part that the client may choose.
 
-    Whoever has an IPv6 address has the 2^64 addresses of its network.
+    A client with an IPv6 address can use all 2^64 addresses of its network.
 
     Args:
         host: str, an IPv4 or IPv6 address, which may have a zone; or anything else.
 
     Returns:
-        str: an IPv4 address, also for one that is mapped to IPv6; the /64 network of other IPv6 addresses;
-        anything else as it is.
+        str: an IPv4 address, even if it is mapped to IPv6; the /64 network of any other IPv6 address;
+        anything else unchanged.
 
     Example:
         >>> owner("10.0.0.1"), owner("::ffff:10.0.0.1"), owner("2001:db8::1:2:3:4")

@@ -12,16 +12,16 @@ RELOADS = ("off", "socket", "all")
 
 
 class Administration:
-    """Replaces the configuration of models for those who may do so.
+    """Replaces the configuration of models for clients that may do so.
 
-    A SavedModel can read and write files, so a client that may load any folder can do that, too.
+    A SavedModel can read and write files, so a client that may load any folder can read and write files, too.
 
     Args:
         models: Models.
-        allowed: who may reload: "off" for nobody, "socket" for clients of the UNIX socket, "all" for
-            everybody who reaches a gRPC port.
-        roots: sequence of paths; a reload may name folders in these, and those that are served now or were
-            at the start.
+        allowed: which clients may reload: "off" for nobody, "socket" for clients of the UNIX socket, "all"
+            for everybody who reaches a gRPC port.
+        roots: sequence of paths; a reload may name folders inside these, and folders that are served now or
+            were served at the start.
     """
 
     def __init__(self, models, allowed, roots):
@@ -30,7 +30,7 @@ class Administration:
         self._at_start = _folders(models.config)
 
     def check_peer(self, peer):
-        """Raises PERMISSION_DENIED for those who may not reload.
+        """Raises PERMISSION_DENIED for clients that may not reload.
 
         Args:
             peer: str, the client as gRPC names it, such as "unix:/run/models" or "ipv4:10.0.0.1:4711".
@@ -44,7 +44,7 @@ class Administration:
             raise _denied("HandleReloadConfigRequest is accepted on the UNIX socket only")
 
     def reload(self, config):
-        """Switches to another ModelServerConfig, or changes nothing; after `check_peer`.
+        """Switches to another ModelServerConfig, or changes nothing; call `check_peer` first.
 
         Args:
             config: ModelServerConfig proto.

@@ -1,4 +1,4 @@
-"""The requests that may share a batch, in the order in which they are to be run."""
+"""The requests that may share a batch, in the order in which they will run."""
 
 import collections
 
@@ -12,7 +12,7 @@ class BatchQueue:
         self.size = 0  # rows
 
     def has_room(self, client, size, limit):
-        """Returns whether `size` rows of a client fit into `limit`, or into its equal part of that."""
+        """Returns whether `size` more rows fit into `limit`, or into this client's equal part of `limit`."""
         if self.size + size <= limit:
             return True
         mine = sum(task.size for task in self._clients.get(client, ()))
@@ -27,7 +27,7 @@ class BatchQueue:
         return next(iter(self._clients))
 
     def start(self):
-        """Returns when its oldest request arrived, in seconds."""
+        """Returns when the oldest request of the queue arrived, in seconds."""
         return min(tasks[0].start for tasks in self._clients.values())
 
     def take(self, limit):

@@ -62,7 +62,7 @@ class Runner:
         self._turns.submit(client, _Task(client, run, inputs, 0, is_active, done).run_alone)
 
     def close(self):
-        """Ends the threads when what runs is done. For requests that still wait, `done` is not called."""
+        """Ends the threads after the running requests; `done` is not called for waiting requests."""
         self._turns.close()
 
 
@@ -77,7 +77,7 @@ class Batcher:
     Args:
         parameters: BatchingParameters proto; fields that are not set have TensorFlow Serving's
             defaults.
-        queued: function to call with the seconds that each request has waited in the queue; or None.
+        queued: function that is called with the seconds that each request has waited in the queue; or None.
 
     Raises:
         ValueError: a parameter is invalid, or this server does not support it.
@@ -142,22 +142,22 @@ class Batcher:
         Args:
             client: hashable, such as the connection of a client.
             key: hashable; only requests with the same key share a batch.
-            run: function from a dict of arrays to a dict of arrays; those of requests with the
-                same key are interchangeable.
-            inputs: dict of arrays. Without a common length on axis 0, or with more than
-                `max_batch_size` rows, they are run by themselves.
+            run: function from a dict of arrays to a dict of arrays. The functions of requests with the same
+                key are interchangeable.
+            inputs: dict of arrays. Inputs without a common length on axis 0, or with more than
+                `max_batch_size` rows, are run alone.
             is_active: function that returns whether the client still waits; if not, nothing is run.
-            done: function of (outputs, error) that is called once, in a thread of the batcher, with a
-                dict of arrays and None, with None and what `run` raised for these inputs alone, or with
+            done: function of (outputs, error) that is called once, in a thread of the batcher: with a dict of
+                arrays and None; with None and the error that `run` raised for these inputs alone; or with
                 None twice if the client no longer waits.
 
         Raises:
-            StatusError: UNAVAILABLE, the queue is full, and this client has its equal part of it.
+            StatusError: UNAVAILABLE, the queue is full, and this client already has its equal part of it.
         """
         lengths = {len(array) if np.ndim(array) else -1 for array in inputs.values()}
         size = lengths.pop() if len(lengths) == 1 else -1
         if not 0 < size <= self.max_batch_size:
-            key, size = object(), self.max_batch_size  # a batch by itself, which is full
+            key, size = object(), self.max_batch_size  # a full batch of its own
         task = _Task(client, run, inputs, size, is_active, done)
         with self._wake:
             queue = self._queues.get(key) or BatchQueue()
@@ -211,7 +211,7 @@ class Batcher:
                 self._wake.wait(min(due.values()) - now if due else None)
 
     def _rank(self, key):
-        """Returns when the next client of a queue was served: a client may have any number of queues."""
+        """Returns when the next client of a queue was last served; a client may have any number of queues."""
         return self._served.get(self._queues[key].next(), -1)
 
     def _take(self, key):

@@ -1,4 +1,4 @@
-"""The open calls of a gRPC server, and which of them end when they are too many or too slow."""
+"""The open calls of a gRPC server, and which of them end if there are too many or they are too slow."""
 
 import collections
 import threading
@@ -14,8 +14,8 @@ from keras_ssl.serving.server.errors import StatusError
 
 MESSAGE_SECONDS = 30.0  # that a message may take to arrive
 READ_SECONDS = 30.0  # that a client may take to read the response
-SLOW_SECONDS = 0.5  # after which a call may end early, when there is too little memory
-MAX_CALLS = 4096  # that are open; of a connection "grpc.max_concurrent_streams"
+SLOW_SECONDS = 0.5  # after which a call may be ended early if there is too little memory
+MAX_CALLS = 4096  # open ones; per connection see "grpc.max_concurrent_streams"
 MAX_UNREAD = 2**28  # bytes of responses that clients have not read after SLOW_SECONDS
 MAX_STREAMS = 256  # calls of streaming methods
 MAX_STREAMS_PER_CONNECTION = 8
@@ -29,8 +29,8 @@ class Call:
 
     Attributes:
         connection: str, the address of the client, such as "ipv4:10.0.0.1:4711" or "unix:".
-        waiting: float, since when it waits for its message; 0 if it does not.
-        answered: float, since when the client reads the response; 0 before.
+        waiting: float, the time since when it waits for its message; 0 if it does not wait.
+        answered: float, the time when the response was sent; 0 before.
         unread: int, bytes of that response.
     """
 
@@ -64,7 +64,7 @@ class Call:
         self._batch([_status(OK, "")], last=True)
 
     def send(self, data, sent):
-        """Sends one of several responses; only when `sent` was called may the next one be sent.
+        """Sends one of several responses; the next one may only be sent after `sent` was called.
 
         Args:
             data: bytes.
@@ -111,7 +111,7 @@ def _status(code, message):
 class Calls:
     """The open calls. Only the server's thread uses it.
 
-    Where some have to end, they are those of the connection that has most of them, the oldest first. So a
+    If some calls have to end, they are calls of the connection that has most of them, the oldest first. So a
     client that opens many calls, or is slow in many, only harms itself.
     """
 
@@ -132,8 +132,8 @@ class Calls:
     def add(self, call):
         """Adds a call, and ends another one if there are too many.
 
-        Where no other one may end, the new one is added all the same: it may be a health check, and those
-        that are being worked on have their own bounds, such as the places of Predictor and MAX_STREAMS.
+        If no other call may be ended, the new one is added nevertheless: it may be a health check, and the
+        calls that are being processed have their own bounds, such as the places of Predictor and MAX_STREAMS.
 
         Raises:
             StatusError: RESOURCE_EXHAUSTED, its connection has too many streams.
@@ -185,7 +185,7 @@ class Calls:
         for call in unread:
             if now - call.answered > READ_SECONDS or call.dropped:
                 self._drop(call)
-        if self._trim:  # what the calls held that were dropped last time
+        if self._trim:  # memory of the calls that were dropped last time
             memory.trim()
             self._trim = False
         self._save_memory(
@@ -195,7 +195,7 @@ class Calls:
 
     def _save_memory(self, slow, unread):
         if self._memory.is_short(bool(slow)):
-            # Half of them: how much memory that frees is known after a while.
+            # Only half of them: it takes a while to see how much memory this frees.
             for call in _worst(slow, lambda call: 1)[: (len(slow) + 1) // 2]:
                 self._drop(call)
         size = sum(call.unread for call in unread)
@@ -224,7 +224,7 @@ def address(connection):
 
 
 def _worst(calls, weight):
-    """Sorts calls: those of the connection with the largest sum of weights first, and the oldest first."""
+    """Sorts calls by the sum of weights of their connection, largest first, and by age, oldest first."""
     weights = collections.Counter()
     for call in calls:
         weights[call.connection] += weight(call)

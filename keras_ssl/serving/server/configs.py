@@ -41,7 +41,7 @@ SCHEMAS = {
 
 
 def _messages():
-    """Creates the message classes, in a pool of their own in case a package defines the original ones."""
+    """Creates the message classes in a separate pool, in case a package defines the original ones."""
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     file = descriptor_pb2.FileDescriptorProto(
@@ -77,7 +77,7 @@ BatchingParameters = _MESSAGES["BatchingParameters"]
 
 
 def read(path, message):
-    """Reads a protobuf message in text format, as the files of tensorflow_model_server are.
+    """Reads a protobuf message in text format, the format of tensorflow_model_server's files.
 
     Args:
         path: path of the file.
@@ -181,7 +181,7 @@ def check_models(config):
                 f"Expected model {model.name} to have an absolute path or URI; got "
                 f"base_path()={model.base_path}"
             )
-        if "\0" in model.base_path:  # every function of `os` refuses it with an error of its own
+        if "\0" in model.base_path:  # each function of `os` refuses it with a different error
             raise invalid_argument(
                 f"base_path {model.base_path!r} of model {model.name} has a NUL character: remove it"
             )

@@ -1,4 +1,4 @@
-"""Which HTTP connections stay when there are too many of them, or when they are too slow."""
+"""Limits of HTTP connections, and which of them are closed if there are too many or they are too slow."""
 
 import collections
 import enum
@@ -28,14 +28,14 @@ class Phase(enum.IntEnum):
     WORKING = 5  # is not closed by the server, unless its transport has been closing for too long
 
 
-# How long a client may take to read what is left when its connection is closing, whatever its phase.
+# How long a client may take to read the rest of the response when its connection is closing, in any phase.
 CLOSING_SECONDS = 30.0
-# How long a connection may be in a phase. Bytes that arrive meanwhile do not change that.
+# How long a connection may be in a phase. Bytes that arrive meanwhile do not extend this.
 SECONDS = dict.fromkeys(Phase, 30.0) | {Phase.HEAD: 10.0, Phase.WORKING: float("inf")}
 
 
 def available_connections():
-    """Returns how many connections REST, or gRPC, can have: half of the free descriptors, within bounds."""
+    """Returns how many connections REST or gRPC can have: half of the free descriptors, within bounds."""
     free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
     return min(max((free - RESERVE) // 2, MIN_CONNECTIONS), MAX_CONNECTIONS)
 
@@ -43,14 +43,14 @@ def available_connections():
 class Connections:
     """The open connections, and the bytes of bodies that each of them holds.
 
-    A new connection or body gets a place unless all are being worked on, or no other client has as many:
-    the client address with the most connections (or bytes) loses the one that has been idle, or incomplete,
-    for the longest time; if it has none of these, the next address does. So a client that opens many
-    connections and sends slowly only harms itself.
+    For a new connection or body, the client address with the most connections (or bytes) loses the one that
+    has been idle, or incomplete, for the longest time. If it has none of these, the next address loses one.
+    The new one is refused only if all others are being worked on, or if no other client has as many. So a
+    client that opens many connections and sends slowly only harms itself.
 
-    A connection has the attributes `address`, `phase`, `since` (when the phase began) and `held` (bytes),
-    and the methods `reject(status, message)`, which closes it, `unread()` (bytes of the response that the
-    client has not read) and `is_closing()` (whether it only stays open for these).
+    A connection has the attributes `address`, `phase`, `since` (when the phase began) and `held` (bytes), and
+    the methods `reject(status, message)`, which closes it, `unread()` (bytes of the response that the client
+    has not read) and `is_closing()` (whether it only stays open until these are read).
 
     Args:
         number: int, maximum number of connections.
@@ -76,14 +76,14 @@ class Connections:
         if len(mine) > self._per_client:
             self._close_one([mine], connection)
         elif self._count > self._number:
-            # Not of those with fewer than this client: it may have filled its own with requests.
+            # Not from addresses with fewer connections than this one: its own may all be busy with requests.
             groups = [group for group in self._by_address.values() if len(group) >= len(mine)]
             self._close_one(sorted(groups, key=len, reverse=True), connection)
 
     def remove(self, connection):
         """Removes a connection that is closed; it may have been removed already.
 
-        Its bytes count until they are released: a body whose client has left may wait for its turn.
+        Its bytes count until they are released, since a body may wait for its turn after its client has left.
         """
         self._closing.pop(connection, None)
         mine = self._by_address.get(connection.address, ())
@@ -124,7 +124,7 @@ class Connections:
             self._reject(min(slow, key=lambda one: (-self._bytes[one.address], one.since)))
 
     def release(self, connection):
-        """Counts the bytes of a connection no more."""
+        """Stops counting the bytes of a connection."""
         self._held -= connection.held
         self._bytes[connection.address] -= connection.held
         if not self._bytes[connection.address]:
@@ -132,7 +132,7 @@ class Connections:
         connection.held = 0
 
     def close_some(self, number):
-        """Closes the connections that are worth the least, at most so many."""
+        """Closes the connections that are worth the least, at most `number` of them."""
         others = [one for one in self if one.phase != Phase.WORKING]
         for one in sorted(others, key=_worth)[:number]:
             self._reject(one)
@@ -154,7 +154,7 @@ class Connections:
     def close_late(self, now):
         """Closes the connections that have been in a phase, or closing, for too long."""
         for one in self:
-            # asyncio waits without limit for a client to read what is left.
+            # asyncio waits without limit until a client has read the rest of the response.
             closing = self._closing.setdefault(one, now) if one.is_closing() else now
             if now - one.since > SECONDS[one.phase] or now - closing > CLOSING_SECONDS:
                 one.reject(408, f"no complete request after {SECONDS[one.phase]:.0f} seconds")

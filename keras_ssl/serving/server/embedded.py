@@ -20,8 +20,8 @@ from keras_ssl.serving.server.rpc import RpcServer
 METRICS_PATH = "/monitoring/prometheus/metrics"
 DRAIN_SECONDS = 8.0  # for the requests in flight when the server stops
 MAX_REST_REQUEST_BYTES = 2**30
-# After so long, a thread that checks a message or writes a response lets another one run. A health check is
-# answered in several pieces, each of which waits; Python's default is 5 ms.
+# The time after which a thread that checks a message or writes a response lets another thread run. Python's
+# default is 5 ms. A health check is answered in several steps, and each of them waits that long.
 SWITCH_SECONDS = 0.0005
 RUN_THREADS = 4 * (os.cpu_count() or 1)  # without batching, as many as TensorFlow Serving has
 SERVICES = (services.PREDICTION, services.MODELS)
@@ -38,7 +38,7 @@ class Server:
     allows it.
 
     It is a context manager: it starts on entry; on exit it finishes the requests in flight and stops. While
-    it runs, Python's threads take turns every half a millisecond (`sys.setswitchinterval`).
+    it runs, Python's threads take turns every half millisecond (`sys.setswitchinterval`).
 
     Args:
         directory: a folder of models or the folder of one model, whose newest versions are served; or
@@ -61,17 +61,17 @@ class Server:
         tensor_content: bool, respond with `tensor_content` instead of the typed fields.
         limit: int, maximum number of requests that run or wait, to be parsed or for a batch; further ones
             are RESOURCE_EXHAUSTED.
-        max_rows: int, maximum number of images in a request, or of whatever its inputs have on axis 0;
+        max_rows: int, maximum number of images in a request, or maximum size of its inputs on axis 0;
             requests with more are INVALID_ARGUMENT.
-        reflection: bool, serve gRPC's reflection service, which tells clients what methods there are.
+        reflection: bool, serve gRPC's reflection service, which lists the methods for clients.
         channel_arguments: dict of gRPC channel arguments, which replace those of `rpc.RpcServer`; for
             example "grpc.max_receive_message_length", 64 MiB by default.
         session_config: tf.compat.v1.ConfigProto of the Sessions; or None.
         any_labels: bool, allow a new label for a version that is not available yet.
-        reload: who may replace the configuration by HandleReloadConfigRequest: "off" for nobody,
+        reload: which clients may replace the configuration by HandleReloadConfigRequest: "off" for nobody,
             "socket" for clients of `socket_path`, "all" for everybody who reaches a gRPC port.
-        reload_roots: sequence of paths of folders. A reload may name folders in these, in `directory`,
-            and those that are served now or were at the start.
+        reload_roots: sequence of paths of folders. A reload may name folders inside these or inside
+            `directory`, and folders that are served now or were served at the start.
 
     Raises:
         ValueError: no model can be loaded, a port cannot be bound, or an argument is invalid.
@@ -147,7 +147,7 @@ class Server:
             seconds: float, time for the requests in flight; those that take longer are aborted.
 
         Returns:
-            bool, whether all requests finished, and no model is being loaded any more.
+            bool, whether all requests have finished and no model is being loaded.
         """
         self._poller.stop()
         self.models.stop_loading()
@@ -158,7 +158,7 @@ class Server:
         self._server.stop(1.0 if finished else 0.0)
         self._services.close()
         sys.setswitchinterval(self._usual_interval)
-        # Not longer: it may be loading a model, which nobody needs now.
+        # Not longer: it may be loading a model that nobody needs any more.
         idle = self._poller.join(1.0)
         if finished:
             self._predictor.runner.close()

@@ -19,7 +19,7 @@ class StatusError(Exception):
     """
 
     def __init__(self, code, message):
-        # Bytes, not characters: gRPC triples those that are not ASCII, and clients accept 8 KiB.
+        # Bytes, not characters: gRPC triples bytes that are not ASCII, and clients accept 8 KiB.
         message = (
             message[:MAX_MESSAGE].encode(errors="replace")[:MAX_MESSAGE].decode(errors="ignore")
         )

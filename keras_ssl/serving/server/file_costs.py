@@ -1,4 +1,4 @@
-"""What decoding the image files of a request costs, for requests that are run in several parts."""
+"""The cost of decoding the image files of a request, for requests that are run in several parts."""
 
 import threading
 
@@ -21,9 +21,9 @@ def decodes_images(graph):
 
 
 class FileCosts:
-    """Bounds the cost of all files of a request; the graph of an export sees those of one part only.
+    """Bounds the cost of all files of a request; the graph of an export sees the files of one part only.
 
-    Its own graph is built when the first such request comes, and runs on one thread of the CPU.
+    A separate graph is built at the first such request, and runs on one thread of the CPU.
 
     Example:
         >>> costs = FileCosts()

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server for clients that nobody trusts: aiohttp's, with limits and deadlines."""
+"""An HTTP/1.1 server for untrusted clients: aiohttp's server with limits and deadlines."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from keras_ssl.serving.server.errors import invalid_argument, log
 MAX_HEAD = 2**15  # bytes
 BACKLOG = 128
 CHECK_SECONDS = 0.5  # between two checks for connections that are too slow
-DISCARD_SECONDS = 2.0  # that a client may pause while it sends a body that was rejected
+DISCARD_SECONDS = 2.0  # maximum pause of a client that sends a rejected body
 RELIEF, RELIEF_SECONDS = (
     64,
     0.5,
@@ -39,7 +39,7 @@ def error_response(status, message):
 
 
 class HttpServer:
-    """Serves HTTP on a port from an event loop in a thread of its own, from `start` to `close`.
+    """Serves HTTP on a port from an event loop in a separate thread, from `start` to `close`.
 
     Args:
         respond: async function of an aiohttp.web.BaseRequest that returns a response; it reads the body
@@ -110,7 +110,7 @@ class HttpServer:
         except web.RequestPayloadError as error:
             raise ConnectionResetError(*error.args) from None
         finally:
-            parts.clear()  # an error is kept by the request, and keeps this frame and so the request
+            parts.clear()  # the request keeps an error, which keeps this frame and so the request
 
     async def _listen(self):
         manager = web.Server(self._handle)
@@ -125,7 +125,7 @@ class HttpServer:
         connection = request.protocol
         connection.enter(Phase.WORKING)
         try:
-            # llhttp takes "" for 0. Other numbers that are none are errors of the parser.
+            # llhttp reads "" as 0. The parser refuses all other values that are not numbers.
             if request.headers.get("Content-Length") == "":
                 answer = error_response(400, "Empty Content-Length")
             else:
@@ -187,7 +187,7 @@ class HttpServer:
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's protocol of a connection, which knows what the connection is doing."""
+    """aiohttp's protocol of a connection, with the phase that the connection is in."""
 
     def __init__(self, connections, manager, loop):
         super().__init__(
@@ -213,7 +213,7 @@ class _Connection(web.RequestHandler):
         self.enter(Phase.SENDING if self.writing_paused else Phase.IDLE)
 
     def write(self, data):
-        """Sends bytes past aiohttp."""
+        """Sends bytes directly, bypassing aiohttp."""
         self._own_transport.write(data)
 
     def unread(self):
@@ -221,7 +221,7 @@ class _Connection(web.RequestHandler):
         return self._own_transport.get_write_buffer_size()
 
     def is_closing(self):
-        """Returns whether the connection only stays open until the client has read what is left."""
+        """Returns whether the connection stays open only until the client has read the response."""
         return self._own_transport.is_closing()
 
     def reject(self, status, message):
@@ -239,8 +239,9 @@ class _Connection(web.RequestHandler):
         try:
             await super().start()
         finally:
-            # aiohttp responds to what is not HTTP without `_handle`, and drops requests that follow the
-            # last response. Their connection is WORKING since `data_received`, and would stay that.
+            # aiohttp responds to bytes that are not HTTP without `_handle`, and drops requests that follow
+            # the last response. Their connection is WORKING since `data_received`, and would stay in that
+            # phase.
             if self.phase == Phase.WORKING:
                 self.leave()
 
@@ -273,11 +274,11 @@ class _Connection(web.RequestHandler):
 
     def resume_writing(self):
         super().resume_writing()
-        if self.phase == Phase.SENDING:  # and not reading the body of a further request, or WORKING
+        if self.phase == Phase.SENDING:  # not if it is WORKING or reads the next request's body
             self.enter(Phase.IDLE)
 
     def handle_error(self, request, status=500, exc=None, message=None):
-        """Responds to a request that is not HTTP, or that this server failed to handle."""
+        """Responds to a request that is not HTTP or that this server failed to handle."""
         if isinstance(exc, ConnectionError) or request.writer.output_size:
             raise ConnectionResetError("the client has left, or has got a part of the response")
         if status >= 500:

@@ -16,7 +16,8 @@ def encode(outputs, by_row):
 
     Args:
         outputs: dict of arrays by output name.
-        by_row: bool, write predictions: one entry per image, an object if there are several outputs.
+        by_row: bool, whether to write predictions: one entry per image, an object if there are several
+            outputs.
 
     Returns:
         bytes.
@@ -56,7 +57,7 @@ def _object(outputs):
 
 
 def _pieces(name, array):
-    """Encodes an array in pieces, because Python's other threads wait for each of them."""
+    """Encodes an array in pieces, because Python's other threads wait while a piece is encoded."""
     size = math.prod(max(1, n) for n in array.shape)
     if size <= PIECE:
         yield json.dumps(to_json(name, array))
@@ -72,7 +73,7 @@ def _pieces(name, array):
 
 
 def to_json(name, array):
-    """Converts an output to nested lists, float32 with no more digits than it has.
+    """Converts an output to nested lists; float32 numbers get no more digits than needed.
 
     Args:
         name: str, the output. Strings of outputs that end in "_bytes" are encoded as {"b64": ...}.

@@ -1,4 +1,4 @@
-"""Parses large JSON bodies in a process of its own."""
+"""Parses large JSON bodies in a separate process."""
 
 import contextlib
 import itertools
@@ -19,11 +19,11 @@ PROGRAM = "import runpy, sys; sys.path[:] = {path}; runpy.run_path({file!r}, run
 
 
 class JsonProcess:
-    """A process that parses bodies, one at a time.
+    """A process that parses bodies one by one.
 
-    The parser holds Python's lock: for a body of 8 MiB all threads of the server would wait for up to a
-    second. The process starts with the first body, may not take more memory than a body is worth, and is
-    killed if it is not done in time.
+    The parser holds Python's lock: for a body of 8 MiB, all threads of the server would wait for up to a
+    second. The process starts with the first body, has a memory limit that depends on the size of the body,
+    and is killed if it is not done in time.
 
     Example:
         >>> process = JsonProcess()
@@ -40,7 +40,7 @@ class JsonProcess:
 
     @contextlib.contextmanager
     def parse(self, data, end):
-        """Parses a body when it is its turn; others wait until its arrays are made, or for the exit.
+        """Parses a body when it is its turn; others wait until its arrays are made or the context exits.
 
         Args:
             data: bytes or bytearray.
@@ -66,16 +66,16 @@ class JsonProcess:
                     self._skip()
 
     def close(self):
-        """Ends the process, and with it what it is parsing, which is UNAVAILABLE, like all later bodies."""
+        """Ends the process. The body that is being parsed and all later bodies are UNAVAILABLE."""
         self._closed = True
         process = self._process
         if process is not None:
             process.kill()
-        with self._turn:  # whoever has it finds the process dead
+        with self._turn:  # the body whose turn it is finds the process dead
             self._kill()
 
     def _prepare(self, end):
-        """Waits until the process is ready, and replaces one that has ended."""
+        """Waits until the process is ready, and replaces a process that has ended."""
         with _unavailable(self._kill):
             if self._process is not None and not self._receive(end):
                 self._kill()
@@ -84,10 +84,10 @@ class JsonProcess:
                 self._receive(end)
 
     def _skip(self):
-        """Tells the process that no arrays are needed; the client's response does not depend on it."""
+        """Informs the process that no arrays are needed; the client's response does not depend on it."""
         try:
             self._pipe.send(None)
-        except OSError:  # it has died, and not the client, whose errors are ConnectionErrors, too
+        except OSError:  # the process died; elsewhere, a ConnectionError means a client that left
             self._kill()
 
     def _ask(self, message, end):
@@ -142,7 +142,7 @@ class _Body:
 
 @contextlib.contextmanager
 def _unavailable(kill):
-    """Kills the process if it cannot be started or has died, and says so to the client."""
+    """Kills the process if it cannot be started or has died, and reports that to the client."""
     try:
         yield
     except (EOFError, OSError) as error:  # the system has no memory or no descriptors left
@@ -153,7 +153,7 @@ def _unavailable(kill):
 
 
 def _array(shape, sizes, values):
-    """Builds an array from what `json_tensors` sends."""
+    """Builds an array from the data that `json_tensors` sends."""
     if sizes is None:
         return values
     array = np.empty(len(sizes), object)

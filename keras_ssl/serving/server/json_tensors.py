@@ -1,7 +1,7 @@
 """Converts JSON to arrays, from the row and column formats of TensorFlow Serving.
 
-It imports nothing of this package and no TensorFlow, because `json_process` runs it as a program of its
-own, which has to start quickly.
+It imports nothing from this package and no TensorFlow, because `json_process` runs it as a separate program,
+which has to start quickly.
 """
 
 import base64
@@ -17,7 +17,7 @@ from multiprocessing import connection
 import numpy as np
 
 MAX_AXES = 32
-PARSING_BYTES = 2**28  # memory for parsing a body, and BYTES_PER_BYTE for each of its bytes
+PARSING_BYTES = 2**28  # memory to parse a body, plus BYTES_PER_BYTE for each of its bytes
 BYTES_PER_BYTE = 20
 
 
@@ -33,10 +33,10 @@ class Body:
 
     Attributes:
         signature_name: str, "" for the default one.
-        by_row: bool, whether the inputs are {"instances": ...} and not {"inputs": ...}.
+        by_row: bool, whether the inputs are {"instances": ...}, not {"inputs": ...}.
 
     Raises:
-        JsonError: it is not JSON, or its keys are wrong.
+        JsonError: the body is not JSON, or its keys are wrong.
 
     Example:
         >>> body = Body(b'{"instances": [[1, 2], [3, 4]]}')
@@ -145,7 +145,7 @@ def _flatten(name, value):
 
 
 def _numbers(name, values, dtype):
-    """Converts a list of numbers or booleans to an array, if that changes none of them."""
+    """Converts a list of numbers or booleans to an array, if the type can represent all of them."""
     wrong = JsonError(f"JSON Value of input {name} is not of expected type: {dtype}")
     floating = "float" in dtype
     allowed = {int, float} if floating else {bool} if dtype == "bool" else {int}
@@ -184,11 +184,11 @@ def _to_bytes(value, name):
 
 
 def main(pipe):
-    """Parses bodies from a pipe until it is closed: the other end is a `json_process.JsonProcess`.
+    """Parses bodies from a pipe until it is closed; the other end is a `json_process.JsonProcess`.
 
     It sends True when it is ready. For each body it sends (signature_name, by_row), receives a dict of the
-    declared inputs or None, and sends the arrays unless it was None. Instead of these it may send a str,
-    the message of a JsonError. At last it sends whether it is ready again, and ends if it is not.
+    declared inputs or None, and sends the arrays unless it received None. Instead of any of these it may send
+    a str, the message of a JsonError. Finally it sends whether it is ready again, and ends if it is not.
 
     Args:
         pipe: multiprocessing.connection.Connection.
@@ -199,7 +199,7 @@ def main(pipe):
     ready = True
     with contextlib.suppress(EOFError, ConnectionError):
         while ready:
-            # To receive a body takes memory, too, and the limit is that of the last one.
+            # Receiving a body takes memory, too, and the current limit is for the previous body.
             resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
             pipe.send(True)
             data = pipe.recv()
@@ -213,7 +213,7 @@ def main(pipe):
             except MemoryError:
                 pipe.send("the JSON takes too much memory: send fewer values per request")
             del data
-            gc.collect()  # errors have cycles, with everything that was parsed
+            gc.collect()  # errors have reference cycles that keep everything that was parsed
             ready = _address_space() < used + PARSING_BYTES // 4  # the rest may be fragmented
         pipe.send(False)
 

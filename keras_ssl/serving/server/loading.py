@@ -19,9 +19,9 @@ from keras_ssl.serving.server.states import State
 from keras_ssl.zoo import scan_versions
 
 log = logging.getLogger("keras_ssl.serving")
-RETRIES = 5  # after an OSError, as many as TensorFlow Serving
+RETRIES = 5  # after an OSError, as in TensorFlow Serving
 FIRST_RETRY_SECONDS = 0.5  # each further retry waits twice as long
-MAX_SKIPPED = 16  # newest versions that cannot be loaded, before older ones are not tried
+MAX_SKIPPED = 16  # broken newest versions after which older ones are not tried
 MAX_FILES = 10_000  # and folders in a version
 GRAPH = "saved_model.pb"
 
@@ -31,15 +31,14 @@ class _Failure(typing.NamedTuple):
 
     fingerprint: dict | tuple
     attempts: int
-    due: float  # of time.monotonic; inf: only after the files have changed
+    due: float  # of time.monotonic; inf for only after the files have changed
 
 
 class Loader:
     """Loads and warms up versions of models.
 
-    After an OSError, for example of a network disk, a version is due again `RETRIES` times, with
-    growing delays. After any other error, and after the last retry, it is due again when its files have
-    changed.
+    After an OSError, for example of a network disk, a version is retried `RETRIES` times, with growing
+    delays. After any other error, and after the last retry, it is retried when its files have changed.
 
     Args:
         session_config: tf.compat.v1.ConfigProto of the Sessions, or None.
@@ -63,15 +62,15 @@ class Loader:
         Args:
             model: ModelConfig proto.
             served: collection of the versions that are loaded already.
-            publish: function of (version, Servable) that is called with each loaded one. It returns
-                whether it takes the Servable, which is closed otherwise.
+            publish: function of (version, Servable) that is called with each loaded version. It returns
+                whether it takes the Servable; otherwise the Servable is closed.
 
         Returns:
-            set of the versions that are to be served; None to keep all that are served.
+            set of the versions that should be served; None to keep all versions that are served now.
         """
         try:
             found = scan_versions(model.base_path)
-        except OSError as error:  # as TensorFlow Serving: a network disk may be away for a moment
+        except OSError as error:  # as in TensorFlow Serving: a network disk may be away briefly
             self._warn(model.name, f"its loaded versions stay, no new ones are found: {error}")
             return None
         self._warn(model.name, "")
@@ -82,7 +81,7 @@ class Loader:
         elif not policy.HasField("all"):
             count = policy.latest.num_versions or 1
         available = set()
-        # One further for each that cannot be loaded.
+        # One more for each version that cannot be loaded.
         for version in sorted(found, reverse=True)[: count + MAX_SKIPPED]:
             if len(available) == count:
                 break
@@ -130,7 +129,7 @@ class Loader:
         """Loads and warms up a version with the fingerprint `found`, or remembers the failure.
 
         Raises:
-            OSError: the file system failed; the message says when the version is due again.
+            OSError: the file system failed; the message says when the next attempt is.
             ValueError: the version cannot be loaded unless its files change.
         """
         try:
@@ -140,7 +139,7 @@ class Loader:
             servable = _loaded(path, self._session_config)
         except OSError as error:
             raise self._later(path, found, error) from None
-        # A damaged graph can raise anything, which concerns this version only.
+        # A damaged graph can raise any error, which affects this version only.
         except Exception as error:
             self._failures[path] = _Failure(found, 0, math.inf)
             if isinstance(error, ValueError):
@@ -192,7 +191,7 @@ def fingerprint(path):
                     )  # fmt: skip
                     if len(found) > MAX_FILES:
                         return ValueError, f"has more than {MAX_FILES} files"
-                    # Links to folders are not followed: a circle of them has no end.
+                    # Links to folders are not followed: they may form an endless circle.
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     elif status and stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
@@ -213,8 +212,8 @@ def _status(entry):
     try:
         return entry.stat()
     except OSError as error:
-        # ELOOP may pass, since automounted folders have it, too. It is worth waiting for with the graph only:
-        # a circle of other links would delay the start until the last retry.
+        # ELOOP may be temporary, since automounted folders have it, too. Waiting for it is only worthwhile
+        # for the graph: a circle of other links would delay the start until the last retry.
         nowhere = error.errno == errno.ENOENT or (
             error.errno == errno.ELOOP and entry.name != GRAPH
         )

@@ -1,4 +1,4 @@
-"""Resident memory of this process, and how to return freed memory to the operating system."""
+"""Measures the resident memory of this process, and returns freed memory to the operating system."""
 
 import collections
 import ctypes
@@ -9,12 +9,12 @@ import threading
 import time
 
 MAX_GROWTH = 3 * 2**28  # of the resident memory while messages arrive slowly
-CALM = 4  # readings of the memory before the first slow message, which came before it was slow
-TRIM_GROWTH = 1.05  # of the least resident memory, above which it is trimmed
+CALM = 4  # readings of the memory before the first slow message; it arrived before it was slow
+TRIM_GROWTH = 1.05  # times the least resident memory; above this, it is trimmed
 TRIM_SECONDS = 5.0  # between two trims; doubled after each, while memory does not grow further
 MAX_TRIM_SECONDS = 320.0
-BUSY_TRIM_SECONDS = 30.0  # the least while requests run, for which a trim takes some memory again
-TRIM_PAUSE = 0.5  # seconds after a trim of some 50 ms; what is freed meanwhile is left to `Memory`
+BUSY_TRIM_SECONDS = 30.0  # minimum while requests run, which need trimmed memory again
+TRIM_PAUSE = 0.5  # seconds after a trim of some 50 ms; `Memory` trims what is freed meanwhile
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _trimming = threading.Lock()
@@ -26,7 +26,7 @@ except AttributeError:  # not glibc
 
 
 def resident():
-    """Returns the resident memory of this process in bytes, or 0 if the system does not tell."""
+    """Returns the resident memory of this process in bytes, or 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE
@@ -55,10 +55,10 @@ def _trim_now():
 
 
 class Heap:
-    """Keeps what outlives requests, such as models and TensorFlow, from Python's garbage collection.
+    """Exempts objects that outlive requests, such as models and TensorFlow, from garbage collection.
 
-    A full collection visits its 400,000 objects for 0.2 s, in which no other thread runs, and JSON of 40,000
-    lists causes one. A program that calls `gc.freeze` itself is left alone.
+    A full collection visits these 400,000 objects in 0.2 s, during which no other thread runs, and JSON of
+    40,000 lists causes one. A program that calls `gc.freeze` itself is left alone.
 
     Attributes:
         collections: int, number of calls of `collect` in this process.
@@ -71,7 +71,7 @@ class Heap:
         self._lock = threading.Lock()
 
     def collect(self):
-        """Collects garbage, also of what was kept; to be called when models have been loaded or unloaded."""
+        """Collects garbage, including exempt objects; to be called after models were loaded or unloaded."""
         with self._lock:
             self.thaw()
             gc.collect()
@@ -80,12 +80,12 @@ class Heap:
         Heap.collections += 1
 
     def thaw(self):
-        """Leaves everything to automatic collections until the next `collect`: some will soon be free."""
+        """Ends the exemption until the next `collect`, since some objects will soon be free."""
         if self._freezes:
             gc.unfreeze()
 
     def close(self):
-        """Collects garbage, and leaves what remains to automatic collections for good."""
+        """Collects garbage, and ends the exemption for good."""
         with self._lock:
             self.thaw()
             self._freezes = False
@@ -93,7 +93,7 @@ class Heap:
 
 
 class Memory:
-    """Compares the resident memory of this process with that of quieter times."""
+    """Compares the resident memory of this process with its memory in quieter times."""
 
     def __init__(self):
         self._lowest = self._settled = resident()
@@ -104,13 +104,13 @@ class Memory:
     def is_short(self, slow):
         """Returns whether messages that arrive slowly take too much memory.
 
-        gRPC does not tell how much of a message has arrived.
+        gRPC does not report how much of a message has arrived.
 
         Args:
-            slow: bool, there are such messages.
+            slow: bool, whether there are such messages.
         """
         now = resident()
-        # A model that was loaded does not count, even if a client always has a slow message open.
+        # The memory of a newly loaded model does not count, even if a client always has a slow message open.
         if self._collections != Heap.collections:
             self._collections = Heap.collections
             self._calm.clear()
@@ -121,11 +121,12 @@ class Memory:
     def settle(self, busy):
         """Trims the memory if it has grown; to be called regularly.
 
-        What is left may be a model that was loaded, or requests: it is trimmed again, but later.
+        Memory that remains may belong to a newly loaded model or to requests, so it is trimmed again, but
+        later.
 
         Args:
-            busy: bool, requests are in flight. A server that is always busy is trimmed too, or glibc's heaps
-                grow for hours; but not so often.
+            busy: bool, whether requests are in flight. A server that is always busy is trimmed less often,
+                but it is trimmed: otherwise glibc's heaps would grow for hours.
         """
         now = resident()
         self._lowest = min(self._lowest, now)

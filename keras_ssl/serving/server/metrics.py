@@ -119,7 +119,7 @@ class Metrics:
                 labels = {"model_name": model, "status": status}
                 requests.add_sample(f"{PREFIX}request_count", labels, number)
             loads = Metric(LOAD_ATTEMPTS, "The number of attempts to load a version.", "counter")
-            # A copy: a version may be loaded meanwhile.
+            # A copy, since a version may be loaded meanwhile.
             for (path, status), number in self.load_attempts.copy().items():
                 loads.add_sample(LOAD_ATTEMPTS, {"model_path": path, "status": status}, number)
             return [

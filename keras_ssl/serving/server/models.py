@@ -1,4 +1,4 @@
-"""Serves the versions of models: which are loaded, which a request gets, and when they are unloaded."""
+"""Loads the versions of models, selects one for each request, and unloads old ones."""
 
 import contextlib
 import logging
@@ -26,10 +26,10 @@ class _Version:
 class Models:
     """The loaded versions of the models in a ModelServerConfig.
 
-    A new version is loaded and warmed up while the old one serves, and the old one is closed after
-    its last request. A version that cannot be loaded is skipped for the next older one, and tried
-    again after some seconds if the file system failed, or when its files have changed. The start waits
-    for the former.
+    A new version is loaded and warmed up while the old one serves, and the old one is closed after its last
+    request. If a version cannot be loaded, the next older one is loaded instead. The version is tried again
+    after some seconds if the file system failed, and otherwise when its files have changed. The start waits
+    for retries after errors of the file system.
 
     Args:
         config: ModelServerConfig proto with a model_config_list.
@@ -73,8 +73,8 @@ class Models:
             (version, Servable).
 
         Raises:
-            StatusError: INVALID_ARGUMENT without a name or with an unknown label, NOT_FOUND for a
-                model or version that is not loaded.
+            StatusError: INVALID_ARGUMENT without a name or with an unknown label; NOT_FOUND for a model or
+                version that is not loaded.
         """
         if not spec.name:
             raise invalid_argument(
@@ -175,7 +175,7 @@ class Models:
                 raise self._unavailable(missing)
 
     def update(self):
-        """Polls the folders once: loads new versions and unloads those no longer configured."""
+        """Polls the folders once: loads new versions, and unloads versions that are no longer configured."""
         with self._changing:
             configured = list(self._config.model_config_list.config)
             for model in configured:
@@ -184,7 +184,7 @@ class Models:
                 with self._lock:
                     served = self._served.setdefault(model.name, {})
                 available = self._load_versions(model, served)
-                # If none can be loaded the old ones stay.
+                # If none can be loaded, the old versions stay.
                 if available is not None:
                     self._unload(model.name, set(served) - available)
             for name in set(self._served) - {model.name for model in configured}:
@@ -216,11 +216,11 @@ class Models:
         return self._states.why_unavailable(name)
 
     def stop_loading(self):
-        """Loads no further version; one that is being loaded is discarded when that is done."""
+        """Stops loading: a version that is being loaded is discarded as soon as it is loaded."""
         self._loader.stopped.set()
 
     def close(self):
-        """Unloads every version, without waiting for one that is being loaded."""
+        """Unloads every version, without waiting for a version that is being loaded."""
         self.stop_loading()
         with self._lock:
             served = {name: list(versions) for name, versions in self._served.items()}
@@ -268,7 +268,7 @@ class Models:
 
         def publish(version, servable):
             with self._lock:
-                if self._loader.stopped.is_set():  # `close` has passed already
+                if self._loader.stopped.is_set():  # `close` was called
                     return False
                 served[version] = _Version(servable)
             self._stale = True

@@ -26,13 +26,14 @@ class ConfigSource:
 
     def __init__(self, directory, config):
         self._directory, self._config = directory, config
-        self._models = {}  # that were found in the folder
+        self._models = {}  # found in the folder so far
         self.is_file = isinstance(config, str | Path)
 
     def read(self):
         """Returns the current ModelServerConfig of the folder or the file.
 
-        A model whose folder has gone stays in that of the folder: as one of a file, it is served on.
+        With a folder, a model whose own folder has disappeared stays in the config: it continues to be
+        served, like a model of a config file.
 
         Raises:
             ValueError: the folder has no models, or the file cannot be parsed.
@@ -48,20 +49,20 @@ class ConfigSource:
 class Poller:
     """Keeps Models up to date from a background thread.
 
-    As in TensorFlow Serving each reading of a configuration file applies it: it replaces what
-    HandleReloadConfigRequest has changed. Models found in a folder do so when there are further ones.
+    As in TensorFlow Serving, a configuration file is applied each time it is read, which undoes changes by
+    HandleReloadConfigRequest. With a folder of models, this happens only when new models appear in it.
 
     Args:
         models: Models, with the config that `source` has now.
         source: ConfigSource.
         poll_seconds: float, interval between two checks for new versions; 0 for never.
-        config_poll_seconds: float, interval between two readings of the config; 0 for never.
+        config_poll_seconds: float, interval between two reads of the config; 0 for never.
     """
 
     def __init__(self, models, source, poll_seconds, config_poll_seconds):
         self._models, self._source, self._config = models, source, models.config
         self._poll_seconds, self._config_poll_seconds = poll_seconds, config_poll_seconds
-        self._reading_seconds = 0.0  # the last reading of the config
+        self._reading_seconds = 0.0  # duration of the last read of the config
         self._errors = {}  # function -> its last error, which is logged once
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -87,7 +88,7 @@ class Poller:
         since_config = 0.0
         while not self._stopped.wait(min(intervals)):
             since_config += min(intervals)
-            # A folder of 100,000 entries takes seconds to read: it is read a tenth of the time at most.
+            # A folder of 100,000 entries takes seconds to read, so reading takes at most a tenth of the time.
             wait = max(self._config_poll_seconds, 9 * self._reading_seconds)
             if self._config_poll_seconds > 0 and since_config >= wait:
                 since_config = 0.0

@@ -14,16 +14,17 @@ from keras_ssl.serving.server.errors import StatusError, from_exception, from_te
 from keras_ssl.serving.server.file_costs import FileCosts
 from keras_ssl.serving.server.requests import outputs_of, signature_of
 
-MAX_RUN_ROWS = 64  # of one request in a run; between two runs other requests get their turn
+MAX_RUN_ROWS = 64  # per request and run; between two runs other requests get their turn
 MAX_BYTES = 2**29  # of large messages, from their arrival to the end of their run
-TRIM_BYTES = 2**22  # of a message after which freed memory is returned to the operating system
+TRIM_BYTES = 2**22  # size of a message after which freed memory is returned to the system
 
 
 class Predictor:
     """Runs PredictRequests of gRPC and REST on the models, up to `limit` at the same time.
 
-    A client may have no more of them than there are places left: one client gets half of the places, two
-    get a third each. So there is always a place for another one. The same for the bytes of large messages.
+    A client may have no more requests in flight than there are places left: a single client gets half of the
+    places, two clients get a third each. So there is always a place for another client. The bytes of large
+    messages are limited in the same way.
 
     Args:
         models: Models.
@@ -42,19 +43,19 @@ class Predictor:
         self._changed = threading.Condition()
 
     def admit(self, client, name="", size=0):
-        """Counts a request as in flight until its place is closed. To be called before anything queues it.
+        """Counts a request as in flight until its place is closed; to be called before the request is queued.
 
         Args:
-            client: str, whose request it is: a connection, or the address of one.
-            name: str, its model as far as that is known; a label of the metrics.
-            size: int, bytes of a message that is kept meanwhile.
+            client: str, the client: a connection, or the address of one.
+            name: str, its model, if known; a label of the metrics.
+            size: int, bytes of a message that is kept in memory meanwhile.
 
         Returns:
             contextlib.ExitStack, the place.
 
         Raises:
-            StatusError: RESOURCE_EXHAUSTED if `limit` requests are in flight, or too many or too large ones
-                of this client; UNAVAILABLE if the server is shutting down.
+            StatusError: RESOURCE_EXHAUSTED if `limit` requests are in flight, or if those of this client are
+                too many or too large; UNAVAILABLE if the server is shutting down.
         """
         with self._changed:
             try:
@@ -153,7 +154,8 @@ class _Prediction:
             self._prepare(parse_inputs)
             strings = [array for array in self._inputs.values() if array.dtype.kind == "O"]
             if self._rows > self._step and strings and self._servable.decodes_images:
-                # In turn, too: it takes up to 0.5 s. Without inputs, so that it is no batch to be filled.
+                # The check takes its turn, too, since it takes up to 0.5 s. It has no inputs, so that no
+                # batch waits to be filled.
                 check = self._predictor.costs.check
                 self._run_in_turn(None, lambda _: check(strings) or {}, {}, self._checked)
             else:
@@ -231,7 +233,7 @@ class _Prediction:
                 outputs = _joined(self._parts)
                 metrics.request(name, "Predict", self._entrypoint, time.monotonic() - self._began)
                 result = (self._version, self._signature, outputs)
-        except Exception as exception:  # the client waits for `done` all the same
+        except Exception as exception:  # the client still waits for `done`
             error = exception
         if error is not None:
             if isinstance(error, tf.errors.OpError):

@@ -1,6 +1,6 @@
 """Parses PredictRequests and checks them against the model's signature.
 
-The messages are those of TensorFlow Serving, if it has one for the case.
+Error messages are those of TensorFlow Serving, if it has one for the case.
 """
 
 import math
@@ -16,12 +16,12 @@ from keras_ssl.serving.server.json_tensors import MAX_AXES  # more abort TensorF
 
 TYPES = {number: name for name, number in types_pb2.DataType.items()}
 MAX_FILL = 2**24  # bytes of a tensor that declares more elements than it carries
-STRING_BYTES = 64  # of a string besides its own: those of the array and of TensorFlow's tensor
+STRING_BYTES = 64  # per string, in addition to its own: in the array and in TensorFlow's tensor
 CHUNK = 2**16  # elements that are converted at once, while no other thread runs
-MAX_OTHER_BYTES = 2**20  # of a tensor of a type that is not converted in pieces
+MAX_OTHER_BYTES = 2**20  # of a tensor whose type is not converted in pieces
 MAX_COUNTED = 32  # inputs and axes whose elements are counted in the server's only thread
-# The TensorProto field that holds the values of a type. All other types, such as complex numbers and those of
-# quantized models, are converted by TensorFlow, if there are few.
+# The TensorProto field that holds the values of a type. TensorFlow converts all other types, such as complex
+# numbers and those of quantized models, if there are few values.
 VALUE_FIELDS = {
     "float32": "float_val", "float64": "double_val", "int64": "int64_val", "uint32": "uint32_val",
     "uint64": "uint64_val", "bool": "bool_val",
@@ -61,7 +61,7 @@ def outputs_of(request, signature):
         if alias in seen:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
         seen.add(alias)
-    return tuple(sorted(seen))  # each order would be another executor
+    return tuple(sorted(seen))  # each order would need another executor
 
 
 class InputSpec(typing.NamedTuple):
@@ -94,7 +94,7 @@ def inputs_of(request, declared, max_rows=math.inf):
     Args:
         request: PredictRequest.
         declared: dict of InputSpec, as `declared_inputs` returns it.
-        max_rows: int, the most rows of an input.
+        max_rows: int, maximum number of rows of an input.
 
     Returns:
         dict of arrays.
@@ -142,10 +142,10 @@ def is_large(request):
 def check_shape(alias, sizes, spec):
     """Raises INVALID_ARGUMENT if a tensor of images or strings does not have the declared shape.
 
-    A wrong rank would abort the process in oneDNN's convolutions, and strings on a further axis are not
-    rows, of which there may be only so many. TensorFlow Serving does not check shapes, and some clients
-    rely on that: they send a vector for a column (None, 1), and old models declare () for tensors of any
-    shape. So numbers that are declared with fewer than three axes are not checked here either.
+    A wrong rank would abort the process in oneDNN's convolutions, and the limit of rows does not bound
+    strings on further axes. TensorFlow Serving does not check shapes, and some clients rely on that: they
+    send a vector for a column (None, 1), and old models declare () for tensors of any shape. So numbers that
+    are declared with fewer than three axes are not checked here either.
     """
     declared = spec.sizes
     if declared is None or len(declared) < (1 if spec.dtype.kind == "O" else 3):
@@ -173,14 +173,14 @@ def _array(alias, proto, sizes, dtype):
         if number == 0:
             return np.empty(sizes, dtype)
         if content := proto.tensor_content:
-            # Exactly as many bytes as declared: 30 bytes must not allocate gigabytes.
+            # The number of bytes must be exactly as declared: 30 bytes must not allocate gigabytes.
             if dtype.kind != "O" and len(content) == number * dtype.itemsize:
                 return np.frombuffer(content, dtype).reshape(sizes)
         elif dtype.kind == "O":
             values = proto.string_val
             if len(values) == number:
                 return np.array(values, object).reshape(sizes)
-            # The last value stands for all that are missing; TensorFlow copies it for each.
+            # The last value stands for all missing values; TensorFlow copies it for each of them.
             if (number - len(values)) * (len(values[-1]) + STRING_BYTES) <= MAX_FILL:
                 return np.asarray(tf.make_ndarray(proto))
         elif dtype.name in VALUE_FIELDS:
@@ -204,6 +204,6 @@ def _values(proto, number, dtype):
     for i in range(0, given, CHUNK):
         part = field[i : i + CHUNK]
         values[i : i + len(part)] = part
-    # The last value stands for all that are missing.
+    # The last value stands for all missing values.
     values[given:] = values[given - 1] if given else 0
     return array

@@ -31,10 +31,10 @@ GET = re.compile(MODEL + r"(?:/(metadata))?", re.IGNORECASE)
 POST = re.compile(MODEL + r":(classify|regress|predict)", re.IGNORECASE)
 ORIGIN = re.compile(r"[a-z]+://[^/]*", re.IGNORECASE)
 LARGE_BODY = 2**17  # bytes: the parser takes some milliseconds for it, while all other threads wait
-PARSE_THREADS = 2  # for bodies that are not large; of the others one is parsed at a time
+PARSE_THREADS = 2  # for bodies that are not large; large ones are parsed one by one
 ENCODE_THREADS = 8
 STATUS_THREADS = 2
-PAGE_SECONDS = 1.0  # that a metrics page may be old
+PAGE_SECONDS = 1.0  # maximum age of a metrics page
 
 Code = grpc.StatusCode
 HTTP_STATUS = {
@@ -47,9 +47,9 @@ HTTP_STATUS = {
 class RestServer:
     """Serves REST on a port, from `start` to `close`.
 
-    A request has its place among those in flight from the moment when its body has arrived. Then client
-    addresses take turns: there are threads to parse bodies, a process to parse large ones, and threads to
-    encode responses, and for status, metadata and metrics.
+    A request counts as in flight from the moment when its body has arrived. Then client addresses take turns:
+    there are threads that parse bodies, a process that parses large ones, threads that encode responses, and
+    threads for status, metadata and metrics.
 
     Args:
         predictor: Predictor.
@@ -81,7 +81,7 @@ class RestServer:
 
     def close(self):
         """Waits a moment for responses that are being sent, and frees the port."""
-        self._json.close()  # first, since a body takes seconds
+        self._json.close()  # first, since parsing a body takes seconds
         self._http.close()
         for threads in (self._status, self._parsers, self._large, self._encoders):
             threads.close()
@@ -146,7 +146,7 @@ class RestServer:
             return connection.is_open and time.monotonic() < end
 
         finished = futures.Future()
-        finished.set_running_or_notify_cancel()  # whoever stops waiting for a run does not end it
+        finished.set_running_or_notify_cancel()  # a run continues even if nobody waits for it any more
         is_large = len(data) > LARGE_BODY
         size = len(data) if is_large else 0
         client = connection.address
@@ -182,7 +182,7 @@ class RestServer:
                 request,
                 lambda _, *limits: _arrays(body, *limits),
                 "REST",
-                contextlib.ExitStack(),  # the place is that of `_post`, until the response is encoded
+                contextlib.ExitStack(),  # `_post` holds the place until the response is encoded
                 is_active,
                 done,
             )

@@ -1,8 +1,9 @@
 """A gRPC server that needs no thread for a call that waits.
 
 `grpc.server` gives every call a thread before its message has arrived, so that a few hundred calls without a
-message stop a server; `grpc.aio` does not, but takes half as much CPU time again per call. This server
-handles the events of gRPC's completion queue itself, as `grpc.server` does, with the same private module.
+message stop a server. `grpc.aio` does not, but takes one and a half times as much CPU time per call. This
+server handles the events of gRPC's completion queue itself, as `grpc.server` does, with the same private
+module.
 """
 
 import logging
@@ -18,8 +19,8 @@ from keras_ssl.serving.server.connections import MAX_CONNECTIONS, available_conn
 from keras_ssl.serving.server.errors import StatusError, from_exception, invalid_argument
 from keras_ssl.serving.server.sockets import Sockets
 
-MAX_MESSAGE_BYTES = 2**26  # of a request, also after decompression
-MAX_LEFT = 100  # calls of a connection that end before their message, in SWEEP_SECONDS
+MAX_MESSAGE_BYTES = 2**26  # of a request, even after decompression
+MAX_LEFT = 100  # calls of a connection that end before their message within SWEEP_SECONDS
 ACCEPTED = 64  # calls that gRPC may hand over before this server has handled the first
 SWEEP_SECONDS = 0.25
 
@@ -33,7 +34,7 @@ class Method(typing.NamedTuple):
         handle: function of (bytes, Call) that is called with each message. It runs in the server's only
             thread, and must return within milliseconds; the response may be sent later.
         max_bytes: int, size of a message.
-        streams: bool, the response is a stream, and so may be the request.
+        streams: bool, the response is a stream, and the request may be one, too.
     """
 
     handle: typing.Callable
@@ -56,13 +57,13 @@ class RpcServer:
         options = {
             "grpc.so_reuseport": 0,  # a second server on the same port is an error
             "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-            # gRPC would decompress in the server's only thread: 64 KB of gzip are 63 MiB.
+            # gRPC would decompress in the server's only thread: 64 KB of gzip can contain 63 MiB.
             "grpc.compression_enabled_algorithms_bitset": 1,  # none
             "grpc.max_send_message_length": -1,
             "grpc.max_concurrent_streams": 100,  # of a connection; further requests wait at the client
             # gRPC cancels calls at random when more than this number wait for `request_call`.
             "grpc.server.max_pending_requests": 3000,
-            # Without these a client that connects and does nothing keeps a file descriptor forever.
+            # Without these, a client that connects and does nothing keeps a file descriptor forever.
             "grpc.max_allowed_incoming_connections": connections,
             "grpc.max_connection_idle_ms": 15_000,
             "grpc.server_handshake_timeout_ms": 10_000,
@@ -109,7 +110,7 @@ class RpcServer:
             grace: float, seconds after which calls are cancelled.
         """
         if not self._thread.ident:
-            self.start()  # gRPC aborts the process if a server that has ports is freed without
+            self.start()  # gRPC aborts the process if a server with ports is freed without it
         self._stopping = True
         with self._ending:
             self._server.shutdown(self._queue, self._on_shutdown)
@@ -120,7 +121,7 @@ class RpcServer:
             self._finished.wait()
 
     def receive(self, call):
-        """Waits for the next message of a call; its method is called with it."""
+        """Waits for the next message of a call, and passes it to the call's method."""
         call.receive(lambda event: self._on_message(call, event))
 
     def _serve(self):

@@ -19,14 +19,14 @@ log = logging.getLogger("keras_ssl.serving")
 CHECKSUMS = "checksums.json"  # in assets.extra, written by keras_ssl.export
 WARMUP = "tf_serving_warmup_requests"
 MAX_WARMUP_RECORDS = 1000  # as in TensorFlow Serving
-# Errors that another attempt to read the same files may not have: a network disk that is away, or no
-# file descriptor left. TensorFlow reports EIO as UNKNOWN, ESTALE as ABORTED, EMFILE as RESOURCE_EXHAUSTED.
+# Errors that may not occur again when the same files are read later: a network disk that is away, or no file
+# descriptor left. TensorFlow reports EIO as UNKNOWN, ESTALE as ABORTED, EMFILE as RESOURCE_EXHAUSTED.
 TRANSIENT = (
     tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError,
     tf.errors.ResourceExhaustedError, tf.errors.UnknownError,
 )  # fmt: skip
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # OSErrors that say that files are missing
-MAX_SELECTIONS = 16  # of outputs, for each signature: TensorFlow compiles an executor for each
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # OSErrors if files are missing
+MAX_SELECTIONS = 16  # of outputs, per signature: TensorFlow compiles an executor for each
 
 
 class Servable:
@@ -39,10 +39,10 @@ class Servable:
     Attributes:
         signatures: dict of tensorflow SignatureDef protos by name.
         inputs: dict from the name of a signature to a dict of its inputs (InputSpec by name).
-        decodes_images: bool, the graph has an operation that decodes image files.
+        decodes_images: bool, whether the graph has an operation that decodes image files.
 
     Raises:
-        ValueError: `path` has no SavedModel that can be loaded, or its files are not those that
+        ValueError: `path` has no SavedModel that can be loaded, or its files differ from those that
             keras_ssl.export wrote.
         OSError: the files cannot be read now, but possibly later.
 
@@ -69,7 +69,7 @@ class Servable:
             self.signatures = dict(meta_graph.signature_def)
             self.inputs = {name: _inputs(name, s) for name, s in self.signatures.items()}
             self.decodes_images = decodes_images(meta_graph.graph_def)
-        # A damaged graph can raise anything.
+        # A damaged graph can raise any error.
         except Exception as error:
             self.session.close()
             raise _unusable(
@@ -103,8 +103,8 @@ class Servable:
     def sliceable(self, signature, outputs=()):
         """Returns whether a signature may be run on slices of its rows.
 
-        That is so if inputs and outputs declare any number of rows, and no output declares another
-        size that is unknown, such as that of similarities between all rows.
+        This requires that inputs and outputs declare any number of rows, and that no output declares a
+        further unknown size, as similarities between all rows do.
 
         Args:
             signature, outputs: as in `run`.
@@ -134,8 +134,8 @@ class Servable:
                     feed=[definition.inputs[name].name for name in names],
                     fetch=[definition.outputs[name].name for name in selected],
                 )
-                # `Session.run` takes 0.2 ms more, and compares shapes with those of the placeholders,
-                # which the C++ Session of TensorFlow Serving does not.
+                # `Session.run` takes 0.2 ms more, and compares shapes with those of the placeholders, unlike
+                # the C++ Session of TensorFlow Serving.
                 compiled[key] = self.session._make_callable_from_options(options)
         return selected, compiled[key]
 
@@ -202,7 +202,7 @@ def check_files(path):
         path: version directory.
 
     Raises:
-        ValueError: a file is missing or differs from what was exported.
+        ValueError: a file is missing or differs from the exported one.
     """
     file = Path(path) / "assets.extra" / CHECKSUMS
     if not file.is_file():
@@ -229,7 +229,7 @@ def _inputs(name, signature):
 def _unusable(what, error):
     """Converts an error to an OSError if another attempt may succeed, otherwise to a ValueError."""
     transient = isinstance(error, TRANSIENT) or (
-        # TensorFlow raises OSErrors without a number, too, for files that it cannot parse.
+        # TensorFlow also raises OSErrors without a number, for files that it cannot parse.
         isinstance(error, OSError) and error.errno is not None and error.errno not in DAMAGE
     )
     return (OSError if transient else ValueError)(f"{what}: {first_line(error)}")

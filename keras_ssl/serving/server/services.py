@@ -23,7 +23,7 @@ PREDICTION = "tensorflow.serving.PredictionService"
 MODELS = "tensorflow.serving.ModelService"
 # For messages above wire.SMALL bytes, or that declare more than requests.CHUNK elements.
 PARSE_THREADS = 2
-MAX_RELOADS = 4  # that run or wait; each may load models for minutes
+MAX_RELOADS = 4  # running or waiting ones; each may load models for minutes
 
 
 class Services:
@@ -38,7 +38,8 @@ class Services:
     def __init__(self, predictor, as_content, administration):
         self._predictor, self._as_content = predictor, as_content
         self._administration = administration
-        # Everything that may take long has a thread of its own, so that the server's only thread does not.
+        # Everything that may take long has its own thread, so that the server's only thread is never busy for
+        # long.
         self._parsers = Turns(PARSE_THREADS, "grpc_parse")
         self._reloader = futures.ThreadPoolExecutor(1, "grpc_reload")
         self._reloads = threading.BoundedSemaphore(MAX_RELOADS)
@@ -65,12 +66,12 @@ class Services:
             place = self._predictor.admit(call.connection, request.model_spec.name)
             self._submit(request, call, place)
         else:
-            # Before it is queued: what waits there has memory, and costs time when it is its turn.
+            # Before it is queued: a waiting request takes memory, and then costs time in its turn.
             place = self._predictor.admit(call.connection, size=len(data))
             self._parsers.submit(call.connection, self._parse, data, call, place)
 
     def _parse(self, data, call, place):
-        """Parses a large message, or again one that declares many elements, and submits it."""
+        """Parses a large message, or once more a message that declares many elements, and submits it."""
         try:
             self._predictor.check_open()
             if not call.is_active():

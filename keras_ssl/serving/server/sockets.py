@@ -10,7 +10,7 @@ import typing
 
 from keras_ssl.serving.server.calls import address
 
-NEARLY_FULL = 0.75  # of the connections: the rest is for new ones, until some have been closed
+NEARLY_FULL = 0.75  # of the connections; the rest is for new ones until some have been closed
 
 
 class _Socket(typing.NamedTuple):
@@ -22,8 +22,9 @@ class _Socket(typing.NamedTuple):
 class Sockets:
     """Closes connections by their descriptors, so that gRPC finds them closed by the client.
 
-    Where there are too many, the address with the most of them loses those that have sent no message,
-    or none for the longest time. One whose request is being worked on is never closed.
+    If there are too many, the address that has most of them loses those that have never sent a message, and
+    then those that have sent none for the longest time. A connection whose request is being worked on is
+    never closed.
 
     Args:
         number: int, maximum number of connections.
@@ -34,7 +35,7 @@ class Sockets:
 
     def __init__(self, number):
         self._most, self.ports = int(NEARLY_FULL * number), set()
-        self._known = {}  # inode -> _Socket, or None for those of others
+        self._known = {}  # inode -> _Socket, or None for sockets of others
 
     def are_many(self):
         """Returns whether there may be too many connections."""
@@ -98,5 +99,5 @@ class Sockets:
 
 def _shut_down(inode, fd):
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as one:
-        if os.fstat(one.fileno()).st_ino == inode:  # and not another one since
+        if os.fstat(one.fileno()).st_ino == inode:  # not another socket by now
             one.shutdown(socket.SHUT_RDWR)

@@ -34,7 +34,7 @@ class Health:
         }
 
     def stop(self):
-        """From now on the status is NOT_SERVING."""
+        """Sets the status to NOT_SERVING from now on."""
         with self._lock:
             self._status = Status.NOT_SERVING
             idle = [call for call, sent in self._watches.items() if sent]
@@ -49,7 +49,7 @@ class Health:
 
     def _watch(self, data, call):
         if parse(health_pb2.HealthCheckRequest, data).service not in self._services:
-            # gRPC's protocol: the stream stays open, since the service could be added.
+            # According to gRPC's protocol, the stream stays open, since the service could be added later.
             call.send(Status(status=Status.SERVICE_UNKNOWN).SerializeToString(), lambda: None)
             return
         with self._lock:

@@ -8,9 +8,9 @@ from concurrent import futures
 class Turns:
     """Runs functions in a few threads. Clients take turns, each with the function that it submitted first.
 
-    A client gets no further thread unless more than it has are free: one client alone gets half of them, and
-    only two clients can use both of two. So what a single client submits delays others by nothing that
-    runs already, however many functions wait.
+    A client gets another thread only if more threads are free than it already has. So a single client gets
+    half of the threads (one of two), and other clients never have to wait until a function of that client has
+    finished, however many functions it has submitted.
 
     Args:
         threads: int.
@@ -25,8 +25,8 @@ class Turns:
 
     def __init__(self, threads, name):
         self._threads = futures.ThreadPoolExecutor(threads, name)
-        self._free = threads  # that run no function
-        self._idle = threads  # those of them that do not look for one, either
+        self._free = threads  # threads that run no function
+        self._idle = threads  # free threads that do not look for a function, either
         self._closed = False
         self._running = collections.Counter()  # by client
         # client -> deque of (Future, function, arguments); the client whose turn is next comes first.
@@ -57,7 +57,7 @@ class Turns:
         return future
 
     def close(self):
-        """Ends the threads when what runs is done; functions that wait are not run."""
+        """Ends the threads when the running functions are done; waiting functions are not run."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -96,7 +96,7 @@ class Turns:
         return next((one for one in self._waiting if self._running[one] < self._free), None)
 
     def _take(self):
-        """Returns (client, Future, function, arguments) of whose turn it is; None if nothing may run now."""
+        """Returns (client, Future, function, arguments) of the next function; None if nothing may run now."""
         with self._lock:
             client = self._next()
             if client is None:

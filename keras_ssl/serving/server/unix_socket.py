@@ -1,11 +1,11 @@
-"""UNIX sockets: gRPC replaces whatever is at the path, also the socket of a running server."""
+"""UNIX sockets: gRPC replaces anything at the path, even the socket of a running server."""
 
 import contextlib
 import os
 import socket
 import stat
 
-UMASK = 0o117  # rw-rw----: connecting takes the permission to write
+UMASK = 0o117  # rw-rw----: connecting requires write permission
 CONNECT_SECONDS = 1.0
 
 
@@ -13,11 +13,11 @@ CONNECT_SECONDS = 1.0
 def claimed(path):
     """Checks that no other server has the socket; sockets made in the context have the mode 0660.
 
-    The mode follows from the umask of the process, so that there is no moment in which others may
-    connect. Other threads must not create files meanwhile.
+    The mode follows from the umask of the process, so that other users cannot connect at any moment. Other
+    threads must not create files meanwhile.
 
     Args:
-        path: path of the socket. One that no server listens on is replaced.
+        path: path of the socket. A socket that no server listens on is replaced.
 
     Raises:
         ValueError: a server listens on the socket, or `path` is something else.

@@ -21,7 +21,7 @@ def check(data):
         data: bytes.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, and what to do about it.
+        StatusError: INVALID_ARGUMENT, with a message that says what to do.
     """
     if len(data) <= SMALL:
         return
@@ -51,13 +51,13 @@ def _check_tensor(count, data, start, end):
 
 
 class _Count:
-    """What has been found in a message so far."""
+    """Counts what has been found in a message so far."""
 
     def __init__(self):
         self.number = self.varints = self.other = 0
 
     def add_other(self, size):
-        """Counts the bytes of names, shapes and fields that nobody reads."""
+        """Counts the bytes of names, shapes and unused fields."""
         self.other += size
         if self.other > SMALL:
             raise invalid_argument(
@@ -85,7 +85,7 @@ class _Count:
                     tag & 7, end
                 )  # groups, which proto3 does not have, are malformed
             if start > end:
-                # Not left to protobuf, which could find more in it than was checked here.
+                # Not left to protobuf, which could find more fields in it than were checked here.
                 raise invalid_argument("cannot parse the request as PredictRequest")
             yield tag >> 3, first, start
 

@@ -33,8 +33,8 @@ class DeepCluster(PretextModel):
       Each image is weighted inversely to the size of its cluster, so that all clusters have equal weight.
 
     Augmentation is a random crop and a flip, as in the authors' code. Colors are not changed, so images can
-    be clustered by color alone; the network of the paper gets grayscale Sobel gradients instead. That is an
-    option of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
+    be clustered by color alone. To avoid this, the paper feeds the network grayscale Sobel gradients, which
+    is an option of the encoder: `encoders.resnet(..., preprocessing=layers.Sobel())`.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -124,7 +124,7 @@ class DeepCluster(PretextModel):
         initializer = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
         self.head.kernel.assign(initializer(self.head.kernel.shape))
         self.head.bias.assign(tf.zeros_like(self.head.bias))
-        optimizer = getattr(self, "optimizer", None)  # none before `compile`
+        optimizer = getattr(self, "optimizer", None)  # None before `compile`
         prefixes = tuple(v.path.replace("/", "_") + "_" for v in self.head.weights)
         for slot in optimizer.variables if optimizer is not None else []:
             if slot.name.startswith(prefixes):

@@ -16,7 +16,7 @@ from keras_ssl.solvers.transport import sinkhorn
 from keras_ssl.tasks.clustering import label_table
 from keras_ssl.training import optimizers, pipeline
 
-TIE = 0.01  # the fraction of its mass by which an image prefers its current label
+TIE = 0.01  # fraction of its mass by which an image prefers its current label
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
@@ -30,13 +30,14 @@ class SelfLabel(PretextModel):
     transport problem from N images to K labels, which Sinkhorn's algorithm solves for the whole data set
     at once (section 3.2).
 
-    The first relabeling, in step 0, computes the labels from the predictions of the untrained network, as
-    in the authors' code. The random balanced labels before it only decide between labels that suit an
-    image equally well. Several heads, each with its own labels, share the encoder (section 3.3).
+    The first relabeling, in step 0, computes the labels from the predictions of the untrained network, as in
+    the authors' code. The initial random balanced labels only decide between labels that suit an image
+    equally well. Several heads, each with its own labels, share the encoder (section 3.3).
 
     The labels are computed from augmented images, as in the authors' code: a random crop and flip, color
-    jitter and 20 % grayscale images, drawn again for every relabeling. So they do not depend on what the
-    augmentation changes. The random numbers follow from `seed`, the number of the relabeling and the id.
+    jitter and 20 % grayscale images, drawn again for every relabeling. So the labels do not depend on
+    anything that the augmentation changes. The random numbers follow from `seed`, the number of the
+    relabeling and the id.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D).
@@ -147,7 +148,7 @@ class SelfLabel(PretextModel):
         ids = tf.cast(batch["id"], tf.int64)
         drawn, _ = pipeline.derive_seeds(self.seed, tf.convert_to_tensor(self.relabeled))
         seed = tf.stack([tf.fill(tf.shape(ids), drawn), ids], axis=1)
-        # Split, since `pretext` gets the same seed in the epoch of this number.
+        # Split, since `pretext` gets the same seed in the epoch with this number.
         return self._augment(batch["image"], split(seed, 1)[0])
 
     def call(self, x, training=False):

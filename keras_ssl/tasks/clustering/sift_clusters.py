@@ -22,10 +22,10 @@ class SiftClusters(PretextModel):
     describes. Its activations, aggregated over a page by VLAD, characterize the handwriting
     (`evaluation.vlad`).
 
-    Keypoints near the boundary of two clusters have arbitrary labels. They are left out if their distances
-    to the nearest and the second nearest centroid are too similar (section III-A of the paper):
-    `keras-ssl pretrain` removes them from the data by `labeled`. If they are in the data their weight is
-    0, and the loss of a batch is the mean over its other patches.
+    Keypoints near the boundary of two clusters have arbitrary labels. They are left out if their distances to
+    the nearest and the second nearest centroid are too similar (section III-A of the paper): `keras-ssl
+    pretrain` removes them from the data by `labeled`. If they remain in the data, their weight is 0, and the
+    loss of a batch is the mean over its other patches.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) patches to (B, D).
@@ -79,7 +79,7 @@ class SiftClusters(PretextModel):
         self.head = keras.layers.Dense(num_clusters, dtype="float32", name="head")
 
     def labeled(self, images):
-        """Selects the patches that have a label, to train on after `relabel`.
+        """Selects the patches that have a label, for training after `relabel`.
 
         Args:
             images: tf.data.Dataset of all patches.
@@ -102,8 +102,8 @@ class SiftClusters(PretextModel):
     def late_labels(self, x, y, y_pred):
         found = label_table.lookup(self.labels, y)
         kept = tf.cast(found >= 0, tf.float32)
-        # Keras divides the loss by the number of all patches. Without this factor the gradient of a
-        # batch would be smaller, the more of its patches have no label.
+        # Keras divides the loss by the number of all patches. Without this factor, the more patches of a
+        # batch have no label, the smaller its gradient would be.
         fraction = tf.reduce_mean(distribute.all_gather(kept))
         return tf.maximum(found, 0), tf.math.divide_no_nan(kept, fraction)
 

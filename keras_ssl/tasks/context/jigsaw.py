@@ -32,7 +32,7 @@ class Jigsaw(PretextModel):
       position of a tile within its block reveals where in the image it was. A random scale removes this
       relation. (The paper crops its puzzles from resized images, which has the same effect.)
     - *Many distant permutations per image*: the permutations have large Hamming distances, and each image
-      gets another one in every epoch, so that the position of a tile cannot be memorized
+      gets a different one in every epoch, so that the position of a tile cannot be memorized
       (`keras_ssl.permutations`).
 
     Args:
@@ -51,8 +51,9 @@ class Jigsaw(PretextModel):
         permutations: (N, grid * grid) integer array, the tile at each position, instead of
             `num_permutations` with large distances.
         hidden: int, units of the layer that combines the tiles.
-        tile_units: int, units of the layer that each tile's features pass first, with the same weights for
-            all tiles; a quarter of the default of `hidden`, as in the authors' code (1,024 and 4,096).
+        tile_units: int, units of the layer that each tile's features pass through first, with the same
+            weights for all tiles; by default a quarter of the default of `hidden`, as in the authors' code
+            (1,024 and 4,096).
         **kwargs: passed to keras.Model.
 
     Shapes:

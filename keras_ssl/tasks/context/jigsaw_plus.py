@@ -37,8 +37,8 @@ class JigsawPlus(PretextModel):
             is trained on tiles and used on whole images.
         grid: 2 or 3, tiles per row and per column; 3 in the paper.
         num_permutations: int; by default 701 for nine tiles as in the paper, all 24 for four.
-        max_replaced: int, the number of replaced tiles is drawn from 0 to this number; by default 2 of
-            nine as in the paper, 1 of four.
+        max_replaced: int, maximum number of replaced tiles, which is drawn from 0 to this number; by default
+            2 of nine as in the paper, 1 of four.
         tile: int, side of a tile in pixels, or None for 64/75 of a cell; a cell is the image's side
             divided by `grid`.
         jitter: int, the largest shift of a channel in pixels, or None for 2/64 of a tile (0 below 32
@@ -49,8 +49,9 @@ class JigsawPlus(PretextModel):
         permutations: (N, grid * grid) integer array, the tile at each position, instead of
             `num_permutations` with large distances.
         hidden: int, units of the layer that combines the tiles.
-        tile_units: int, units of the layer that each tile's features pass first, with the same weights for
-            all tiles; a quarter of the default of `hidden`, as in the authors' code (1,024 and 4,096).
+        tile_units: int, units of the layer that each tile's features pass through first, with the same
+            weights for all tiles; by default a quarter of the default of `hidden`, as in the authors' code
+            (1,024 and 4,096).
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -128,7 +129,7 @@ class JigsawPlus(PretextModel):
         replaced &= batch_size > 1
         x = tf.where(replaced[..., None, None, None], others, x)
 
-        # Replaced tiles become gray together with the image, or their color would reveal them.
+        # Replaced tiles become gray together with the image; otherwise their color would reveal them.
         x = tf.cast(x, tf.float32)
         if self.gray:
             x = patches.gray(x, uniform(gray, 1)[:, 0] < self.gray)

@@ -19,7 +19,7 @@ def permutations(number, tiles=9, distance="high", seed=0):
         number: int N, permutations to choose.
         tiles: int, 2 to 9.
         distance: criterion for the next permutation. "high": the largest distance to the nearest chosen
-            one and, among equals, the largest average distance; "low": the smallest average distance;
+            permutation and, in a tie, the largest average distance; "low": the smallest average distance;
             "middle": the average distance closest to 0.7 times `tiles`.
         seed: int, for the first permutation and for ties.
 
@@ -51,7 +51,7 @@ def permutations(number, tiles=9, distance="high", seed=0):
 @functools.lru_cache(maxsize=8)
 def _greedy(number, tiles, distance, seed):
     candidates = _all(tiles)[:, np.random.default_rng(seed).permutation(math.factorial(tiles))]
-    total = np.zeros(candidates.shape[1], np.int32)  # sum of the distances to those chosen
+    total = np.zeros(candidates.shape[1], np.int32)  # sum of the distances to the chosen ones
     nearest = np.full(candidates.shape[1], tiles, np.uint8)
     chosen = [0]
     while len(chosen) < number:
@@ -111,7 +111,7 @@ def check_permutations(permutations, tiles=None):
         (N, tiles) int32 array.
 
     Raises:
-        ValueError: a row does not contain each of 0 to tiles - 1 once, or there are no rows.
+        ValueError: a row does not contain each of 0 to tiles - 1 exactly once, or there are no rows.
 
     Example:
         >>> check_permutations([[1, 0]], tiles=2).tolist()

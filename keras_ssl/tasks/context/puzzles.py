@@ -67,7 +67,7 @@ def build_layers(tile_units, hidden, number, dtype=None):
 
     Args:
         tile_units: int, units of the layer for the features of a single tile.
-        hidden: int, units of the layer for those of all tiles.
+        hidden: int, units of the layer for the features of all tiles.
         number: int, permutations.
         dtype: policy of the first two layers, as in Keras; the logits are float32.
 

@@ -25,7 +25,7 @@ COLOR_MODES = ("dropping", "projection", None)
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class RelativePatch(PretextModel):
-    """Predicts the position of a patch relative to a neighbor of it, one of eight.
+    """Predicts the position of a patch relative to a neighboring patch, one of eight.
 
     To know that an ear is above and to the left of an eye, the network has to recognize ears and eyes,
     that is, parts of objects. There are shortcuts: structures that continue from patch to patch, similar
@@ -44,10 +44,10 @@ class RelativePatch(PretextModel):
     - *Random crops*, resized to the size of the image: JPEG works on blocks of 8x8 pixels, and the
       position of a patch within its block reveals where in the image it was. A random scale removes this
       relation. (The paper randomly downsamples and upsamples its patches, for robustness to pixelation.)
-    - *All pairs, at a random place*: if one patch were always the center of the image, the label would be
-      the place of the other one, which often shows in that patch alone: sky is at the top. So each patch
-      of the grid is compared with each of its neighbors, in both orders, and the grid can move by at
-      least the side of a patch.
+    - *All pairs, at a random place*: if one patch were always the center of the image, the label would be the
+      place of the other patch, which that patch often reveals by itself: sky is at the top. So each patch of
+      the grid is compared with each of its neighbors, in both orders, and the grid can move by at least the
+      side of a patch.
 
     As in the authors' code, the patches of a grid are encoded once, and all pairs of neighbors are
     classified: a grid of 3x3 patches has 40 of them. In small images nine patches are too small to show
@@ -69,8 +69,8 @@ class RelativePatch(PretextModel):
         **kwargs: passed to keras.Model.
 
     Attributes:
-        pairs: list of (first, second, position): indices of two patches, and in `POSITIONS` of the place
-            of the second one relative to the first.
+        pairs: list of (first, second, position): the indices of two patches, and the index in `POSITIONS` of
+            the place of the second one relative to the first.
 
     Shapes:
         x: (B, grid * grid, patch, patch, C) float32, in row-major order. y: (B, P) int32, the index in
@@ -132,7 +132,7 @@ class RelativePatch(PretextModel):
         return x, tf.tile(positions, [tf.shape(image)[0], 1])
 
     def _corners(self, seed, height, width):
-        """Draws the (B, grid * grid, 2) upper left pixels of the patches: grid at random, jittered."""
+        """Draws the (B, grid * grid, 2) upper left pixels of the patches: a random grid with jitter."""
         number = self.grid * self.grid
         random = uniform(seed, 2 + number * 2)
         side = required_side(self.grid, self.patch, self.gap, self.jitter)
@@ -151,7 +151,7 @@ class RelativePatch(PretextModel):
         return self.head(self.pair_layer(tf.concat(pairs, axis=-1)))
 
     def preview(self, x, y, y_pred=None):
-        # Only the pairs of the patch with the most neighbors, the center of nine.
+        # Only the pairs of the patch with the most neighbors, the center of a grid of nine.
         firsts = [first for first, _, _ in self.pairs]
         center = max(firsts, key=firsts.count)
         rows = []
@@ -170,8 +170,8 @@ class RelativePatch(PretextModel):
 def choose_layout(side, grid, patch=None, gap=None, jitter=None):
     """Chooses the sizes of patches, gaps and jitter that are None.
 
-    The grid of the largest patches that fit would always be at the same place, and a patch could tell from
-    its content where in the image, hence in the grid, it is: room is left to move the grid by a patch.
+    The grid of the largest patches that fit would always be at the same place. Then the content of a patch
+    could reveal where it is in the image, and so in the grid. So room is left to move the grid by a patch.
 
     Args:
         side: int, pixels of the shorter side of the image.
@@ -229,7 +229,7 @@ def check_layout(height, width, grid, patch, gap, jitter):
 
 
 def list_pairs(grid):
-    """Lists all ordered pairs of neighboring patches, also along the diagonal.
+    """Lists all ordered pairs of neighboring patches, including diagonal neighbors.
 
     Args:
         grid: int, patches per row and per column.

@@ -19,7 +19,7 @@ class Rotation(PretextModel):
 
     Before the rotation each image is shifted and flipped at random, as in the authors' training code. The
     shift removes a shortcut: JPEG stores color at half the resolution, and upsampling rounds the left and
-    the right, the upper and the lower pixels of each 2x2 block differently. That reveals the rotation if
+    right pixels, and the upper and lower pixels, of each 2x2 block differently. That reveals the rotation if
     the blocks of all images lie on the same grid.
 
     All rotations of an image are in the same batch, which worked better in the paper than one random
@@ -35,12 +35,12 @@ class Rotation(PretextModel):
         **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, K, H, W, C), dtype of the image. y: (B, K) int32. Prediction: (B, K, K) float32 logits, whose
-        last axis are the angles.
+        x: (B, K, H, W, C), dtype of the image. y: (B, K) int32. Prediction: (B, K, K) float32 logits, with
+        the angles on the last axis.
 
     Raises:
         ValueError: `num_rotations` is not 2 or 4; `angles` are not at least two distinct multiples of 90;
-            quarter turns of an encoder whose input is not square; `shift` is not in 0..0.5.
+            there are quarter turns, but the encoder's input is not square; `shift` is not in 0..0.5.
 
     Reference: Gidaris, Singh & Komodakis, "Unsupervised Representation Learning by Predicting Image
     Rotations", ICLR 2018.

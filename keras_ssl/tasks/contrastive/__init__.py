@@ -1,1 +1,1 @@
-"""Contrastive methods: embeddings of the views of an image are alike, those of different images are not."""
+"""Contrastive methods: views of an image have similar embeddings, and different images do not."""

@@ -13,10 +13,10 @@ from keras_ssl.tasks.contrastive.views import cosine, embed, preview, two_views
 class AlignUniform(PretextModel):
     """Embeds two views of an image at the same place of the unit sphere, and all images evenly over it.
 
-    The two terms of the loss are what the contrastive loss tends to with many negatives: the views of an
-    image attract each other (alignment), and all images of the batch repel each other (uniformity). Without
-    the second all images would get the same embedding. Uniformity is computed for each view alone, not over
-    the union of both, whose pairs of views would repel each other.
+    With many negatives, the contrastive loss approaches the two terms of this loss: the views of an image
+    attract each other (alignment), and all images of the batch repel each other (uniformity). Without
+    uniformity, all images would get the same embedding. Uniformity is computed for each view alone; over the
+    union of both, the two views of an image would repel each other.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
@@ -26,7 +26,7 @@ class AlignUniform(PretextModel):
         uniformity: float, weight of the uniformity.
         dimensions: int, of the embedding.
         recipe: augmentation of both views, a Recipe or the name of one: "SIMCLR_SMALL", or "ALIGN_UNIFORM",
-            the authors' for images of 64 pixels.
+            the authors' recipe for images of 64 pixels.
         **kwargs: passed to keras.Model.
 
     Shapes:

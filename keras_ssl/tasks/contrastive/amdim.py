@@ -21,20 +21,20 @@ class AMDIM(PretextModel):
     """Predicts the local features of one view of an image from the features of its other view.
 
     The vector of a whole view has to be more similar to every location of the other view than to all
-    locations of all other images, on two feature maps; and so has a random location of the first map. So
-    the vector has to describe what all locations have in common: the content of the image. Thus mutual
-    information is maximized between views, and between scales.
+    locations of all other images, on two feature maps. The same is required of a random location of the first
+    map. So the vector has to describe what all locations have in common: the content of the image. Thus
+    mutual information is maximized between views, and between scales.
 
-    Shortcut: if the locations saw the whole image, each could copy the vector. The encoder has to have small
-    receptive fields, as `encoders.local_resnet`, which the command builds. Others are accepted if they have
-    two feature maps with several positions.
+    Shortcut: if the locations saw the whole image, each could copy the vector. So the encoder needs small
+    receptive fields, as in `encoders.local_resnet`, which the command builds. Other encoders are accepted if
+    they have two feature maps with several positions.
 
-    Shortcut: colors give the image away, as in SimCLR. So each view gets its own color jitter. The
-    flip is drawn once for both views, as in the authors' code.
+    Shortcut: colors reveal which image a view is from, as in SimCLR. So each view gets its own color jitter.
+    The flip is drawn once for both views, as in the authors' code.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with named stages. The last two of their
-            maps with several positions are used, first the smaller one: 5x5 and 7x7 positions for 32 pixels.
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with named stages. The last two maps with
+            several positions are used, the smaller one first: 5x5 and 7x7 positions for 32 pixels.
         dimensions: int, of the embeddings; 1024 in the authors' code for CIFAR.
         clip: float, c in c * tanh(score / c), the score of two embeddings.
         penalty: float, weight of the mean squared score.
@@ -54,8 +54,8 @@ class AMDIM(PretextModel):
         both maps.
 
     Raises:
-        ValueError: the encoder has no two such maps, `dimensions` is less than 1, `clip` is not positive,
-            `penalty` is negative, `shift` is not in 0..1, or `recipe` is unknown or flips.
+        ValueError: the encoder does not have two such maps, `dimensions` is less than 1, `clip` is not
+            positive, `penalty` is negative, `shift` is not in 0..1, or `recipe` is unknown or flips.
 
     Warns:
         UserWarning: a convolution of the encoder pads.
@@ -134,7 +134,7 @@ class AMDIM(PretextModel):
         return optimizers.adam_cosine(learning_rate, steps)
 
     def preview(self, x, y, y_pred=None):
-        # Of the vector of one view with the mean over all locations of the other.
+        # The similarity of the vector of one view and the mean over all locations of the other.
         similarity = None
         if y_pred is not None:
             similarity = cosine(y_pred[:, 0, 0], y_pred[:, 1, 2:].mean(axis=1))
@@ -213,10 +213,10 @@ def _identity_like(shape, dtype=None):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class LocalContrast(keras.metrics.MeanMetricWrapper):
-    """Measures how well the locations of the own image are found among those of all images.
+    """Measures how well the locations of the same image are found among those of all images.
 
-    `accuracy` is how often a location has a higher score than all locations of other images, and `penalty`
-    the part of the loss that keeps scores small: if it dominates the loss, `clip` is too large.
+    `accuracy` measures how often a location has a higher score than all locations of other images. `penalty`
+    is the part of the loss that keeps scores small: if it dominates the loss, `clip` is too large.
 
     Args:
         locations, clip, penalty: as in `losses.MultiscaleInfoNCE`.

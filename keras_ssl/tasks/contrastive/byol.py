@@ -16,9 +16,9 @@ class BYOL(PretextModel):
     """Predicts from one view of an image the embedding of its other view, without negatives.
 
     The targets come from a momentum encoder, a moving average of the network itself. A constant embedding
-    would be a perfect prediction; what prevents this collapse are the predictor, which only the online
-    network has, and that no gradient flows into the targets (section 3.2 and appendix). Without the predictor
-    (`predictor=False`) it collapses.
+    would be a perfect prediction. Two things prevent this collapse: only the online network has a predictor,
+    and no gradient flows into the targets (section 3.2 and appendix). Without the predictor
+    (`predictor=False`) the embedding collapses.
 
     The momentum rises from `momentum` to 1 along a cosine over the steps of `fit`. The recipes of the two
     views differ, so the loss is symmetric: each view is predicted from the other.
@@ -32,7 +32,7 @@ class BYOL(PretextModel):
         predictor: bool, False only to see the collapse.
         recipe: augmentation of the first view, a Recipe or the name of one: "BYOL_1_SMALL" for small
             images, "BYOL_1" for images of about 224 pixels, which are blurred, too.
-        other_recipe: that of the second view: "BYOL_2_SMALL" or "BYOL_2".
+        other_recipe: augmentation of the second view: "BYOL_2_SMALL" or "BYOL_2".
         **kwargs: passed to keras.Model.
 
     Shapes:
@@ -78,7 +78,8 @@ class BYOL(PretextModel):
                 dimensions, dimensions, **shape, name="predictor"
             )
         self.target_encoder, self.target_head = twin(encoder), twin(self.head)
-        # Steps so far, and of the whole run, which `fit` sets; without it the momentum is constant.
+        # Number of steps so far, and of the whole run. `fit` sets the latter; otherwise the momentum is
+        # constant.
         self.step, self.steps = (
             self.add_weight(
                 name=name, shape=(), dtype="int32", trainable=False,
@@ -92,12 +93,12 @@ class BYOL(PretextModel):
 
     def call(self, x, training=False):
         if training:
-            # After the optimizer step of the previous call; at the first one both are equal.
+            # After the optimizer step of the previous call; in the first call both networks are equal.
             follow(self.target_encoder, self.encoder, self._momentum_now())
             follow(self.target_head, self.head, self._momentum_now())
             self.step.assign(tf.convert_to_tensor(self.step) + 1)
         views = tf.unstack(x, 2, axis=1)
-        # Each view in a batch of its own, as in the authors' code.
+        # Each view in a separate batch, as in the authors' code.
         online = [self.head(self.encoder(v, training=training), training=training) for v in views]
         if self.predict_target is not None:
             online = [self.predict_target(z, training=training) for z in online]

@@ -20,18 +20,19 @@ VIEWS = ("lightness", "colors")
 class CMC(PretextModel):
     """Embeds two views of an image, its lightness and its colors, closer to each other than to other images.
 
-    What both views have in common is what is in the image; noise and color casts are in one of them only. The
-    views are the channels L and ab of CIE Lab. Each has a network of half the width, and both together are
-    the encoder: their features are concatenated.
+    Both views share the content of the image; noise and color casts are in only one of them. The views are
+    the channels L and ab of CIE Lab. Each has a network of half the width, and both together are the encoder:
+    their features are concatenated.
 
-    Every view is compared with a memory bank of the *other* view, in which the embedding of the same
-    image is the positive and those of random other images are negatives.
+    Every view is compared with a memory bank of the *other* view, in which the embedding of the same image is
+    the positive and the embeddings of random other images are negatives.
 
-    The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
-    paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(1, 1)))`: docs/contrastive.md.
+    The loss is the softmax over the image and the drawn images, an option of the authors' code. For the
+    paper's loss, noise-contrastive estimation, use `compile(loss=losses.NCE(weights=(1, 1)))`; see
+    docs/contrastive.md.
 
-    Only images of the training set can be evaluated: others would be compared with the rows of those with
-    the same ids.
+    Only images of the training set can be evaluated: other images would be compared with the rows of training
+    images with the same ids.
 
     Augmentation is a random crop and a flip, before the image is split into its views. Colors are not
     changed: grayscale would erase a view.
@@ -55,8 +56,9 @@ class CMC(PretextModel):
         `layers.MemoryBank`.
 
     Raises:
-        ValueError: the encoder has no two halves, a number is out of range, `recipe` is unknown or converts
-            to grayscale, `storage` is unknown; in `dataset`, there are more images than `num_images`.
+        ValueError: the encoder does not have two halves, a number is out of range, `recipe` is unknown or
+            converts to grayscale, `storage` is unknown; in `dataset`, there are more images than
+            `num_images`.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Warns:
@@ -121,7 +123,7 @@ class CMC(PretextModel):
             tf.math.l2_normalize(head(half), axis=-1)
             for head, half in zip(self.heads, halves, strict=True)
         ]
-        # Each view is scored against the bank of the other one.
+        # Each view is scored against the bank of the other view.
         odds = [
             bank(query[:, None], x["id"], training=training)
             for bank, query in zip(self.banks[::-1], embeddings, strict=True)

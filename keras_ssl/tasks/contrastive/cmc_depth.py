@@ -11,26 +11,26 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.contrastive import memory
 
 VIEWS = ("lightness", "colors", "depth", "normals")  # the first one is the core
-MIRRORED = (1.0, 1.0, 1.0, 1.0, -1.0, 1.0, 1.0)  # of image, depth and normals: right becomes left
+MIRRORED = (1.0, 1.0, 1.0, 1.0, -1.0, 1.0, 1.0)  # image, depth and normals: right becomes left
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class CMCDepth(PretextModel):
     """Embeds the lightness of an image closer to its colors, depth and normals than to those of other images.
 
-    As in `CMC`, what two views have in common is what is in the image. With more views the lightness, the
-    core view, is compared with each of the others, but the others not among themselves (the core view
-    paradigm, section 3.3). It has to hold what it shares with any of them, such as form and distance.
+    As in `CMC`, the views share the content of the image. The lightness, the core view, is compared with each
+    of the other views, but these are not compared with each other (the core view paradigm, section 3.3). The
+    embedding of the lightness has to contain what it shares with any of them, such as form and distance.
 
-    The lightness and the colors are the halves of `encoder`, and what features and export are computed
-    from. Depth and normals have encoders of their own. Each comparison has two terms: the core is scored
-    against the memory bank of the other view, and the other view against that of the core.
+    The halves of `encoder` encode the lightness and the colors; features and export use only them. Depth and
+    normals have their own encoders. Each comparison has two terms: the core view is scored against the memory
+    bank of the other view, and the other view against the bank of the core view.
 
     All views are shifted and mirrored alike, and not zoomed: an object would appear nearer while its depth
     stays the same. Normals of a mirrored scene point to the other side.
 
-    Only images of the training set can be evaluated: others would be compared with the rows of those with
-    the same ids.
+    Only images of the training set can be evaluated: other images would be compared with the rows of training
+    images with the same ids.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) of two halves, as built by
@@ -55,8 +55,9 @@ class CMCDepth(PretextModel):
         the lightness.
 
     Raises:
-        ValueError: the encoder has no two halves, an encoder has another input or is used twice, a number is
-            out of range, or `storage` is unknown; in `dataset`, there are more images than `num_images`.
+        ValueError: the encoder does not have two halves, an encoder has another input or is used twice, a
+            number is out of range, or `storage` is unknown; in `dataset`, there are more images than
+            `num_images`.
         tf.errors.InvalidArgumentError: during training, an id is not in 0..N-1.
 
     Reference: Tian, Krishnan & Isola, "Contrastive Multiview Coding", ECCV 2020, section 4.3.
@@ -121,7 +122,7 @@ class CMCDepth(PretextModel):
         mirrored = integer(mirror, 2)[:, None, None, None] == 1
         both = tf.where(mirrored, both[:, :, ::-1] * MIRRORED, both)
         image, distance, normals = tf.split(both, [3, 1, 3], axis=-1)
-        # (0, 0, 0) is the color of no normal.
+        # No normal has the color (0, 0, 0).
         normals = tf.where(tf.math.is_finite(normals), tf.round(127.5 * (normals + 1)), 0.0)
         ids = memory.known_ids(batch, self.num_images)
         views = {"image": image, "depth": depth.to_image(distance, self.near, self.far)}
@@ -171,7 +172,7 @@ class CMCDepth(PretextModel):
 
 
 def _like(encoder, other, name):
-    """Returns `other`, or `encoder` untrained and for maps; raises ValueError if its input is another."""
+    """Returns `other`, or else an untrained `encoder` for maps; raises ValueError if its input differs."""
     if other is None:
         return keras.models.clone_model(encoder, clone_function=_without_lab, recursive=True)
     encoders.check_encoder(other)
@@ -183,7 +184,7 @@ def _like(encoder, other, name):
 
 
 def _without_lab(layer):
-    # A map of depth is gray, so that a half for colors would see nothing; normals have no lightness.
+    # A depth map is gray, so a half for colors would see nothing; normals have no lightness.
     if isinstance(layer, layers.Lab):
         return keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=layer.dtype_policy)
     return type(layer).from_config(layer.get_config())

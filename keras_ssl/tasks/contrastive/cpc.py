@@ -16,21 +16,21 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.training import optimizers
 
 COLOR_MODES = ("dropping", "gray", None)
-MOST_STEPS = 5  # of the default; as in the paper
-SCALE = 0.1  # of predictions: large scores at the start, of no use yet, would make the loss large
+MOST_STEPS = 5  # maximum of the default; as in the paper
+SCALE = 0.1  # of predictions: large scores at the start would only make the loss large
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class CPC(PretextModel):
-    """Predicts the features of patches from those of the rows of patches above them.
+    """Predicts the features of patches from the features of the rows of patches above them.
 
     The image is cut into a grid of overlapping patches, and the encoder computes the features of each. A
-    masked convolutional network summarizes all rows down to row r in a context for each column. From it the
-    features of the patches k rows below are predicted, and each has to be found among all patches of all
-    images of the batch. What can be predicted over a distance is what the parts of an object have in common,
-    not their texture. There are shortcuts:
+    masked convolutional network summarizes all rows down to row r in a context for each column. From this
+    context the features of the patches k rows below are predicted, and each predicted patch has to be found
+    among all patches of all images of the batch. Over a distance, it is possible to predict what the parts of
+    an object have in common, but not their texture. There are shortcuts:
 
-    - *Batch normalization* in the encoder makes each patch depend on all others, also on those to be
+    - *Batch normalization* in the encoder makes each patch depend on all others, including those to be
       predicted (version 2). `encoders.patch_grid` has layer normalization; an encoder with batch
       normalization gets a warning.
     - *Overlap*: the next row shares pixels with the context. So `ignore` rows are left out.
@@ -40,14 +40,15 @@ class CPC(PretextModel):
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D) that was built by `encoders.patch_grid`:
-            the features of an image are the mean of those of its patches, as in the papers. Another one
-            with global average pooling and without batch normalization is trained on patches, too, and
-            computes features of whole images, which it has never seen.
-        patch, stride: int, side of a patch in pixels, and pixels from patch to patch, or None for those of
-            the encoder, or the default of `patch_grid`.
-        ignore: int, rows below the context that are not predicted, or None for those that share pixels with
-            its last row; 1 for an overlap of one half.
-        steps: int, rows that are predicted after those, or None for all that there are, but at most 5.
+            the features of an image are the mean of the features of its patches, as in the papers. Any other
+            encoder with global average pooling and without batch normalization is trained on patches, too,
+            but computes features of whole images, which it has never seen.
+        patch, stride: int, side of a patch in pixels, and pixels from patch to patch, or None for the values
+            of the encoder, or else the defaults of `patch_grid`.
+        ignore: int, rows below the context that are not predicted, or None for all rows that share pixels
+            with its last row; 1 for an overlap of one half.
+        steps: int, rows that are predicted after the ignored ones, or None for all remaining rows, but at
+            most 5.
         blocks: int, residual blocks of the context network, each of which sees one more row above and one
             more column on both sides.
         hidden: int, channels in its blocks; the paper's 256 are for features of 4,096 numbers.
@@ -126,7 +127,7 @@ class CPC(PretextModel):
         self.blocks, self.hidden, self.dimensions = blocks, hidden, dimensions
         self.color, self.crop = color, crop
         self.context = layers.causal_rows(self.grid, encoder.output_shape[-1], hidden, blocks)
-        # One linear map for each step: W_k of the paper, on a projection of the features (version 2).
+        # One linear map for each step: W_k of the paper, applied to a projection of the features (version 2).
         self.target = _linear(dimensions, "target")
         self.predictors = [_linear(dimensions, f"predictor{k + 1}") for k in range(self.steps)]
 
@@ -171,7 +172,7 @@ class CPC(PretextModel):
         return optimizers.adam_cosine(learning_rate, steps)
 
     def preview(self, x, y, y_pred=None):
-        # The rows from which the last row is predicted over the shortest distance, and the last row.
+        # The rows from which the last row is predicted at the shortest distance, and the last row.
         (rows, columns), first = self.grid, self.ignore + 1
         found = [""] * len(x)
         if y_pred is not None:
@@ -210,7 +211,7 @@ def choose_layout(side, patch=None, stride=None, ignore=None, jitter=None):
         (64, 32, 1, 4)
     """
     patch, stride = choose_grid(side, patch, stride)
-    # The first row whose patches share no pixel with those of the last row of the context.
+    # The first row whose patches share no pixels with the patches of the context's last row.
     ignore = -(-patch // stride) - 1 if ignore is None else ignore
     jitter = min(max(1, round(patch / 16)), patch - 1) if jitter is None else jitter
     check_integers(0, ignore=ignore, jitter=jitter)

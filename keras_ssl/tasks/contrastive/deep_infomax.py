@@ -20,24 +20,24 @@ HIDDEN = (1000, 200)  # widths of the prior's discriminator (appendix A)
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class DeepInfoMax(adversary.AdversarialModel):
-    """Maximizes a bound of the mutual information of an image's code and its own feature map.
+    """Maximizes a bound of the mutual information of an image's code and its feature map.
 
-    The code summarizes the whole image, each position of a feature map a part of it. To tell the positions of
-    its own image from those of all others in the batch, the code has to contain what is common to all parts:
-    the object, rather than the texture of a single place. No augmentation is needed, since the two views of
-    an image are the whole and its parts.
+    The code summarizes the whole image, and each position of a feature map summarizes a part of it. To
+    distinguish the positions of its own image from those of all other images in the batch, the code has to
+    contain what all parts have in common: the object, rather than the texture of a single place. No
+    augmentation is needed, since the two views of an image are the whole and its parts.
 
-    - *Local term* (`beta`): the code versus each position of the map, averaged over the positions. It makes
-      the better features (section 4.2 of the paper).
-    - *Global term* (`alpha`): the code versus the whole map. It can be satisfied by whatever tells images
-      apart, however irrelevant, such as noise.
-    - *Prior* (`gamma`): a discriminator tells sigmoid(code) from uniform random numbers, and the encoder
-      deceives it. So the units of the code use their whole range, independently of each other.
+    - *Local term* (`beta`): the code versus each position of the map, averaged over the positions. It gives
+      better features than the global term (section 4.2 of the paper).
+    - *Global term* (`alpha`): the code versus the whole map. Anything that distinguishes images can satisfy
+      it, even if it is irrelevant, such as noise.
+    - *Prior* (`gamma`): a discriminator distinguishes sigmoid(code) from uniform random numbers, and the
+      encoder learns to fool it. So the units of the code use their whole range, independently of each other.
 
     Shortcut: positions that see the whole image could copy the code. So the command builds
-    `encoders.local_resnet`, whose second stage sees 8 pixels; that of the paper sees 10.
+    `encoders.local_resnet`, whose second stage sees 8 pixels; the map in the paper sees 10.
 
-    The features are those of the encoder; the code, a dense layer on top of them, is used for training only.
+    The features come from the encoder; the code, a dense layer on top of them, is used for training only.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D), with named stages.
@@ -46,7 +46,7 @@ class DeepInfoMax(adversary.AdversarialModel):
         alpha: float, weight of the global term; it needs images of fixed size.
         beta: float, weight of the local term.
         gamma: float, weight of the prior; 0 for no discriminator.
-        stage: int, number of the stage whose map is used, from 1; by default 2, or the last of fewer.
+        stage: int, number of the stage whose map is used, from 1; by default 2, or 1 if there is only one.
         dimensions: int, length of the code.
         units: int, length of the embeddings that are compared, at least `dimensions`; 2048 in the paper.
         recipe: augmentation, a Recipe or the name of one, such as "SIMCLR_SMALL"; None for no augmentation,
@@ -115,7 +115,8 @@ class DeepInfoMax(adversary.AdversarialModel):
             self.discriminator = _discriminator(dimensions, self.dtype_policy)
 
     def _heads(self, channels, name):
-        # Normalized keys limit the scores; codes, nearly alike before training, would be blown up.
+        # Normalized keys limit the scores. Codes are not normalized: nearly equal before training, they would
+        # be blown up.
         return [
             layers.residual_projection(self.dimensions, self.units, False, name=f"{name}_query"),
             layers.residual_projection(channels, self.units, name=f"{name}_key"),
@@ -153,7 +154,7 @@ class DeepInfoMax(adversary.AdversarialModel):
 
     def default_metrics(self):
         shown = [MapAccuracy(self._first())]
-        if self.bound == "JSD":  # other critics are the same after adding a number to all scores
+        if self.bound == "JSD":  # the other bounds do not change if a number is added to all scores
             shown.append(Divergence(self._first()))
         return shown
 
@@ -204,7 +205,7 @@ def _discriminator(dimensions, dtype):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class WeightedInfoMax(losses.InfoMax):
-    """The weighted sum of `losses.InfoMax` of the global and the local term of Deep InfoMax's predictions."""
+    """Computes the weighted sum of `losses.InfoMax` for the global and the local term of Deep InfoMax."""
 
     def __init__(self, bound="JSD", alpha=0.0, beta=1.0, **kwargs):
         super().__init__(bound, **kwargs)
@@ -225,7 +226,7 @@ class WeightedInfoMax(losses.InfoMax):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class MapAccuracy(metrics.Contrast):
-    """Measures how often a code has a higher mean score with its own map than with any other of the batch.
+    """Measures how often a code has a higher mean score with its own map than with any other in the batch.
 
     Args:
         first: int, row of the prediction where the query is; the keys follow.
@@ -250,7 +251,8 @@ class MapAccuracy(metrics.Contrast):
 class Divergence(keras.metrics.MeanMetricWrapper):
     """Estimates the Jensen-Shannon divergence of matching and other pairs in nats: 0 at chance, up to log 2.
 
-    It is a lower bound for any critic, negative for a bad one. It is not the mutual information.
+    The estimate is a lower bound for any critic, and negative for a bad critic. It is not the mutual
+    information.
 
     Args:
         first: int, row of the prediction where the query is; the keys follow.

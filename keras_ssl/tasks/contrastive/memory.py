@@ -1,4 +1,4 @@
-"""What tasks with a memory bank share: the ids of their images, and their accuracy."""
+"""Shared code of tasks with a memory bank: checks of image ids, and the accuracy."""
 
 import keras
 import tensorflow as tf

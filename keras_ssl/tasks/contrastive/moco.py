@@ -30,12 +30,13 @@ class MoCo(PretextModel):
     keys in the queue. So the number of negatives does not depend on the batch. The keys come from a momentum
     encoder, which changes so slowly that old keys remain comparable with new ones (section 3.2).
 
-    Shortcut: a query and its key are normalized by the statistics of the same batch, the keys in the queue
-    by those of others, which would give the positive away. So in training queries and keys are normalized in
-    groups of images, those of the keys at random, so that a key shares statistics with few of the images that
-    its query does (shuffled batch normalization, section 3.3). In the paper each GPU is a group; here the
-    number of groups does not depend on the number of devices. The encoder's normalization has to be
-    `layers.BatchNormalization`, as in `encoders.resnet`; that of Keras cannot be split into groups.
+    Shortcut: a query and its key are normalized by the statistics of the same batch, and the keys in the
+    queue by those of other batches, which would reveal the positive. So in training, queries and keys are
+    normalized in groups of images. The groups of the keys are random, so that a key shares its statistics
+    with few of the images that its query shares them with (shuffled batch normalization, section 3.3). In the
+    paper each GPU is a group; here the number of groups does not depend on the number of devices. The
+    encoder's normalization has to be `layers.BatchNormalization`, as in `encoders.resnet`; Keras' batch
+    normalization cannot be split into groups.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
@@ -45,21 +46,21 @@ class MoCo(PretextModel):
         dimensions: int, of the embedding.
         depth: int, dense layers of the head: 1 in version 1, 2 in version 2.
         symmetric: bool, whether each view is also the query for the other, at twice the cost.
-        groups: int, parts of the batch with their own batch statistics, of several images each; 1 leaves the
+        groups: int, parts of the batch with their own batch statistics, each of several images; 1 leaves the
             shortcut open. Each of R replicas computes groups / R of them, rounded up.
         recipe: augmentation of both views, a Recipe or the name of one: "MOCO_SMALL" for small images,
             "MOCO_V1" or "MOCO_V2" for images of about 224 pixels.
         **kwargs: passed to keras.Model.
 
     Shapes:
-        x: dict of `views` (B, 2, H, W, 3) float32 in 0..255 and `order` (B,) float32, random numbers for
-        the groups. y: (B,) int64, the ids, which are not used. Prediction: (B, Q, 3) float32 cosine
-        similarities of Q queries, 2 if `symmetric` and else 1: with the positive, the soft maximum over the
-        queue, t * log(sum(exp(similarity / t))) with the temperature t, and the maximum.
+        x: dict of `views` (B, 2, H, W, 3) float32 in 0..255 and `order` (B,) float32, random numbers for the
+        groups. y: (B,) int64, the ids, which are not used. Prediction: (B, Q, 3) float32 cosine similarities
+        of Q queries (2 if `symmetric`, else 1): with the positive, the soft maximum over the queue, t *
+        log(sum(exp(similarity / t))) with the temperature t, and the maximum over the queue.
 
     Raises:
         ValueError: `momentum` is not in [0, 1], `temperature` is not positive, a number is less than 1,
-            `symmetric` is no bool, or `recipe` is unknown; in `dataset`, a batch gives more keys than the
+            `symmetric` is not a bool, or `recipe` is unknown; in `dataset`, a batch gives more keys than the
             queue holds.
 
     Warns:
@@ -125,19 +126,20 @@ class MoCo(PretextModel):
         return queries[0], tf.stack(similarities, axis=1)
 
     def _queries(self, images, training):
-        """Computes the queries of this replica's images, in training in groups in the order of the batch."""
+        """Computes the queries of this replica's images; in training, in groups in the order of the batch."""
         if not training or self.groups == 1:
             return self.head(self.encoder(images, training=training), training=training)
         own, number = self._own_groups()[0], tf.shape(images)[0]
-        # The last group is filled up with the first images, whose second embedding is not used.
+        # The last group is filled up with the first images; their second embeddings are not used.
         images = tf.gather(images, tf.range(own * -(-number // own)) % number)
         with grouped(own, rows=number):
             return self.head(self.encoder(images, training=True), training=True)[:number]
 
     def _keys(self, images, order):
-        """Computes the keys of this replica's images, in random groups of those of all replicas."""
+        """Computes the keys of this replica's images, in random groups of the images of all replicas."""
         everyone, order = distribute.all_gather(images), tf.argsort(distribute.all_gather(order))
-        # Each replica computes some of the groups. The last ones are filled up with images of the first.
+        # Each replica computes some of the groups. The last groups are filled up with images of the first
+        # ones.
         (own, index), number = self._own_groups(), tf.shape(everyone)[0]
         size = -(-number // self.groups)
         places = (index * own * size + tf.range(own * size)) % number
@@ -203,7 +205,7 @@ def _warn_of_whole_batches(encoder):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class QueueInfoNCE(losses.InfoNCE):
-    """`losses.InfoNCE` of MoCo's predictions: the soft maximum has the same loss as all its negatives."""
+    """`losses.InfoNCE` for MoCo's predictions: the soft maximum gives the same loss as all its negatives."""
 
     def call(self, y_true, y_pred):
         return tf.reduce_mean(super().call(y_true, y_pred[..., :2]), axis=-1)
@@ -211,7 +213,7 @@ class QueueInfoNCE(losses.InfoNCE):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class QueueContrast(metrics.Contrast):
-    """`metrics.Contrast` of MoCo's predictions."""
+    """`metrics.Contrast` for MoCo's predictions."""
 
     def largest(self, y_true, y_pred):
         return y_pred[..., 0], y_pred[..., 2]

@@ -19,14 +19,14 @@ from keras_ssl.tasks.contrastive.moco import MoCo, QueueContrast, QueueInfoNCE
 class PCL(MoCo):
     """Contrasts a view with momentum keys, as MoCo does, and with the prototypes of clusters (ProtoNCE).
 
-    `MoCo` separates all images, also those that show the same. So the embeddings of all images by the
-    momentum encoder are clustered in every epoch. Each image is drawn to the centroid of its cluster, the
-    prototype, and away from the others. Several clusterings, of different sizes, give a hierarchy of
-    prototypes (section 3.2).
+    `MoCo` separates all images, even those that show the same thing. So in every epoch the momentum encoder
+    computes embeddings of all images, and these are clustered. Each image is pulled to the centroid of its
+    cluster, the prototype, and pushed away from the other prototypes. Several clusterings, of different
+    sizes, give a hierarchy of prototypes (section 3.2).
 
-    Similarities with a prototype are divided by its concentration phi: the mean distance of the cluster's
-    images to it, and so large for a loose cluster, whose images need not be so close. Without it, many images
-    would collapse into few clusters (section 3.3).
+    Similarities with a prototype are divided by its concentration phi, which is based on the mean distance of
+    the cluster's images to the prototype. It is large for a loose cluster, whose images need not be as close.
+    Without it, many images would collapse into few clusters (section 3.3).
 
     Training starts with `warmup` epochs of MoCo alone, since clusters of an untrained encoder mean little.
 
@@ -37,7 +37,8 @@ class PCL(MoCo):
             and N / 50. ImageNet: (25000, 50000, 100000).
         warmup: int, epochs before the first clustering; 20 of 200 in the paper.
         when: int, epochs from one clustering to the next.
-        smoothing: float, alpha: small clusters have a larger concentration, by ln(size + smoothing).
+        smoothing: float, alpha: the concentration is divided by ln(size + smoothing), so small clusters have
+            a larger one.
         queue, momentum, dimensions, depth, groups: as in `MoCo`.
         temperature: float, of the keys, and the mean concentration of each clustering.
         recipe: augmentation of both views, as in `MoCo`: "MOCO_SMALL", "MOCO_V1" or "MOCO_V2".
@@ -48,8 +49,8 @@ class PCL(MoCo):
         x: dict of `views` (B, 2, H, W, 3) float32 in 0..255, `order` (B,) float32, as in `MoCo`, and `id`
         (B,) int64. y: (B,) int64, the ids, which are not used. Prediction: (B, 1 + M, 3) float32 with M
         clusterings: MoCo's three similarities, then for each clustering the similarity with the image's own
-        prototype divided by its concentration, the logarithm of the sum of exp of the others', and their
-        maximum. Before the first clustering these three have the loss 0.
+        prototype divided by its concentration, the logarithm of the sum of exp of the similarities with the
+        other prototypes, and their maximum. Before the first clustering these three have the loss 0.
 
     Raises:
         ValueError: `clusters` are not in 2..N, `warmup` or `smoothing` is negative, or as in `MoCo`; `fit`
@@ -127,7 +128,7 @@ class PCL(MoCo):
         """Computes the embeddings by the momentum encoder that are clustered, (B, dimensions)."""
         features = batch["image"]
         for copy, network in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
-            # With the moving statistics of the network: those of the copy are not kept up.
+            # With the moving statistics of the network: those of the copy are not updated.
             pairs = list(zip(copy.variables, network.variables, strict=True))
             trained = [a.value for a, b in pairs if b.trainable]
             others = [b.value for b in network.non_trainable_variables]
@@ -193,20 +194,20 @@ def _compare(queries, prototypes, concentration, own):
     others = tf.where(itself, -float("inf"), logits)
     soft, largest = tf.reduce_logsumexp(others, axis=-1), tf.reduce_max(others, axis=-1)
     known = (own >= 0)[:, None]
-    nothing = tf.constant([[0.0, -1e9, -1e9]])  # whose loss is 0, and its gradient
+    nothing = tf.constant([[0.0, -1e9, -1e9]])  # its loss is 0, and so is its gradient
     return tf.where(known, tf.stack([positive, soft, tf.stop_gradient(largest)], axis=-1), nothing)
 
 
 def concentrations(sizes, sums, smoothing, temperature):
     """Estimates how concentrated clusters are around their prototypes, phi in the paper's equation 12.
 
-    It is the mean distance divided by ln(size + smoothing). A cluster of a single image gets the
-    maximum, the largest and smallest tenth are clipped, and the mean is the temperature, as in the authors'
-    code.
+    It is the mean distance divided by ln(size + smoothing). As in the authors' code, a cluster of a single
+    image gets the maximum, the largest and smallest tenth are clipped, and all are scaled so that their mean
+    is the temperature.
 
     Args:
         sizes: (K,) array, images of each cluster.
-        sums: (K,) array, of the distances of its images to its centroid.
+        sums: (K,) array, sums of the distances of its images to its centroid.
         smoothing: float, alpha.
         temperature: float.
 
@@ -228,7 +229,7 @@ def concentrations(sizes, sums, smoothing, temperature):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class PrototypeNCE(QueueInfoNCE):
-    """MoCo's loss, and the mean over the clusterings of the cross-entropy of finding the prototype."""
+    """Adds to MoCo's loss the cross-entropy of finding the prototype, averaged over the clusterings."""
 
     def call(self, y_true, y_pred):
         found = losses.InfoNCE(temperature=1.0).call(y_true, y_pred[:, 1:, :2])
@@ -237,7 +238,7 @@ class PrototypeNCE(QueueInfoNCE):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class PrototypeContrast(QueueContrast):
-    """`metrics.Contrast` of PCL's predictions: of the other view, among the queue."""
+    """`metrics.Contrast` for PCL's predictions: of finding the other view among the queue."""
 
     def largest(self, y_true, y_pred):
         return super().largest(y_true, y_pred[:, :1])
@@ -245,7 +246,7 @@ class PrototypeContrast(QueueContrast):
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class PrototypeAccuracy(keras.metrics.MeanMetricWrapper):
-    """Measures how often the own prototype is the most similar one; 1 before the first clustering."""
+    """Measures how often an image's own prototype is the most similar one; 1 before the first clustering."""
 
     def __init__(self, name="prototype_accuracy", **kwargs):
         super().__init__(self._found, name, **kwargs)

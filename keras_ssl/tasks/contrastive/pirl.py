@@ -16,7 +16,7 @@ TRANSFORMATIONS = ("jigsaw", "rotation")
 ANGLES = (0, 90, 180, 270)
 PATCH = 64 / 85  # side of a patch / side of its cell, as in the authors' code
 MIN_PATCH = 4  # pixels
-# Of the image that is cut into patches: a larger part of it than of a view.
+# For the image that is cut into patches: its crop keeps a larger part than the crop of a view.
 WHOLE = recipes.Recipe(area=(0.6, 1.0), aspect=(3 / 4, 4 / 3))
 
 
@@ -25,19 +25,20 @@ class PIRL(PretextModel):
     """Embeds an image and its shuffled patches (or the rotated image) alike: pretext-invariant features.
 
     The tasks `Jigsaw` and `Rotation` predict the transformation, so their features change with it; here they
-    should not change. Both embeddings, of the image and of the transformed image, are compared with a memory
-    bank, in which a moving average of the image's embeddings is the positive and those of random other
-    images are negatives; never with each other, so that a step needs no large batch (section 3.2).
+    should not change. The embeddings of the image and of the transformed image are both compared with a
+    memory bank, in which a moving average of the image's embeddings is the positive and those of random other
+    images are negatives. They are never compared with each other, so that a step needs no large batch
+    (section 3.2).
 
-    The patches are in random order, one of 362,880 for nine, not one of a fixed set as in `Jigsaw`. Each
-    patch gets its own crop in its cell, flip and colors; the embeddings of the patches are concatenated in
-    that order and mapped linearly to that of the transformed image.
+    The patches are in random order: for nine patches, one of all 362,880 orders, not one of a fixed set as in
+    `Jigsaw`. Each patch gets its own crop in its cell, flip and colors. The embeddings of the patches are
+    concatenated in the random order, and mapped linearly to the embedding of the transformed image.
 
-    Only the image's embedding is written to the bank, after both comparisons. So only images of the training
-    set can be evaluated: others would be compared with the rows of those with the same ids.
+    Only the image's embedding is written to the bank, after both comparisons. Only images of the training set
+    can be evaluated: other images would be compared with the rows of training images with the same ids.
 
-    The loss is the softmax over the image and the drawn ones, an option of the authors' code. That of the
-    paper, noise-contrastive estimation, is `compile(loss=losses.NCE(weights=(0.5, 0.5)))`; see
+    The loss is the softmax over the image and the drawn images, an option of the authors' code. For the
+    paper's loss, noise-contrastive estimation, use `compile(loss=losses.NCE(weights=(0.5, 0.5)))`; see
     docs/contrastive.md.
 
     Args:
@@ -45,12 +46,12 @@ class PIRL(PretextModel):
             patches and whole images.
         num_images: int N, images in the data set; their ids are 0 to N - 1.
         transformation: "jigsaw", or "rotation" by a multiple of 90 degrees.
-        grid: int, cells per row and column that the patches of "jigsaw" are from.
+        grid: int, cells per row and column, from which the patches of "jigsaw" are cut.
         negatives: int, images drawn from the bank in each step; 32000 for ImageNet.
         temperature: float.
         momentum: float in [0, 1], of the bank.
         dimensions: int, of the embedding.
-        weight: float in [0, 1], of the transformed image in the loss; the image has 1 - weight.
+        weight: float in [0, 1], of the transformed image in the loss; the image has the weight 1 - weight.
         recipe: augmentation of image and patches, a Recipe or the name of one: "PIRL", or another such as
             "SIMCLR_SMALL".
         storage: "float32" or "bfloat16", of the bank.
@@ -124,7 +125,7 @@ class PIRL(PretextModel):
         return {**x, "patches": transform(image, second, third, recipe)}, ids
 
     def _shuffled(self, image, seed, order, recipe):
-        """Cuts (B, V, h, w, 3) patches, augments each by itself, and puts them in random order."""
+        """Cuts (B, V, h, w, 3) patches, augments each one separately, and puts them in random order."""
         crop, place, colors = split(seed, 3)
         number = self.grid**2
         cut = patches.tiles(

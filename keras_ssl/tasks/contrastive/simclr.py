@@ -14,17 +14,17 @@ from keras_ssl.training import optimizers
 class SimCLR(PretextModel):
     """Embeds two random views of an image closer to each other than to the views of other images.
 
-    The label of a view is the other view of its image, among all views of the batch. To find it after a
-    crop, a flip and a change of colors, the network has to recognize what is in the image. Color jitter and
+    The label of a view is the other view of its image, among all views of the batch. To find it after a crop,
+    a flip and a change of colors, the network has to recognize what is in the image. Color jitter and
     grayscale are essential: two crops of an image can be matched by their color histograms (section 3.1,
-    figure 6). More images in a batch are more negatives, and a harder task.
+    figure 6). More images in a batch mean more negatives, and so a harder task.
 
-    The projection head is used for training only: features before it are better, since the loss makes the
+    The projection head is used for training only. The features before it are better, since the loss makes the
     embeddings invariant to colors and positions, which downstream tasks may need (section 4.2).
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
-        temperature: float; 0.5 for CIFAR, 0.1 for ImageNet. In short training runs smaller ones are better.
+        temperature: float; 0.5 for CIFAR, 0.1 for ImageNet. Smaller values are better in short training runs.
         dimensions: int, of the embedding.
         depth: int, dense layers of the projection head; 3 in SimCLR v2.
         recipe: augmentation of both views, a Recipe or the name of one: "SIMCLR_SMALL" for small images,

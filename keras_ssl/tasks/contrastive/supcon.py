@@ -15,9 +15,9 @@ from keras_ssl.training import distribute
 class SupCon(PretextModel):
     """Embeds the views of all images of a class closer to each other than to those of other classes.
 
-    It is SimCLR with more positives, for labeled images: what the losses of self-supervised methods do with
-    true labels, as an upper bound of what their own labels may reach. It is the only task that reads
-    `label`. A view whose class has no other image in the batch still has the other view of its image.
+    It is SimCLR with more positives, for labeled images. It shows what a contrastive loss achieves with true
+    labels, as an upper bound for self-supervised labels. It is the only task that reads `label`. A view whose
+    class has no other image in the batch still has the other view of its image.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D).
@@ -61,7 +61,7 @@ class SupCon(PretextModel):
         losses.SupervisedContrastive(temperature, mean)  # checks both
         self.temperature, self.mean = temperature, mean
         self.dimensions, self.recipe = dimensions, recipe
-        # The paper's head without normalization starts with embeddings that are nearly all alike.
+        # With the paper's head, which has no normalization, the initial embeddings are nearly all alike.
         self.head = layers.projection(
             encoder.output_shape[-1], dimensions, normalized="hidden", name="head"
         )
@@ -73,8 +73,8 @@ class SupCon(PretextModel):
         return embed(self.encoder, self.head, x, training)
 
     def late_labels(self, x, y, y_pred):
-        # Keras converts labels to float32, which does not tell large ones apart: each becomes the place of
-        # the first image of its class in the batch.
+        # Keras converts labels to float32, which cannot distinguish large ones. So each label is replaced by
+        # the place of the first image of its class in the batch.
         labels = tf.reshape(y, [-1])
         same = labels[:, None] == distribute.all_gather(labels)
         return tf.argmax(tf.cast(same, tf.int32), axis=1), None

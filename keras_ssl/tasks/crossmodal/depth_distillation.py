@@ -12,24 +12,24 @@ from keras_ssl.training import momentum, optimizers
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class DepthDistillation(PretextModel):
-    """Trains an encoder of depth maps to output the features that a trained encoder has for the image.
+    """Trains an encoder of depth maps to output the features that a trained encoder computes for the image.
 
-    There are many images to learn from, and few depth maps. A pair of both needs no label: what the teacher
-    recognizes in the image, the student has to recognize in the depth map, feature by feature and position by
-    position.
+    There are many images to learn from, and few depth maps. A pair of an image and a depth map needs no
+    label: the student has to recognize in the depth map what the teacher recognizes in the image, feature by
+    feature and position by position.
 
-    The teacher is copied and saved with the task. It is not trained, its batch normalization uses the
-    statistics that it was trained with, and it is not exported: features and export are those of the student.
-    They take depth maps that `ops.depth.to_image` has converted to pixels, not images.
+    The teacher is copied and saved with the task. It is not trained, and its batch normalization uses the
+    statistics that it was trained with. Features and export are those of the student. Their inputs are depth
+    maps that `ops.depth.to_image` has converted to pixels, not images.
 
     Image and depth are shifted and flipped alike, and not zoomed.
 
     Args:
-        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with named stages, the student. Start with
-            another `kssl.load` of the teacher's file for a student with the teacher's weights.
+        encoder: functional keras.Model from (B, H, W, 3) to (B, D) with named stages, the student. To start
+            with the teacher's weights, load the teacher's file a second time by `kssl.load`.
         teacher: such a model, trained on images, e.g. `kssl.load("simclr_cifar10")`.
-        stage: str such as "stage1", whose feature map is learned; it must have the same shape in both
-            networks. By default the last one. Layers behind it are not trained and keep the weights of
+        stage: str such as "stage1", the stage whose feature map is learned, by default the last one. The map
+            must have the same shape in both networks. Layers after it are not trained and keep the weights of
             `encoder`.
         near, far: float, meters, the range of depth that the encoder sees.
         **kwargs: passed to keras.Model.
@@ -40,7 +40,7 @@ class DepthDistillation(PretextModel):
 
     Raises:
         ValueError: `near` and `far` are not 0 < near < far; an encoder does not take 3 channels of fixed
-            size; `stage` is not a stage of both; inputs or feature maps have different shapes.
+            size; `stage` is not a stage of both encoders; inputs or feature maps have different shapes.
 
     Reference: Gupta, Hoffman & Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016.
 
@@ -81,7 +81,7 @@ class DepthDistillation(PretextModel):
             )
         depth.check_range(near, far)
         self.stage, self.near, self.far = stage, near, far
-        self.teacher = momentum.twin(teacher)  # the user's own remains trainable
+        self.teacher = momentum.twin(teacher)  # the user's model remains trainable
         self.student_map, self.teacher_map = (
             keras.Model(network.input, network.get_layer(stage).output)
             for network in (encoder, self.teacher)
@@ -100,7 +100,7 @@ class DepthDistillation(PretextModel):
     def preview(self, x, y, y_pred=None):
         columns = [(x["image"], "image"), (pairs.shades(x["depth"], x["depth"]), "depth")]
         if y_pred is not None:
-            # The mean of the channels, both networks on the same scale.
+            # The mean of the channels, on the same scale for both networks.
             strength = tf.reduce_mean(y_pred, axis=-1, keepdims=True)
             strength *= 255 / tf.maximum(
                 tf.reduce_max(strength, axis=[1, 2, 3], keepdims=True), 1e-6

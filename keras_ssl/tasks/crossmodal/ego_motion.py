@@ -16,7 +16,7 @@ from keras_ssl.training import pipeline
 AXES = ("x", "y", "z", "pitch", "yaw", "roll")  # the order of `motion`
 MEASURED_CLIPS = 5_000  # maximum number of clips for the limits
 INSIDE = 0.95  # fraction of the motions that the measured limits include
-IMPOSSIBLE = -1e9  # logit of what fills the rows of axes with fewer bins
+IMPOSSIBLE = -1e9  # logit that fills the rows of axes with fewer bins
 
 
 def read_clips(folder, size):
@@ -29,35 +29,36 @@ class EgoMotion(PretextModel):
     """Predicts how the camera moved between two frames of a clip.
 
     To know how the camera moved, the network has to find the same parts of the scene in both frames, from
-    another side and at another distance. Both frames pass the same encoder, their feature maps are
-    concatenated, and a small top network predicts the motion: a softmax for each of its axes (section 4).
+    another side and at another distance. Both frames pass through the same encoder, their feature maps are
+    concatenated, and a small top network predicts the motion with a softmax for each axis (section 4).
 
-    `axes` names the axes to predict: x (right), y (down) and z (forward) are the translation in the frame of
-    the first camera, in the unit of `motion`, pitch, yaw and roll the components of the rotation vector about
-    x, y and z, in radians. The paper predicts x, z and yaw for a car (KITTI) and all six in a city (SF).
+    `axes` names the axes to predict: x (right), y (down) and z (forward) are the translation in the
+    coordinates of the first camera, in the unit of `motion`; pitch, yaw and roll are the components of the
+    rotation vector about x, y and z, in radians. The paper predicts x, z and yaw for a car (KITTI) and all
+    six in a city (SF).
 
-    Each axis has bins of equal width between -limit and limit; the first and the last one also take what lies
-    outside, so that each class can be a target: with K bins, axis value v has class
-    floor((v + limit) / (2 limit) K), clipped to 0..K-1. (In the authors' code 20 edges make 21 intervals for
-    22 classes.) If `limits` is None, the first data set that `dataset` is called with is measured: each limit
-    is the 95th percentile of the absolute motion of up to 5,000 clips, between frames that are drawn as in
-    training. The limits are saved with the task.
+    Each axis has bins of equal width between -limit and limit. The first and the last bin include values
+    outside, so that each class can be a target: with K bins, the value v has the class floor((v + limit) / (2
+    limit) K), clipped to 0..K-1. (In the authors' code, 20 edges make 21 intervals for 22 classes.) If
+    `limits` is None, they are measured on the first data set that is passed to `dataset`: each limit is the
+    95th percentile of the absolute motion of up to 5,000 clips, between frames that are drawn as in training.
+    The limits are saved with the task.
 
-    The two frames are up to `max_distance` frames apart, uniformly, in either order, so that the car drives
-    backward as often as forward. The motion between them is composed exactly of the steps in between. A clip
-    whose motion is unknown (NaN) has no weight. Shortcuts that are avoided:
+    The two frames are up to `max_distance` frames apart (uniformly distributed), in either order, so that the
+    car drives backward as often as forward. The motion between them is computed exactly from the steps in
+    between. A clip whose motion is unknown (NaN) has no weight. Shortcuts that are avoided:
 
     - *The same crop of both frames*: different crops would look like a translation.
-    - *No mirroring and no zoom*: the camera would have moved to another side, or another distance.
+    - *No mirroring and no zoom*: they would change the side to which the camera moved, or the distance.
 
-    `majority_accuracy` computes what always predicting the most frequent bin of each axis achieves, with
-    which the accuracy, the mean over axes, has to be compared: most motions of a car are in few bins.
+    `majority_accuracy` computes the accuracy of always predicting the most frequent bin of each axis. Compare
+    the task's accuracy (the mean over axes) with it, since most motions of a car are in few bins.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D), with named stages.
         axes: names of the axes to predict, of "x", "y", "z", "pitch", "yaw" and "roll".
-        limits: one positive number per axis, for x, y and z in the unit of `motion`, usually meters, for the
-            others in radians; or None to measure them.
+        limits: one positive number per axis, in the unit of `motion` (usually meters) for x, y and z, and in
+            radians for the other axes; or None to measure them.
         bins: int, bins per axis, or one int for each axis; 20 in the paper.
         max_distance: int, the largest distance of the two frames; at most the length of the clip - 1.
         shift: float in 0..0.5, the largest random shift of both frames as a fraction of height and width.
@@ -66,8 +67,8 @@ class EgoMotion(PretextModel):
 
     Shapes:
         x: (B, 2, H, W, C), dtype of the frames. y: (B, A) float32, the motion along the A axes, NaN if it is
-        unknown. Prediction: (B, A, K) float32 logits, K the largest of `bins`; the rows of axes with fewer
-        bins are filled with -1e9.
+        unknown. Prediction: (B, A, K) float32 logits, where K is the largest number of bins; the rows of axes
+        with fewer bins are filled up with -1e9.
 
     Raises:
         ValueError: `axes` are unknown or repeated, `limits` or `bins` are not positive or not one per axis, a
@@ -135,12 +136,12 @@ class EgoMotion(PretextModel):
         motion = tf.zeros_like(steps[:, 0], tf.float64)
         for k in range(farthest):
             step = tf.gather(steps, tf.minimum(start + k, number - 1), axis=1, batch_dims=1)
-            # A step after the second frame is replaced by none; it may be unknown.
+            # A step after the second frame, which may be unknown, is replaced by no motion.
             step = tf.where((k < distance)[:, None], step, tf.zeros_like(step))
             motion = poses.compose(motion, step)
         backward = integer(order, 2) == 1
         motion = tf.where(backward[:, None], poses.inverse(motion), motion)
-        # Of a pose of which any number is unknown, nothing is known.
+        # If any number of a pose is unknown, all of it is unknown.
         known = tf.reduce_all(tf.math.is_finite(motion), axis=1, keepdims=True)
         motion = tf.where(known, motion, np.nan)
         motion = tf.gather(motion, [AXES.index(axis) for axis in self.axes], axis=1)
@@ -247,7 +248,7 @@ class EgoMotion(PretextModel):
 def _check_clips(images):
     spec = getattr(images, "element_spec", None)
     if not isinstance(spec, dict) or not {"frames", "motion"} <= spec.keys():
-        return  # `PretextModel.dataset` names what is missing
+        return  # `PretextModel.dataset` reports what is missing
     frames, motion = spec["frames"].shape, spec["motion"].shape
     number = frames[0] if frames.rank == 4 else None
     if number is None or number < 2 or motion.rank != 2 or motion.as_list() != [number - 1, 6]:
@@ -258,7 +259,7 @@ def _check_clips(images):
 
 
 def _motions(images, every):
-    """Returns every n-th row without its image, which need not be loaded if `motion` is a column."""
+    """Returns every n-th row, without the image, which need not be loaded if `motion` is a column."""
     columns = getattr(images, "columns", {})
     if "motion" in columns:
         rows = tf.data.Dataset.from_tensor_slices({k: columns[k] for k in ("id", "motion")})

@@ -10,7 +10,7 @@ def shifted(batch, seed):
     """Shifts and flips an image and its depth map alike, by whole pixels.
 
     Nothing is zoomed: an object would appear nearer while its depth stays the same. Depth is not
-    interpolated, which would invent surfaces between an object and its background.
+    interpolated: that would create surfaces between an object and its background.
 
     Args:
         batch: dict of `image` (B, H, W, 3) and `depth` (B, H, W, 1) tensors.
@@ -34,7 +34,7 @@ def shades(pixels, like):
 
     Args:
         pixels: (B, H, W, 3) array or tensor of `ops.depth.to_image`.
-        like: such an array, whose nearest and farthest pixels in each image are white and dark.
+        like: an array of the same kind; in each image its nearest pixels are white and its farthest are dark.
 
     Returns:
         (B, H, W, 3) float32 array in 0..255.

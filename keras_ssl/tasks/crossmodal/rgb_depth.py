@@ -16,16 +16,16 @@ from keras_ssl.training import optimizers
 class RGBDepth(PretextModel):
     """Predicts the depth map of an image by one encoder, and the image of a depth map by another.
 
-    To tell from one image how far away things are, a network has to know how large they are, how they are
-    lit, and what stands in front of what. To tell from depth what an image looks like, it has to recognize
-    objects by their shape. Each encoder sees one of the two sensors and predicts the other one.
+    To predict from one image how far away things are, a network has to know how large they are, how they are
+    lit, and which of them are in front of others. To predict from depth what an image looks like, it has to
+    recognize objects by their shape. Each encoder sees one of the two sensors and predicts the other one.
 
-    Depth is predicted as its logarithm, by regression with Eigen's scale-invariant loss, so that 10 cm count
-    at 1 m as much as 1 m at 10 m. Pixels whose depth is unknown have no weight in the loss, and the depth
-    encoder sees them marked in a channel of their own: see `ops.depth.to_image`.
+    Depth is predicted as its logarithm, by regression with Eigen's scale-invariant loss, so that 10 cm at 1 m
+    count as much as 1 m at 10 m. Pixels whose depth is unknown have no weight in the loss, and are marked in
+    a separate channel of the depth encoder's input: see `ops.depth.to_image`.
 
-    `encoder`, the encoder of images, is what features and export are computed from. The encoder of depth is
-    `depth_encoder`; `kssl.export(kssl.PretextModel(task.depth_encoder), path)` exports it.
+    Features and export come from `encoder`, the encoder of images. To export the encoder of depth, use
+    `kssl.export(kssl.PretextModel(task.depth_encoder), path)`.
 
     Image and depth are shifted and flipped alike, and not zoomed.
 
@@ -33,14 +33,15 @@ class RGBDepth(PretextModel):
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages, of images.
         depth_encoder: such a model with the same input shape, of depth maps that `ops.depth.to_image` has
             converted to (B, H, W, 3); by default the architecture of `encoder`, untrained.
-        near, far: float, meters, the range of depth that the depth encoder sees and around which the
-            prediction starts. Depth beyond it is clipped in the depth encoder's input, but not as a label.
+        near, far: float, meters, the range of depth that the depth encoder sees; predictions start at its
+            geometric mean. Depth outside of it is clipped in the depth encoder's input, but not as a label.
         **kwargs: passed to keras.Model.
 
     Shapes:
         x: dict of `image` and `depth`, (B, H, W, 3) float32 in 0..255. y: dict of `depth` (B, H, W, 1)
         float32, meters, and `image` (B, H, W, 3) float32 in -1..1. Prediction: dict of `depth`, the natural
-        logarithm of meters, predicted from the image, and `image`, predicted from depth; shapes as y.
+        logarithm of meters, predicted from the image, and `image`, predicted from depth; the shapes are those
+        of y.
 
     Raises:
         ValueError: `near` and `far` are not 0 < near < far; an encoder does not take 3 channels of fixed

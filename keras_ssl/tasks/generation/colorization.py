@@ -10,7 +10,7 @@ from keras_ssl.training import optimizers, pipeline
 
 DOWNSAMPLING = 4  # colors are predicted at a quarter of the resolution, as in the paper
 REBALANCING, TEMPERATURE = 0.5, 0.38  # lambda of section 2.2, T of section 2.3
-MIN_COLOR = 5.0  # images whose a and b are nowhere larger are left out, as in the authors' code
+MIN_COLOR = 5.0  # images with no larger a or b anywhere are left out, as in the authors' code
 MEASURED_IMAGES = 5_000  # maximum number of images for the frequencies of the colors
 
 
@@ -19,8 +19,8 @@ class Colorization(PretextModel):
     """Predicts the colors of a grayscale image.
 
     Grass is green and sky is blue: to predict a color, the network has to recognize what is shown. The
-    encoder gets the image without colors, as three equal channels. A decoder predicts the colors at a
-    quarter of the resolution, since the grayscale image has the details.
+    encoder gets the image without colors, as three equal channels. A decoder predicts the colors at a quarter
+    of the resolution, since the grayscale image already contains the details.
 
     - `target="rgb"`: regression. Gray is the mean of the channels, and the loss is the squared error of
       the channels. For an apple that may be red or green it predicts the mean, a brownish gray.
@@ -30,8 +30,8 @@ class Colorization(PretextModel):
       nearly gray, and images that are gray everywhere have no weight. Colors are reconstructed by the
       annealed mean of the distribution (T = 0.38), which is between its mean and its mode.
 
-    The frequencies of the colors are measured on the first data set that `dataset` is called with, and
-    saved with the task.
+    The frequencies of the colors are measured on the first data set that is passed to `dataset`, and saved
+    with the task.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.
@@ -139,7 +139,7 @@ class Colorization(PretextModel):
         weight /= tf.maximum(tf.reduce_sum(prior * weight), 1e-6)
         weight = tf.where(tf.reduce_sum(prior) > 0, weight, tf.ones_like(weight))
         weight = tf.gather(weight, tf.argmin(lab.distances(y), axis=-1))
-        # A gray photograph has lost its colors: it would teach that its objects are gray.
+        # The colors of a gray photograph are lost: it would teach that its objects are gray.
         has_color = tf.reduce_any(tf.abs(y) > MIN_COLOR, axis=[1, 2, 3], keepdims=True)
         return y, weight * tf.cast(has_color[..., 0], weight.dtype)
 
@@ -167,7 +167,7 @@ class Colorization(PretextModel):
             return tf.reduce_mean(y, axis=[1, 2]), frequencies
 
         every = -(-int(images.cardinality()) // MEASURED_IMAGES)
-        # Only these are loaded, and those that cannot be are skipped, as in training.
+        # Only these images are loaded; images that cannot be loaded are skipped, as in training.
         batches = pipeline.shard(images, (0, every)).batch(250)
         means, frequencies = zip(*[statistics(batch["image"]) for batch in batches], strict=True)
         self.mean.assign(tf.reduce_mean(tf.concat(means, axis=0), axis=0))

@@ -15,11 +15,12 @@ from keras_ssl.training import optimizers
 class GAN(adversary.AdversarialModel):
     """Trains a bidirectional GAN: a generator, and an encoder that inverts it.
 
-    The generator maps random codes to images, the encoder maps images to codes. The discriminator gets
-    pairs of an image and a code, and tells two kinds apart: a real image with the code that the encoder
-    computes from it, and a random code with the image that the generator makes of it. If it no longer
-    can, encoder and generator are inverse to each other, though neither ever gets the other's output
-    (theorem 2 of the paper). The code then contains all that is needed to generate such an image.
+    The generator maps random codes to images, the encoder maps images to codes. The discriminator gets pairs
+    of an image and a code, and learns to distinguish two kinds: a real image with the code that the encoder
+    computes from it, and a random code with the image that the generator computes from it. When it can no
+    longer distinguish them, encoder and generator are inverse to each other, although neither ever gets the
+    other's output (theorem 2 of the paper). The code then contains everything that is needed to generate such
+    an image.
 
     Using the features of a discriminator instead would restrict the encoder: it could not have batch
     normalization, whose statistics would include those of generated images. In a BiGAN the encoder gets
@@ -36,9 +37,9 @@ class GAN(adversary.AdversarialModel):
         image, (B, H, W, 3) float32 in -1..1. Prediction: dict of `code` (B, codes) of the images, and
         `image` (B, H, W, 3) in -1..1, generated from the noise.
 
-    Metrics: those of `AdversarialModel`, and `diversity`: the root mean square distance between the
-        generated images of a batch, as a fraction of that between the real images. It is 0 if the
-        generator has collapsed.
+    Metrics: those of `AdversarialModel`, and `diversity`: the root mean square distance between the generated
+        images of a batch, as a fraction of the distance between the real images. It is 0 if the generator has
+        collapsed.
 
     Raises:
         ValueError: `codes` or `filters` is below 1; the encoder does not take 3 channels of fixed size.
@@ -65,7 +66,7 @@ class GAN(adversary.AdversarialModel):
         self.discriminator = adversary.discriminator(
             height, width, 3, filters, codes, dtype=self.dtype_policy
         )
-        # Mean 0 and variance 1, like the noise: otherwise the discriminator could tell the pairs apart by
+        # Mean 0 and variance 1, like the noise: otherwise the discriminator could distinguish the pairs by
         # the scale of the codes, without the images.
         self.code = keras.layers.Dense(codes, use_bias=False, dtype="float32", name="code")
         self.whiten = layers.BatchNormalization(
@@ -132,7 +133,7 @@ class GAN(adversary.AdversarialModel):
         return [y, y_pred["code"]], [y_pred["image"], x["noise"]]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return tf.zeros(())  # encoder and generator have no loss but the adversarial one
+        return tf.zeros(())  # encoder and generator have only the adversarial loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         # The mean squared distance over all pairs is proportional to the variance.

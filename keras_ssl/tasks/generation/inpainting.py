@@ -22,23 +22,23 @@ class Inpainting(adversary.AdversarialModel):
     fully connected layer propagates information across the image, and a decoder predicts the pixels.
     There are no skip connections: all information passes through the encoder's last feature map.
 
-    - *Reconstruction loss*: the squared error. With the central hole it is that of the hole and, with ten
-      times the weight, of a band around it; with other holes that of the whole image, as in the authors'
+    - *Reconstruction loss*: the squared error. With the central hole, it is computed in the hole and, with
+      ten times the weight, in a band around it; with other holes, in the whole image, as in the authors'
       code. The prediction fits its surroundings, but is blurred, since it is the mean of all plausible
       contents.
-    - *Adversarial loss*: a discriminator favors plausible contents. It sees what the loss is computed on:
-      the central rectangle or, with other holes, the whole output of the network.
+    - *Adversarial loss*: a discriminator favors plausible contents. It sees the same pixels as the
+      reconstruction loss: the central rectangle or, with other holes, the whole output of the network.
     - *Holes at random positions* (`mask="blocks"`) or *of arbitrary shape* (`"irregular"`): if the hole is
-      always in the center, the features are those of its boundary (section 3.3 of the paper).
+      always in the center, the features describe only its boundary (section 3.3 of the paper).
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.
         mask: "center" or "irregular", which hide a quarter of the image, or "blocks", at most a quarter.
-        adversarial: float in 0..1, weight of the adversarial loss; the reconstruction loss has
-            1 - adversarial. 0 for no discriminator.
-        overlap: int, width in pixels of the band around the hole, whose errors have ten times the weight;
-            None for 4/128 of the height with the central hole, as in the paper, and for all visible pixels,
-            at the weight of the hole, with the others.
+        adversarial: float in 0..1, weight of the adversarial loss; the reconstruction loss has the weight 1 -
+            adversarial. 0 for no discriminator.
+        overlap: int, width in pixels of the band around the hole, whose errors have ten times the weight.
+            With None, it is 4/128 of the height for the central hole, as in the paper; for other holes, all
+            visible pixels count with the weight of the hole.
         filters: int, of the discriminator's first convolution.
         **kwargs: passed to keras.Model.
 
@@ -78,7 +78,7 @@ class Inpainting(adversary.AdversarialModel):
         self.mask, self.overlap, self.filters = mask, overlap, filters
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
-        # Like the paper's encoder, down to a map that is small enough for a fully connected layer.
+        # As in the paper's encoder, down to a map that is small enough for a fully connected layer.
         self.narrow = []
         half = -(-height // 2), -(-width // 2)
         while max(shape[:2]) > LARGEST_SIDE or shape[0] > half[0] or shape[1] > half[1]:

@@ -13,10 +13,10 @@ from keras_ssl.training import optimizers
 class SuperResolution(adversary.AdversarialModel):
     """Predicts an image from its downsampled version.
 
-    Which edges were sharp and what the texture was depends on the content. The encoder gets the small image
-    at its own size, not upsampled. A decoder with skip connections to every stage predicts the difference
-    from the bicubically upsampled image. Most of that is local, so expect the early stages to improve
-    most.
+    To restore sharp edges and texture, the network has to recognize the content. The encoder gets the small
+    image at its own size, not upsampled. A decoder with skip connections to every stage predicts the
+    difference from the bicubically upsampled image. Most of that is local, so expect the early stages to
+    improve most.
 
     Augmentation is limited to shifts by whole pixels and flips: interpolation would remove the details that
     have to be predicted.
@@ -26,7 +26,7 @@ class SuperResolution(adversary.AdversarialModel):
             stages; it is trained on images that are `scale` times smaller.
         scale: 2 or 4.
         adversarial: float in 0..1, weight of the adversarial loss (0.001 in the paper); the absolute error
-            has 1 - adversarial. 0 for no discriminator.
+            has the weight 1 - adversarial. 0 for no discriminator.
         filters: int, of the discriminator's first convolution.
         **kwargs: passed to keras.Model.
 
@@ -64,8 +64,8 @@ class SuperResolution(adversary.AdversarialModel):
         self.maps = encoders.maps(encoder)
         outputs = self.maps.call(keras.Input((*small, 3)))
         shapes = [m.shape[1:] for m in outputs.values()]
-        # Skip connections from the last stage of each size, and from the small image itself, whose details
-        # no stage keeps if the stem downsamples.
+        # Skip connections from the last stage of each size, and from the small image itself: if the stem
+        # downsamples, no stage keeps its details.
         sizes = {shape[:2]: name for name, shape in zip(outputs, shapes, strict=True)}
         self.skips = [name for name in reversed(list(outputs)) if name in sizes.values()][1:]
         skips = [outputs[name].shape[1:] for name in self.skips] + [(*small, 3)]

@@ -1,1 +1,1 @@
-"""Tasks whose labels have a meaning that something else than the image knows: geometry, motion."""
+"""Tasks whose labels have a meaning and come from a source other than the image: geometry, motion."""

@@ -1,4 +1,4 @@
-"""Relative depth: predicts which pixels are farther, as the motion of the camera tells."""
+"""Relative depth: predicts which pixels are farther, as revealed by the motion of the camera."""
 
 import keras
 import tensorflow as tf
@@ -20,16 +20,18 @@ def read_clips(folder, size):
 class RelativeDepth(PretextModel):
     """Predicts the order of the depths of an image's pixels, which the motion to the next frame reveals.
 
-    What is near moves faster across the image of a moving camera than what is far. The labels are computed
-    from that motion, by `data.with_relative_depth` (its file, with `parallax.py` and `camera_motion.py`, has
-    that half of the method), and the network sees one frame only: it has to recognize the ground and its
-    texture, what things are and how large, and what stands in front of what.
+    When the camera moves, near things move faster across the image than far things.
+    `data.with_relative_depth` computes the labels from that motion (its file, `parallax.py` and
+    `camera_motion.py` contain this half of the method). The network sees only one frame, so it has to
+    recognize the ground and its texture, what things are and how large they are, and which of them are in
+    front of others.
 
-    Motion tells depth up to its scale only, which differs from frame to frame with the speed of the camera.
-    So the label of a pixel is the percentile of its depth in the image (section 3), and the network predicts
-    a number for each pixel of which only the order counts: for `pairs` random pairs of pixels per image, the
-    one farther away must have the larger number. Pairs are drawn among the pixels whose depth is known, so
-    that images with few of them have as many pairs. An image without any has no loss.
+    Motion determines depth only up to its scale, which differs from frame to frame with the speed of the
+    camera. So the label of a pixel is the percentile of its depth in the image (section 3), and the network
+    predicts a number for each pixel, of which only the order counts: in each of `pairs` random pairs of
+    pixels per image, the pixel farther away must have the larger number. Pairs are drawn among the pixels
+    whose depth is known, so that images with few such pixels have as many pairs as others. An image without
+    any such pixel has no loss.
 
     Image and label are shifted and flipped alike.
 
@@ -43,7 +45,7 @@ class RelativeDepth(PretextModel):
     Shapes:
         x: dict of `image` (B, H, W, 3) float32 in 0..255 and `pairs` (B, P, 2) int32, indices of pixels, row
         by row. y: (B, H, W, 1) float32, the percentile of depth, 0 for the nearest and 1 for the farthest
-        pixels, NaN where unknown. Prediction: (B, H, W, 1) float32, larger for farther pixels.
+        pixels, NaN where it is unknown. Prediction: (B, H, W, 1) float32, larger for farther pixels.
 
     Raises:
         ValueError: `pairs` is below 1, `equal` is not in 0..1, or the encoder does not take 3 channels of
@@ -72,7 +74,8 @@ class RelativeDepth(PretextModel):
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
         self.decoder = layers.half_size_decoder(shape, size, self.dtype_policy)
-        # Near zero: at first all pixels are equally far. Without a bias, which differences do not depend on.
+        # Near zero, so that at first all pixels are equally far. Without a bias, since differences do not
+        # depend on it.
         small = keras.initializers.RandomNormal(stddev=0.01)
         self.head = keras.layers.Conv2D(
             1, 1, use_bias=False, kernel_initializer=small, dtype="float32", name="head"

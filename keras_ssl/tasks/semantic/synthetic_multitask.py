@@ -1,4 +1,4 @@
-"""Depth, normals and contours of rendered images, with features that do not tell them from real ones."""
+"""Depth, normals and contours of rendered images, with features that do not reveal the rendering."""
 
 import dataclasses
 
@@ -58,20 +58,21 @@ class SyntheticMultitask(AdversarialModel):
 
     Features of rendered images alone would also describe how rendered images differ from real ones. So a
     discriminator classifies the positions of the encoder's last feature map as rendered or real, and the
-    encoder learns to make the rendered ones look real to it. Each batch has as many real images as rendered
-    ones; the real ones have no labels.
+    encoder learns to make those of rendered images look real. Each batch has as many real images as rendered
+    ones; the real images have no labels.
 
-    Both are grayscale images of one color channel, drawn at random (section 4.1): rendered colors are not
-    those of the world.
+    Both are reduced to one color channel, drawn at random (section 4.1), since rendered colors differ from
+    real ones.
 
-    Differences from the paper: the depth loss is that of Eigen et al., which subtracts half the squared mean
-    error of the image; the authors' code adds that of the batch. Contours and other pixels have the same
-    weight in an image; the authors' code multiplies both by the ratio of their numbers.
+    Differences from the paper: the depth loss is the one of Eigen et al., which subtracts half the squared
+    mean error of the image; the authors' code adds half the squared mean error of the batch. Contours and
+    other pixels have the same total weight in an image; the authors' code multiplies both by the ratio of
+    their numbers.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) with layers `stage1`, `stage2`, ...
-        heads: sequence of `Head`, what is predicted; by default `HEADS`: depth, normals and contours.
-            `[*HEADS, Head("albedo", 3, keras.losses.MeanSquaredError())]` adds a column of your own.
+        heads: sequence of `Head`, the labels to predict; by default `HEADS`: depth, normals and contours.
+            `[*HEADS, Head("albedo", 3, keras.losses.MeanSquaredError())]` adds your own column.
         adversarial: float, weight of the adversarial loss; 0 trains without a discriminator.
         units: int, of the discriminator.
         **kwargs: passed to keras.Model.
@@ -80,12 +81,13 @@ class SyntheticMultitask(AdversarialModel):
         needs: the columns of `heads`, `image` and `real`, which `data.paired` adds.
 
     Shapes:
-        x: dict of `image` and `real` (B, H, W, 3) float32 in 0..255. y: dict of (B, H, W, channels), by the
-        columns of the heads. Prediction: dict of the same, the logarithm of the depth in meters, vectors
-        of any length and the logits of contours, and of the maps `image_map` and `real_map`.
+        x: dict of `image` and `real` (B, H, W, 3) float32 in 0..255. y: dict of (B, H, W, channels) for the
+        columns of the heads. Prediction: dict of the same (the logarithm of the depth in meters, normals of
+        any length, and logits of contours) and of the maps `image_map` and `real_map`.
 
     Raises:
-        ValueError: a weight is negative, `heads` is empty or has two of the same column, `units` is below 1.
+        ValueError: a weight is negative, `heads` is empty or has two heads for the same column, or `units` is
+            below 1.
 
     Reference: Ren & Lee, "Cross-Domain Self-supervised Multi-task Feature Learning using Synthetic Imagery",
     CVPR 2018.
@@ -164,7 +166,7 @@ class SyntheticMultitask(AdversarialModel):
         return super().compute_metrics(x, y, self._labeled(y_pred), sample_weight)
 
     def _labeled(self, y_pred):
-        """Returns the predictions that have labels, which the maps have not."""
+        """Returns the predictions that have labels, without the maps."""
         return {head.column: y_pred[head.column] for head in self.heads}
 
     def prediction(self, images):

@@ -1,4 +1,4 @@
-"""Exemplar-CNN: predicts of which of N seed patches a patch is a transformation."""
+"""Exemplar-CNN: predicts which of N seed patches a patch was transformed from."""
 
 import keras
 import tensorflow as tf
@@ -11,13 +11,13 @@ from keras_ssl.tasks.similarity import exemplars
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class Exemplar(PretextModel):
-    """Classifies N seed patches under random transformations; each patch is a class of its own.
+    """Classifies N seed patches under random transformations; each patch is a separate class.
 
     The features must keep what distinguishes a patch from all others, and become invariant to the
     transformations.
 
     The seed patch of an image is sampled once, where gradients are strong (flat patches could not be
-    distinguished), and then fixed. It is transformed differently in every epoch, in the ranges of the
+    distinguished), and then fixed. It is transformed differently in every epoch, within the ranges of the
     paper (`keras_ssl.exemplars`). So that patches cannot be recognized by their average color, the
     transformations change contrast along the principal components, saturation, value and hue.
 

@@ -15,10 +15,10 @@ class ExemplarTriplet(PretextModel):
     """Embeds two transformations of a patch closer to each other than to other patches of the batch.
 
     `Exemplar` has a classifier with one class per patch. Here the embeddings are compared instead: two
-    transformations of a patch should be more similar than the first and any other patch of the batch, by a
-    margin. There is no classifier, so the number of images is unlimited.
+    transformations of a patch should be more similar to each other, by a margin, than the first one is to any
+    other patch of the batch. There is no classifier, so the number of images is unlimited.
 
-    The seed patches and the transformations are those of `Exemplar` (`keras_ssl.exemplars`).
+    The seed patches and the transformations are the same as in `Exemplar` (`keras_ssl.exemplars`).
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D) with global average pooling.

@@ -1,4 +1,4 @@
-"""Clips: windows with motion, frames in other orders and augmented alike, areas that move, differences."""
+"""Clips: windows with motion, reordering and augmentation of frames, moving areas, differences."""
 
 import itertools
 
@@ -8,14 +8,14 @@ from keras_ssl.arguments import check_bool, check_fraction
 from keras_ssl.ops import augment, images
 from keras_ssl.ops.random import integer, split, uniform
 
-CHANGED = 8  # of 255: by how much more than that a color has to change for its pixel to move
+CHANGED = 8  # of 255: a pixel moves if a color changes by more than this
 
 
 def check_length(images, least):
     """Raises ValueError unless a dataset has clips `frames` (T, H, W, C) of a fixed T >= `least`."""
     spec = getattr(images, "element_spec", None)
     if not isinstance(spec, dict) or "frames" not in spec:
-        return  # `PretextModel.dataset` names what is missing
+        return  # `PretextModel.dataset` reports what is missing
     shape = spec["frames"].shape
     number = shape[0] if shape.rank == 4 else None
     if number is None or number < least:
@@ -28,8 +28,8 @@ def check_length(images, least):
 def draw_window(frames, seed, length):
     """Draws consecutive frames of each clip; windows with more motion are drawn more often.
 
-    The probability of a window is proportional to the sum of the absolute differences between its
-    consecutive frames: frames without motion have no order, and are predicted by copying.
+    The probability of a window is proportional to the sum of the absolute differences between its consecutive
+    frames, because frames without motion have no order, and can be predicted by copying.
 
     Args:
         frames: (B, T, H, W, C) tensor in 0..255.
@@ -82,14 +82,14 @@ def reordered(frames, orders, which, reverse):
 
 
 def augment_frames(frames, seed, shift, jitter=0.0, split_channels=False):
-    """Shifts and mirrors all frames of a clip alike, and then changes each frame by itself.
+    """Shifts and mirrors all frames of a clip alike, and then changes each frame separately.
 
     Args:
         frames: (B, T, H, W, C) tensor.
         seed: (B, 2) int64 tensor, one seed per clip.
         shift: float in 0..0.5, the largest shift of all frames as a fraction of height and width.
         jitter: float in 0..0.5, the largest shift of each frame.
-        split_channels: bool, whether to replace all channels of a frame by one of them, drawn for each.
+        split_channels: bool, whether to replace all channels of a frame by one of them, drawn for each frame.
 
     Returns:
         (B, T, H, W, C) tensor of the same dtype.
@@ -117,7 +117,7 @@ def augment_frames(frames, seed, shift, jitter=0.0, split_channels=False):
 
 
 def check_augmentation(shift, jitter=0.0, split_channels=False):
-    """Raises ValueError unless these are arguments of `augment_frames`."""
+    """Raises ValueError unless these are valid arguments of `augment_frames`."""
     check_fraction("shift", shift, most=0.5)
     check_fraction("jitter", jitter, most=0.5)
     check_bool("split_channels", split_channels)
@@ -129,10 +129,10 @@ def _per_frame(seed, number):
 
 
 def moving_area(frames):
-    """Finds the pixels where something moves in three frames: in either step, by more than 8 of 255.
+    """Finds the pixels where something moves in three frames: a color changes by more than 8 in either step.
 
-    Pixels next to them count, too. Both steps count, since the last one alone would select the pixels that
-    copying the frame before gets wrong.
+    Pixels next to them count, too. Both steps count, since the last step alone would select exactly the
+    pixels that copying the previous frame gets wrong.
 
     Args:
         frames: (B, 3, H, W, C) tensor in 0..255.
@@ -154,9 +154,9 @@ def moving_area(frames):
 def differences(embedded):
     """Computes the differences of the embeddings of all pairs of frames, as sqrt(1 + difference^2) - 1.
 
-    That a frame was recorded between two others shows in the differences: the network need not learn to
-    subtract first. Small differences are squared, since the gradient of absolute ones jumps where frames are
-    alike; large ones are absolute, since with their squares training diverged.
+    The differences show whether a frame was recorded between two others, so the network need not learn to
+    subtract first. Small differences are squared, since the gradient of absolute differences jumps where
+    frames are alike. Large differences are absolute, since training diverged with their squares.
 
     Args:
         embedded: (B, T, D) tensor.

@@ -1,4 +1,4 @@
-"""CPC over time: predicts the frames that follow from those before them."""
+"""CPC over time: predicts the next frames from earlier ones."""
 
 import functools
 
@@ -14,29 +14,31 @@ from keras_ssl.pretext import PretextModel
 from keras_ssl.tasks.temporal import clips
 from keras_ssl.training import optimizers
 
-SCALE = 0.1  # of predictions: large scores at the start, of no use yet, would make the loss large
+SCALE = 0.1  # of predictions: large scores at the start would only make the loss large
 
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class CPCFrames(PretextModel):
-    """Predicts the features of the frames that follow from those of the frames before them.
+    """Predicts the features of the next frames of a clip from the features of earlier frames.
 
-    The encoder computes the features of each frame by itself, and a causal network summarizes frame t and up
-    to `blocks` before it in a context. From it the features of the frames after t are predicted, and each
-    has to be found among all frames of all clips of the batch. What is in a frame tells it from those of
-    other clips, and what has changed from those of its own. There are shortcuts:
+    The encoder computes the features of each frame separately, and a causal network summarizes frame t and up
+    to `blocks` frames before it in a context. From this context the features of the frames after t are
+    predicted, and each predicted frame has to be found among all frames of all clips of the batch. The
+    content of a frame distinguishes it from frames of other clips, and changes distinguish it from other
+    frames of its own clip. There are shortcuts:
 
-    - *Batch normalization* in the encoder makes each frame depend on all others, also on those to be
+    - *Batch normalization* in the encoder makes each frame depend on all others, including those to be
       predicted. The command builds `encoders.resnet(normalization="layer")`.
-    - *Color* stays the same in all frames of a clip. `split_channels` keeps one random channel of each.
-    - *What stands still* is found by comparing pixels: each frame is shifted by itself by up to `jitter`.
+    - *Color* stays the same in all frames of a clip. `split_channels` keeps one random channel of each frame.
+    - *Things that stand still* can be found by comparing pixels. So each frame is shifted separately by up to
+      `jitter`.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D), without batch normalization.
         frames: int, consecutive frames of a clip that are used, drawn where there is much motion.
         ignore: int, frames after the context that are not predicted.
-        steps: int, frames that are predicted after those.
-        blocks: int, residual blocks of the causal network, each of which sees one more frame before.
+        steps: int, frames that are predicted after the ignored ones.
+        blocks: int, residual blocks of the causal network, each of which sees one more earlier frame.
         hidden: int, channels in its blocks.
         dimensions: int, of the embeddings that are compared.
         shift: float in 0..0.5, the largest random shift of all frames as a fraction of height and width.
@@ -123,7 +125,7 @@ class CPCFrames(PretextModel):
         return optimizers.adam_cosine(learning_rate, steps)
 
     def preview(self, x, y, y_pred=None):
-        # What is predicted over the shortest distance, and whether it is found.
+        # The prediction over the shortest distance, and whether its frame is found.
         first, found = self.ignore + 1, [[""] * (self.frames - self.ignore - 1)] * len(x)
         if y_pred is not None:
             scores, label = next(predicted_scores(tf.constant(y_pred), first))
@@ -139,7 +141,7 @@ class CPCFrames(PretextModel):
 
 
 def _causal(channels, hidden, blocks):
-    """Builds a residual network from (B, T, channels) whose output t depends on the frames up to t only."""
+    """Builds a residual network from (B, T, channels), whose output t depends only on the frames up to t."""
     x = inputs = keras.Input((None, channels))
     for _ in range(blocks):
         y = keras.layers.Conv1D(hidden, 2, padding="causal", activation="relu")(x)

@@ -21,31 +21,31 @@ class FramePrediction(adversary.AdversarialModel):
     """Predicts a frame of a clip, or a part of it, from other frames or parts.
 
     To know where something will be, the network has to find it in the frames, and to know how such things
-    move. `target` selects what is predicted:
+    move. `target` selects the prediction:
 
-    - *"future"*: the frame after `context` frames; *"past"*: the one before, which is the same task on
+    - *"future"*: the frame after `context` frames; *"past"*: the frame before them, which is the same task on
       the reversed clip.
-    - *"top"*: the upper half of the last of `context` frames, of all of which only the lower half is seen.
+    - *"top"*: the upper half of the last of `context` frames; only the lower half of all of them is visible.
     - *"hidden"*: up to a quarter of the last frame, behind four rectangles that stand still in all frames.
 
-    Each frame passes the same encoder, so the encoder is one of single images. The maps of all frames are
-    stacked at each stage, and a decoder with skip connections computes two things for each pixel: weights of
-    the pixels of the last frame up to `reach` around it, whose mean is what has moved there, and the change
-    that remains. So what moves or stands still has not to be painted again. What is hidden has the mean
-    color of the visible pixels of its frame.
+    Each frame passes through the same encoder, so this is an encoder of single images. The maps of all frames
+    are stacked at each stage, and a decoder with skip connections computes two things for each pixel: weights
+    for the pixels of the last frame up to `reach` around it, whose weighted mean is what has moved there, and
+    the remaining change. So things that move or stand still need not be painted again. Hidden pixels have the
+    mean color of the visible pixels of their frame.
 
     Errors are squared or absolute. The gradient difference loss keeps edges sharp; an adversarial loss, whose
     discriminator sees the given frames, too, is optional.
 
-    PSNR is that of the area where something moves (or is hidden), since the rest is easy; clips without any
-    such pixel have no weight. `evaluation.frame_prediction` compares it with copying the last frame and
-    with linear extrapolation.
+    PSNR is computed where something moves (or is hidden), since the rest is easy; clips without any such
+    pixel have no weight. `evaluation.frame_prediction` compares it with copying the last frame and with
+    linear extrapolation.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.
         target: "future", "past", "top" or "hidden".
         context: int, frames that are given; at least 2.
-        reach: int, pixels along each axis that something can move between frames.
+        reach: int, maximum motion between frames along each axis, in pixels.
         norm: 1 for absolute errors of pixels, 2 for squared ones.
         gradient: float, weight of the gradient difference loss.
         adversarial: float, weight of the adversarial loss; 0 for no discriminator.
@@ -133,7 +133,7 @@ class FramePrediction(adversary.AdversarialModel):
             moving = clips.moving_area(frames[:, -3:])
             return frames[:, :-1], tf.concat([truth, moving], axis=-1)
         hidden = self._hidden(hole, *frames.shape[2:4])
-        # The mean of what is visible: nothing of the input depends on what is hidden.
+        # The mean of the visible pixels: the input must not depend on the hidden ones.
         visible = 1 - hidden[:, None]
         number = tf.reduce_sum(visible, axis=[2, 3], keepdims=True)
         mean = tf.reduce_sum(visible * frames, axis=[2, 3], keepdims=True) / number
@@ -173,7 +173,7 @@ class FramePrediction(adversary.AdversarialModel):
         """Computes for each pixel a weighted mean of the pixels up to `reach` around it."""
         margin, (height, width) = [self.reach, self.reach], frame.shape[1:3]
         padded = tf.pad(frame, [[0, 0], margin, margin, [0, 0]], "SYMMETRIC")
-        # One shift at a time: patches of all of them would take twice as long.
+        # Shifts are computed one by one: extracting patches for all of them would take twice as long.
         weights = tf.unstack(tf.transpose(tf.nn.softmax(logits), [3, 0, 1, 2])[..., None])
         shifts = itertools.product(range(2 * self.reach + 1), repeat=2)
         return tf.add_n(
@@ -184,7 +184,7 @@ class FramePrediction(adversary.AdversarialModel):
         )
 
     def discriminator_inputs(self, x, y, y_pred):
-        # The given frames, too: whether a frame is plausible depends on what was before (section 3).
+        # With the given frames: whether a frame is plausible depends on the frames before it (section 3).
         given = tf.concat(tf.unstack(x / 127.5 - 1, axis=1), axis=-1)
         image, mask = y[..., :3], y[..., 3:]
         fake = tf.where(mask > 0, y_pred, image) if self._hides() else y_pred
@@ -196,7 +196,7 @@ class FramePrediction(adversary.AdversarialModel):
         return y, tf.cast(counts, tf.float32)
 
     def reconstruct(self, x, y, y_pred):
-        """Returns the predicted frames, (B, H, W, 3) float32 in 0..255, and what is visible unchanged."""
+        """Returns the predicted frames, (B, H, W, 3) float32 in 0..255; visible pixels are unchanged."""
         image = tf.clip_by_value(127.5 * (y_pred + 1), 0, 255)
         return tf.where(y[..., 3:] > 0, image, x[:, -1]) if self._hides() else image
 
@@ -205,7 +205,7 @@ class FramePrediction(adversary.AdversarialModel):
 
         For "future" and "past" these are `copy`, the last frame, and `extrapolation`, the last frame plus the
         last change. For "top" and "hidden" they are `mean`, the mean color of the visible pixels, and
-        `mirror`, what is visible on the other side of the horizontal center line.
+        `mirror`, the visible pixels mirrored at the horizontal center line.
         """
         last, before = x[:, -1], x[:, -2]
         if not self._hides():
@@ -224,7 +224,7 @@ class FramePrediction(adversary.AdversarialModel):
         )
 
     def default_loss(self):
-        # Where nothing is hidden, all pixels are trained, also those that stand still.
+        # For targets without hidden pixels, all pixels are trained, including those that stand still.
         outside = 0.0 if self._hides() else 1.0
         return losses.GradientDifference(self.norm, self.gradient, outside)
 

@@ -11,14 +11,14 @@ from keras_ssl.training import optimizers
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class MovingObjects(PretextModel):
-    """Predicts the mask of what moves in a clip from its middle frame alone.
+    """Predicts the mask of the moving pixels of a clip from its middle frame alone.
 
-    What moves together is an object (section 1). The labels are computed from the motion in the clip, by
-    `data.with_motion_masks`, whose file has that half of the method. The network sees one frame only, in
-    which nothing moves: it has to recognize what can move, such as people and vehicles, and where it ends.
+    Pixels that move together are an object (section 1). `data.with_motion_masks` computes the labels from the
+    motion in the clip; its file contains this half of the method. The network sees only one frame, without
+    motion, so it has to recognize things that can move, such as people and vehicles, and their outlines.
 
-    Uncertain pixels have no loss. Neither has an image in which nothing moves, since what stands still there
-    moves in other clips. Image and mask are shifted and flipped alike.
+    Uncertain pixels have no loss. An image in which nothing moves has no loss either, since things that stand
+    still in it move in other clips. Image and mask are shifted and flipped alike.
 
     Args:
         encoder: functional keras.Model from (B, H, W, 3) to (B, D), with named stages.

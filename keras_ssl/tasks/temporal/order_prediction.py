@@ -18,18 +18,19 @@ ORDERS = tuple(order for order in itertools.permutations(range(4)) if order[0] <
 
 @keras.saving.register_keras_serializable(package="keras_ssl")
 class OrderPrediction(PretextModel):
-    """Predicts in which of 12 orders four frames of a clip are shown.
+    """Predicts which of 12 orders four frames of a clip are in.
 
-    Sorting takes more than verifying an order: the network has to compare all frames. Each frame passes
-    the same encoder and embedding; the difference of each of the six pairs of embeddings passes the
-    same pair layer, and what it finds is concatenated and classified (section 4).
+    Sorting is harder than verifying an order: the network has to compare all frames. Each frame passes
+    through the same encoder and embedding. The difference of each of the six pairs of embeddings passes
+    through the same pair layer, and the six outputs are concatenated and classified (section 4).
 
-    The four frames are consecutive, and drawn where there is much motion. An order and its reverse
-    are the same class, 4! / 2 = 12, and each is drawn equally often. Shortcuts that are avoided:
+    The four frames are consecutive, and drawn where there is much motion. An order and its reverse are the
+    same class, so there are 4! / 2 = 12 classes, and both are drawn equally often. Shortcuts that are
+    avoided:
 
-    - *The same crop and mirroring* of all frames: they would look like motion.
-    - *Jitter*: each frame is shifted by itself by up to 5 % of its size, so that a slow drift of the camera,
-      or tracking low-level features such as edges, does not suffice (section 3.2).
+    - *The same crop and mirroring* of all frames: different ones would look like motion.
+    - *Jitter*: each frame is shifted separately by up to 5 % of its size, so that it is not enough to detect
+      a slow drift of the camera or to track low-level features such as edges (section 3.2).
     - *One color channel per frame* (`split_channels`): otherwise the network compares colors (section 3.2).
 
     Args:
@@ -41,13 +42,13 @@ class OrderPrediction(PretextModel):
         **kwargs: passed to keras.Model.
 
     Shapes:
-        x: (B, 4, H, W, C), dtype of the frames. y: (B,) int32, which of `ORDERS` the frames, or the reversed
-        frames, are in: frame k of x, or of its reverse, is frame ORDERS[y][k] of the clip. Prediction:
-        (B, 12) float32 logits.
+        x: (B, 4, H, W, C), dtype of the frames. y: (B,) int32, the index in `ORDERS` of the order of the
+        frames or of the reversed frames: frame k of x, or of its reverse, is frame ORDERS[y][k] of the clip.
+        Prediction: (B, 12) float32 logits.
 
     Raises:
-        ValueError: `shift` or `jitter` is not in 0..0.5, `hidden` is below 1, `split_channels` is no bool, or
-            the encoder has no named stages; in `dataset`, clips have fewer than four frames.
+        ValueError: `shift` or `jitter` is not in 0..0.5, `hidden` is below 1, `split_channels` is not a bool,
+            or the encoder has no named stages; in `dataset`, clips have fewer than four frames.
 
     Reference: Lee, Huang, Singh & Yang, "Unsupervised Representation Learning by Sorting Sequences", ICCV
     2017.

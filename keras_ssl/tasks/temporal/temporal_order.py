@@ -19,22 +19,22 @@ LABELS = (0, 0, 1, 1)
 class TemporalOrder(PretextModel):
     """Predicts whether the second of three frames of a clip was recorded between the others.
 
-    To know whether something can be on its way from here to there in between, the network has to find the
-    same things in all frames, and to know how they move and what poses they can take. Each frame passes the
-    same encoder and embedding; the differences of the three pairs of embeddings are classified.
+    To know whether a frame fits between two others, the network has to find the same things in all frames,
+    and to know how they move and what poses they can take. Each frame passes through the same encoder and
+    embedding; the differences of the three pairs of embeddings are classified.
 
     The three frames are taken from five consecutive ones a, b, c, d, e: (b, c, d) is in order, (b, a, d) and
     (b, e, d) are not (section 3.1). Half of the tuples are in order, and half of all tuples are reversed. The
     five frames are drawn where there is much motion: without motion there is no order. Shortcuts that are
     avoided:
 
-    - *The same first and last frames* in both classes: what could be seen in two frames alone, such as
+    - *The same first and last frames* in both classes: anything that these two frames alone show, such as
       their distance in time, predicts nothing. A reversed tuple is in order if the tuple is.
-    - *The same crop and mirroring* of all frames: they would look like motion.
-    - *Jitter*: each frame is shifted by itself, so that a slow drift of the camera, which has the right
-      order without any content, is less than the jitter.
-    - *One color channel per frame*, another one for each frame, if `split_channels`: color errors of lens and
-      compression, and drifting colors, are the same shortcut.
+    - *The same crop and mirroring* of all frames: different ones would look like motion.
+    - *Jitter*: each frame is shifted separately by more than a slow drift of the camera, which would reveal
+      the order without any content.
+    - *One color channel per frame*, drawn for each frame, if `split_channels`: color errors of lens and
+      compression, and drifting colors, would reveal the order in the same way.
 
     Args:
         encoder: functional keras.Model from (B, H, W, C) to (B, D), with named stages.
@@ -49,8 +49,8 @@ class TemporalOrder(PretextModel):
         Prediction: (B, 2) float32 logits.
 
     Raises:
-        ValueError: `shift` or `jitter` is not in 0..0.5, `hidden` is below 1, `split_channels` is no bool, or
-            the encoder has no named stages; in `dataset`, clips have fewer than five frames.
+        ValueError: `shift` or `jitter` is not in 0..0.5, `hidden` is below 1, `split_channels` is not a bool,
+            or the encoder has no named stages; in `dataset`, clips have fewer than five frames.
 
     Reference: Misra, Zitnick & Hebert, "Shuffle and Learn: Unsupervised Learning using Temporal Order
     Verification", ECCV 2016.
@@ -79,7 +79,7 @@ class TemporalOrder(PretextModel):
         self.maps = encoders.maps(encoder)
         shape = list(self.maps.output.values())[-1].shape[1:]
         self.embedding = layers.spatial_embedding(shape, hidden, name="embedding")
-        # Not a single layer: that c is between b and d depends on all three differences together.
+        # Not a single layer: whether c is between b and d depends on all three differences together.
         self.classifier = keras.Sequential(
             [
                 keras.layers.Dense(hidden, activation="relu"),
