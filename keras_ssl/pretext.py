@@ -95,7 +95,7 @@ class PretextModel(keras.Model):
         return y, None
 
     def default_loss(self):
-        """Returns the loss of `compile`, one value per image or more, or a dict of losses by output."""
+        """Returns the loss of `compile`, at least one value per image, or a dict of losses by output."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def default_metrics(self):

@@ -1,4 +1,4 @@
-"""Losses, keras.losses.Loss subclasses that return one value per image or more, and `mutual_information`."""
+"""Losses, keras.losses.Loss subclasses that return at least one value per image, and `mutual_information`."""
 
 from keras_ssl.losses import mutual_information
 from keras_ssl.losses.align_uniform import Alignment, AlignmentUniformity, Uniformity

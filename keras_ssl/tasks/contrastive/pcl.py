@@ -25,8 +25,8 @@ class PCL(MoCo):
     sizes, give a hierarchy of prototypes (section 3.2).
 
     Similarities with a prototype are divided by its concentration phi, which is based on the mean distance of
-    the cluster's images to the prototype. It is large for a loose cluster, whose images need not be as close.
-    Without it, many images would collapse into few clusters (section 3.3).
+    the cluster's images to the prototype. It is large for a loose cluster, whose images are therefore pulled
+    closer. Without it, many images would collapse into few clusters (section 3.3).
 
     Training starts with `warmup` epochs of MoCo alone, since clusters of an untrained encoder mean little.
 

@@ -22,7 +22,7 @@ class Head:
     Args:
         column: str, name of the column with the labels (H, W, channels).
         channels: int, of the prediction.
-        loss: keras.losses.Loss with one value per image or more.
+        loss: keras.losses.Loss with at least one value per image.
         weight: float, of the loss.
     """
 

@@ -24,7 +24,7 @@ class TemporalOrder(PretextModel):
     embedding; the differences of the three pairs of embeddings are classified.
 
     The three frames are taken from five consecutive ones a, b, c, d, e: (b, c, d) is in order, (b, a, d) and
-    (b, e, d) are not (section 3.1). Half of the tuples are in order, and half of all tuples are reversed. The
+    (b, e, d) are not (section 3.1). Half of the tuples are in order, and half of each class are reversed. The
     five frames are drawn where there is much motion: without motion there is no order. Shortcuts that are
     avoided:
 
