@@ -19,7 +19,7 @@ def psnr(y_true, y_pred):
     Args:
         y_true: (B, H, W, C) tensor in -1..1, or (B, H, W, C + 1) with a mask as the last channel: only
             pixels where it is 1 count.
-        y_pred: (B, H, W, C) tensor, clipped to -1..1.
+        y_pred: (B, H, W, C) tensor; values outside -1..1 are clipped first.
 
     Returns:
         (B,) float32 tensor.

@@ -9,7 +9,7 @@ class ChannelwiseDense(keras.layers.Layer):
     """Applies a fully connected layer to each channel of a feature map separately.
 
     Information from one corner of the image reaches a hole in another corner, which would take many
-    convolutional layers. It has c (h w)^2 weights; a dense layer would have (c h w)^2.
+    convolutional layers. The layer has c (h w)^2 weights; a dense one would have (c h w)^2.
 
     Args:
         **kwargs: passed to keras.layers.Layer.

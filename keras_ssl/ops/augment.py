@@ -164,8 +164,8 @@ def random_crop(image, seed, smallest, flip=True):
     Args:
         image: (B, H, W, C) tensor.
         seed: (B, 2) int64 tensor, one seed per image.
-        smallest: float in 0..1, the smallest fraction of the area; the aspect ratio changes by up to 4:3,
-            as far as the crop remains in the image.
+        smallest: float in 0..1, the smallest fraction of the area. The aspect ratio changes by up to 4:3, but
+            no side of the crop gets longer than that of the image.
         flip: bool, whether to mirror each image horizontally with probability 0.5.
 
     Returns:

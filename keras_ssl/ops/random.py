@@ -146,7 +146,7 @@ def threefry(key, counter):
     """Encrypts a counter with the Threefry-2x64 block cipher.
 
     Args:
-        key, counter: pairs of uint64 tensors. The shapes of all four can be broadcast.
+        key, counter: pairs of uint64 tensors. The shapes of these four tensors must be broadcastable.
 
     Returns:
         Pair of uint64 tensors.

@@ -13,9 +13,9 @@ MAX_POTENTIAL_SHIFT = 20.0  # before the kernel is recomputed; float32 underflow
 class Kernel:
     """Holds exp(lam * scores + base), each row divided by its largest entry.
 
-    Potentials near `base` only scale the columns. Once they have moved by more than
-    `MAX_POTENTIAL_SHIFT`, the kernel is recomputed around them. Entries that had underflowed until
-    then were far below the precision of float32.
+    Potentials near `base` only scale the columns. Once they have moved by more than `MAX_POTENTIAL_SHIFT`,
+    the kernel is recomputed around them. Up to that point, entries that underflowed to 0 are negligible:
+    relative to the largest entry of their row, far below the precision of float32.
 
     Args:
         scores: (N, K) float array, or a function that returns an iterable of blocks of its rows.

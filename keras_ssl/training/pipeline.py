@@ -166,10 +166,10 @@ def _random_access_batches(images, number, seed, shuffle, skipped, parts):
 
 
 def _load_step(images, number, seed, shuffle, step, parts):
-    """Creates a dataset of (missing, batch): this worker's batch of a step, and its images that fail to load.
+    """Creates a dataset of one (missing, batch): the images that fail to load, and the batch without them.
 
-    `missing` has the numbers of these images among this worker's images of the epoch. They are replaced by
-    the next images of the epoch that can be loaded, so the batch depends on the step only.
+    `missing` has their positions in this worker's order of the epoch. The batch is filled up with the next
+    images of the epoch that can be loaded, so it depends on the step only.
     """
     size, own = parts[2], _own(number, parts)
     start, stop = step * size, tf.minimum((step + 1) * size, own)

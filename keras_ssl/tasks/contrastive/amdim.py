@@ -55,7 +55,7 @@ class AMDIM(PretextModel):
 
     Raises:
         ValueError: the encoder does not have two such maps, `dimensions` is less than 1, `clip` is not
-            positive, `penalty` is negative, `shift` is not in 0..1, or `recipe` is unknown or flips.
+            positive, `penalty` is negative, `shift` is not in 0..0.5, or `recipe` is unknown or flips.
 
     Warns:
         UserWarning: a convolution of the encoder pads.
