@@ -44,6 +44,7 @@ NO_COMMAND = (
 
 NOT_RUN = (
     (r"python3 -m venv", "installs the package: .ci/run runs it, as docs_text_test.py checks"),
+    (r"pytest |ruff ", "of a new task: .ci/run runs both for all"),
     (r"(cd serving && )?docker ", "needs the Docker daemon and images from the internet"),
     (r"for image in .*docker-compose", "asks a registry: serving/deployment/consistency_test.py"),
     (r"kubectl |for pod in \$\(kubectl", "needs a Kubernetes cluster"),
