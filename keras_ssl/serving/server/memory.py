@@ -130,12 +130,17 @@ class Memory:
         """
         now = resident()
         self._lowest = min(self._lowest, now)
+        grown, since = now > TRIM_GROWTH * self._lowest, time.monotonic() - self._last
+        if busy:  # what requests take says nothing about what the next trim will free
+            if grown and since > BUSY_TRIM_SECONDS:
+                self._last = time.monotonic()
+                trim()
+            return
         if self._trimmed or now < self._settled:
             self._settled, self._trimmed = now, False
         if now > TRIM_GROWTH * self._settled:
             self._seconds = TRIM_SECONDS
-        pause = max(self._seconds, BUSY_TRIM_SECONDS) if busy else self._seconds
-        if now > TRIM_GROWTH * self._lowest and time.monotonic() > self._last + pause:
+        if grown and since > self._seconds:
             self._trimmed, self._last = True, time.monotonic()
             self._seconds = min(2 * self._seconds, MAX_TRIM_SECONDS)
             trim()

@@ -87,14 +87,17 @@ def test_a_server_that_is_always_busy_is_trimmed_but_less_often(resident, monkey
     clock = [0.0]
     monkeypatch.setattr(memory, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     watched = memory.Memory()
+    resident[0] = 600 * MIB
     trims = []
     for clock[0] in range(200):
-        resident[0] = (600 + 100 * (clock[0] % 2)) * MIB  # requests come and go
         before = resident[1]
         watched.settle(busy=True)
         if resident[1] > before:
             trims.append(clock[0])
     assert trims == [0, 31, 62, 93, 124, 155, 186]
+    clock[0] = 200
+    watched.settle(busy=False)  # idle: those that requests made useless do not delay this one
+    assert resident[1] == len(trims) + 1
 
 
 def test_there_is_a_pause_after_a_trim(monkeypatch, wait_for):
