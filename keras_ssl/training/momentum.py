@@ -9,7 +9,7 @@ from keras.src.backend import AutocastScope
 from keras_ssl.arguments import check_fraction
 from keras_ssl.layers import BatchNormalization
 
-UNKNOWN_STEPS = 2**31 - 1  # so long a run keeps the momentum of its first step
+UNKNOWN_STEPS = 2**31 - 1  # a run of this length keeps the momentum of its first step
 
 
 def twin(network):

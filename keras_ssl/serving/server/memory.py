@@ -128,19 +128,16 @@ class Memory:
             busy: bool, whether requests are in flight. A server that is always busy is trimmed less often,
                 but it is trimmed: otherwise glibc's heaps would grow for hours.
         """
-        now = resident()
+        now, clock = resident(), time.monotonic()
         self._lowest = min(self._lowest, now)
-        grown, since = now > TRIM_GROWTH * self._lowest, time.monotonic() - self._last
-        if busy:  # what requests take says nothing about what the next trim will free
-            if grown and since > BUSY_TRIM_SECONDS:
-                self._last = time.monotonic()
-                trim()
-            return
-        if self._trimmed or now < self._settled:
-            self._settled, self._trimmed = now, False
-        if now > TRIM_GROWTH * self._settled:
-            self._seconds = TRIM_SECONDS
-        if grown and since > self._seconds:
-            self._trimmed, self._last = True, time.monotonic()
-            self._seconds = min(2 * self._seconds, MAX_TRIM_SECONDS)
+        if not busy:  # what requests take does not show what the next trim will free
+            if self._trimmed or now < self._settled:
+                self._settled, self._trimmed = now, False
+            if now > TRIM_GROWTH * self._settled:
+                self._seconds = TRIM_SECONDS
+        pause = BUSY_TRIM_SECONDS if busy else self._seconds
+        if now > TRIM_GROWTH * self._lowest and clock - self._last > pause:
+            self._last = clock
+            if not busy:
+                self._trimmed, self._seconds = True, min(2 * self._seconds, MAX_TRIM_SECONDS)
             trim()

@@ -25,6 +25,25 @@ def resident(monkeypatch):
     return state
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A list with the time."""
+    state = [0.0]
+    monkeypatch.setattr(memory, "time", types.SimpleNamespace(monotonic=lambda: state[0]))
+    return state
+
+
+def times_of_trims(watched, resident, clock, seconds, busy):
+    """Settles once per second; returns when the memory was trimmed."""
+    times = []
+    for clock[0] in range(seconds):
+        before = resident[1]
+        watched.settle(busy)
+        if resident[1] > before:
+            times.append(clock[0])
+    return times
+
+
 def test_memory_is_short_when_it_grows_while_messages_are_slow(resident):
     watched = memory.Memory()
     resident[0] = 2000 * MIB  # a model was loaded
@@ -59,17 +78,10 @@ def test_memory_that_has_grown_is_trimmed_once(resident):
     assert resident[1] == 1  # what is left is in use
 
 
-def test_memory_that_a_trim_did_not_free_is_trimmed_again_later(resident, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(memory, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+def test_memory_that_a_trim_did_not_free_is_trimmed_again_later(resident, clock):
     watched = memory.Memory()
     resident[0] = 600 * MIB
-    trims = []
-    for clock[0] in range(1500):
-        before = resident[1]
-        watched.settle(busy=False)
-        if resident[1] > before:
-            trims.append(clock[0])
+    trims = times_of_trims(watched, resident, clock, 1500, busy=False)
     assert trims == [0, 11, 32, 73, 154, 315, 636, 957, 1278]
     resident[0] = 650 * MIB  # more, so soon
     watched.settle(busy=False)
@@ -83,20 +95,13 @@ def test_memory_that_a_trim_did_not_free_is_trimmed_again_later(resident, monkey
     assert resident[1] == 11
 
 
-def test_a_server_that_is_always_busy_is_trimmed_but_less_often(resident, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(memory, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+def test_a_server_that_is_always_busy_is_trimmed_but_less_often(resident, clock):
     watched = memory.Memory()
     resident[0] = 600 * MIB
-    trims = []
-    for clock[0] in range(200):
-        before = resident[1]
-        watched.settle(busy=True)
-        if resident[1] > before:
-            trims.append(clock[0])
+    trims = times_of_trims(watched, resident, clock, 200, busy=True)
     assert trims == [0, 31, 62, 93, 124, 155, 186]
     clock[0] = 200
-    watched.settle(busy=False)  # idle: those that requests made useless do not delay this one
+    watched.settle(busy=False)  # trims that freed nothing while it was busy do not delay this one
     assert resident[1] == len(trims) + 1
 
 
